@@ -1,0 +1,48 @@
+# `make help` lists the targets. Everything runs in .venv, which is created on first use.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
+
+.PHONY: help quickstart test test-fast experiments quality style
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+quickstart: $(VENV)/.installed  ## install, then run the quickstart
+	$(BIN)/hf-unlearn quickstart
+
+test: $(VENV)/.installed-test  ## run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-test  ## run the tests that are not marked slow
+	$(BIN)/python -m pytest -m "not slow"
+
+experiments: $(VENV)/.installed  ## run the experiments behind the committed results
+	$(BIN)/python recipes/experiments/run_all.py
+
+quality: $(VENV)/.installed-dev  ## check lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: $(VENV)/.installed-dev  ## repair lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# An installation is repeated only when pyproject.toml changes: each leaves a stamp file in .venv.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(PIP_INSTALL) '.[dev]'
+	@touch $@

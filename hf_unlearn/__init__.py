@@ -1,0 +1,39 @@
+"""Machine unlearning for the Hugging Face ecosystem."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+# Public names by the module that defines them. They are imported on first use, so that `import hf_unlearn` is quick.
+_MODULES = {
+    "api": ["UnlearningResult", "unlearn"],
+    "arguments": ["UnlearningArguments"],
+    "data": ["split_dataset"],
+    "errors": ["UnlearningError"],
+    "methods": ["get_method", "list_methods"],
+    "trainer": ["UnlearningTrainer"],
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from .api import UnlearningResult, unlearn
+    from .arguments import UnlearningArguments
+    from .data import split_dataset
+    from .errors import UnlearningError
+    from .methods import get_method, list_methods
+    from .trainer import UnlearningTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in ("methods", "metrics"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

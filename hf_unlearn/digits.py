@@ -1,0 +1,82 @@
+"""The embedded example: scikit-learn's digits with some labels flipped, and two small models for them.
+
+A model can only get a flipped label right by remembering the image, so there is something to forget, and something to
+measure: the retrained model does not know those labels. The same share of labels is flipped in every split, which makes
+the unseen samples a fair control of the forget samples.
+"""
+
+import datasets
+import numpy as np
+import torch
+from transformers import (
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+SIZE = 32  # pixels; each of the 8 x 8 becomes a 4 x 4 block
+
+
+def load_digits(
+    seed: int = 0, flipped: float = 0.25, forget: float = 0.15, forget_class: int | None = None
+) -> datasets.DatasetDict:
+    """Processed digits as `forget`, `retain` (together 1,000 samples) and `unseen` (the other 797).
+
+    Args:
+        flipped: share of labels replaced by a random other one, in every split.
+        forget: share of the training samples in the forget set.
+        forget_class: forget all training samples with this label instead.
+    """
+    from sklearn.datasets import load_digits as load
+
+    rng = np.random.default_rng(seed)
+    digits = load()
+    order = rng.permutation(len(digits.target))
+    images, labels = digits.images[order], digits.target[order].copy()
+    flip = rng.random(len(labels)) < flipped
+    labels[flip] = (labels[flip] + rng.integers(1, 10, flip.sum())) % 10
+    pixels = np.repeat(np.kron(images / 8 - 1, np.ones((4, 4)))[:, None], 3, axis=1).astype(np.float32)
+    train, unseen = np.arange(1000), np.arange(1000, len(labels))
+    chosen = train[: round(forget * 1000)] if forget_class is None else train[labels[:1000] == forget_class]
+    parts = {"forget": chosen, "retain": np.setdiff1d(train, chosen), "unseen": unseen}
+    features = datasets.Features(
+        pixel_values=datasets.Array3D((3, SIZE, SIZE), "float32"), labels=datasets.ClassLabel(10)
+    )
+    return datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(
+                {"pixel_values": pixels[part], "labels": labels[part]}, features=features
+            ).with_format("torch")
+            for name, part in parts.items()
+        }
+    )
+
+
+def small_resnet(seed: int = 0) -> PreTrainedModel:
+    """A timm ResNet of four narrow blocks, 0.2 million parameters."""
+    torch.manual_seed(seed)
+    config = TimmWrapperConfig(
+        architecture="resnet18",
+        num_labels=10,
+        model_args={"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 96], "stem_type": "deep", "stem_width": 8},
+    )
+    return TimmWrapperForImageClassification(config)
+
+
+def small_vit(seed: int = 0) -> PreTrainedModel:
+    """A ViT of 0.2 million parameters."""
+    torch.manual_seed(seed)
+    config = ViTConfig(
+        image_size=SIZE,
+        patch_size=8,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=10,
+    )
+    return ViTForImageClassification(config)

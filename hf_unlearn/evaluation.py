@@ -1,0 +1,240 @@
+"""Forward passes over forget, retained and unseen samples, and the figures that are read off them.
+
+A pass keeps a handful of numbers for each sample and one sum of probabilities for each class, never all logits.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .data import Batch, DrawnSamples, TrainingCollator
+from .metrics import functional
+from .schedule import Draw
+
+SIGNALS = ("loss", "entropy", "confidence", "margin", "correct")
+
+
+@dataclass
+class Measurement:
+    """What one model says about one set of samples: per-sample signals, and summed probabilities for each class."""
+
+    labels: np.ndarray
+    signals: dict[str, np.ndarray]
+    class_sums: np.ndarray  # class of the sample x predicted class
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.signals["correct"].mean())
+
+    def class_means(self, classes: np.ndarray) -> np.ndarray:
+        return self.class_sums[classes] / self.class_sums[classes].sum(axis=1, keepdims=True)
+
+
+class Evaluator:
+    """Shares forward passes out over the processes; every process gets the whole result, in the order of the samples."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        samples: DrawnSamples,
+        collator: TrainingCollator,
+        num_labels: int,
+        batch_size: int = 128,
+        workers: int = 0,
+        progress: bool = False,
+    ):
+        self.accelerator, self.samples, self.collator, self.num_labels = accelerator, samples, collator, num_labels
+        self.batch_size, self.workers = batch_size, workers
+        self.progress = progress and accelerator.is_local_main_process
+
+    def batches(
+        self, name: str, indices: np.ndarray, shard: tuple[int, int], description: str | None = None
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(positions in `indices`, batch) of this shard. All shards have the same number of batches: short ones repeat
+        samples, with weight 0."""
+        rank, shards = shard
+        positions = np.arange(rank, rank + shards * -(-len(indices) // shards), shards)
+        draws = [Draw(name, name, int(indices[p % len(indices)]), 0, float(p < len(indices))) for p in positions]
+        chunks = [slice(i, i + self.batch_size) for i in range(0, len(draws), self.batch_size)]
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=[draws[chunk] for chunk in chunks],
+            collate_fn=self.collator,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # so that a pass leaves the global generator alone
+        )
+        bar = tqdm(
+            loader, desc=description, leave=False, disable=not self.progress or not description or len(chunks) < 8
+        )
+        for chunk, batch in zip(chunks, bar, strict=True):
+            yield positions[chunk] % len(indices), batch
+
+    def logits(
+        self,
+        model: nn.Module,
+        name: str,
+        indices: np.ndarray,
+        shard: tuple[int, int] | None = None,
+        description: str = "",
+    ) -> Iterator[tuple[np.ndarray, Batch, Tensor]]:
+        """(positions, batch, logits) of the model in eval mode, on this process's share."""
+        device = self.accelerator.device
+        with evaluating(model):
+            for positions, batch in self.batches(name, indices, shard or self.shard, description or name):
+                batch = to_model(batch, model, device)
+                with torch.no_grad(), self.accelerator.autocast():
+                    logits = model(**batch.inputs).logits
+                yield positions, batch, logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def accuracy(self, model: nn.Module, name: str, indices: np.ndarray) -> float:
+        """A ratio of counts, hence the same for any number of processes."""
+        correct = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        for _, batch, logits in self.logits(model, name, indices):
+            correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()
+        return self.accelerator.reduce(correct, "sum").item() / len(indices)
+
+    def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
+        columns, rows = {key: [] for key in (*SIGNALS, "labels", "positions")}, []
+        sums = torch.zeros(self.num_labels, self.num_labels, dtype=torch.float64, device=self.accelerator.device)
+        for positions, batch, logits in self.logits(model, name, indices):
+            for key, value in functional.sample_statistics(logits, batch.labels).items():
+                columns[key].append(value.double())
+            columns["labels"].append(batch.labels)
+            columns["positions"].append(torch.as_tensor(positions, device=logits.device))
+            sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
+        rows = {key: self.accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in columns.items()}
+        order = rows.pop("positions")
+        ordered = {key: np.empty(len(indices), value.dtype) for key, value in rows.items()}
+        for key, value in rows.items():
+            ordered[key][order] = value
+        labels = ordered.pop("labels")
+        return Measurement(labels, ordered, self.accelerator.reduce(sums, "sum").cpu().numpy())
+
+    def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
+        """Mean JSD and activation distance between two models on the same samples."""
+        totals = torch.zeros(2, dtype=torch.float64)
+        passes = self.logits(model, name, indices), self.logits(other, name, indices)
+        for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
+            p, q, weight = a.double().softmax(-1).cpu(), b.double().softmax(-1).cpu(), batch.weight.cpu()
+            totals[0] += (torch.as_tensor(functional.jsd_rows(p, q)) * weight).sum()
+            totals[1] += ((p - q).norm(dim=-1) * weight).sum()
+        jsd, distance = (self.accelerator.reduce(totals.to(self.accelerator.device), "sum") / len(indices)).tolist()
+        return {"jsd": jsd, "activation_distance": distance}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode back after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def to_model(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
+    """The batch on the device, with floating-point inputs in the model's precision."""
+    dtype = next(model.parameters()).dtype
+    moved = Batch({key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)})
+    for key, value in moved.inputs.items():
+        if value.is_floating_point():
+            moved[key] = value.to(dtype)
+    return moved
+
+
+def figures(
+    model: dict[str, Measurement], original: dict[str, Measurement], *, class_request: bool = False
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The metrics of a model from its measurements of `forget`, `retain`, `control` and `evidence` samples.
+
+    `control` and `evidence` are the two halves of the unseen samples; only `gap`, which steers (early stopping, choice
+    of a checkpoint), reads the control half, and it reads nothing else of the unseen samples. A figure that cannot be
+    had is None, with the reason in the second dictionary.
+    """
+    forget, evidence = model["forget"], model.get("evidence")
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name, split in (("forget", "forget"), ("retain", "retain"), ("unseen", "evidence")):
+        measured = model.get(split)
+        values[f"{name}_accuracy"] = measured.accuracy if measured else None
+        values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
+        if not measured:
+            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
+
+    def attempt(name: str, compute: Callable[[], float | None], *needed: str) -> None:
+        values[name] = None
+        if missing := [split for split in needed if split not in model]:
+            reasons[name] = (
+                f"needs {' and '.join('unseen' if s in ('evidence', 'control') else s for s in missing)} samples"
+            )
+            return
+        try:
+            values[name] = compute()
+        except ValueError as error:
+            reasons[name] = str(error)
+
+    def signal(split: str, name: str) -> np.ndarray:
+        return model[split].signals[name]
+
+    def mia() -> float:
+        return functional.mia(signal("retain", "entropy"), signal("evidence", "entropy"), signal("forget", "entropy"))
+
+    def auc() -> float:
+        result = functional.matched_auc(
+            signal("forget", "margin"), forget.labels, signal("evidence", "margin"), evidence.labels, bootstrap=0
+        )
+        if result.auc is None:
+            raise ValueError(result.reason)
+        return result.auc
+
+    def rf_jsd() -> float:
+        if class_request:
+            raise ValueError("a whole class is forgotten, so the original's view of it is not what one aims at")
+        classes = np.unique(forget.labels)
+        if len(absent := np.setdiff1d(classes, evidence.labels)):
+            raise ValueError(f"no unseen sample of the forget classes {absent.tolist()}")
+        return functional.rf_jsd_from_means(forget.class_means(classes), original["evidence"].class_means(classes))
+
+    attempt("mia", mia, "retain", "evidence")
+    attempt("auc", auc, "evidence")
+    attempt("rf_jsd", rf_jsd, "evidence")
+    attempt("gap", lambda: _gap(model, original, class_request), "retain", "control")
+    return values, reasons
+
+
+def _gap(model: dict[str, Measurement], original: dict[str, Measurement], class_request: bool) -> float:
+    """How far the model is from what can be aimed at without a retrained one; 0 is best.
+
+    |a_f − a_u| with unseen samples weighted to the forget set's classes (in a class request: a_f itself), plus what was
+    lost of the original's accuracy on retained and on unseen samples of the other classes.
+    """
+    forget, control = model["forget"], model["control"]
+    classes, counts = np.unique(forget.labels, return_counts=True)
+    if class_request:
+        target = 0.0
+    else:
+        matched = [control.signals["correct"][control.labels == c] for c in classes]
+        if not all(len(m) for m in matched):
+            raise ValueError("some forget class has no unseen sample")
+        target = float(np.average([m.mean() for m in matched], weights=counts))
+    kept = ~np.isin(control.labels, classes) if class_request else np.ones(len(control.labels), bool)
+    lost_unseen = (
+        (original["control"].signals["correct"][kept].mean() - control.signals["correct"][kept].mean())
+        if kept.any()
+        else 0.0
+    )
+    lost_retain = original["retain"].accuracy - model["retain"].accuracy
+    return abs(forget.accuracy - target) + max(0.0, float(lost_unseen)) + max(0.0, lost_retain)

@@ -1,0 +1,40 @@
+"""The method table. A new method is a file here, one import line and its place in `METHODS`."""
+
+import difflib
+from fnmatch import fnmatch
+
+from ..errors import UnlearningError
+from .base import Method, MethodConfig, MethodInfo, Paper
+from .finetune import Finetune, FinetuneConfig
+from .lotus import Lotus, LotusConfig
+from .random_label import RandomLabel, RandomLabelConfig
+from .retrain import Retrain, RetrainConfig
+
+METHODS: dict[str, type[Method]] = {method.info.name: method for method in (Lotus, Retrain, Finetune, RandomLabel)}
+
+
+def list_methods(filter: str | None = None, task: str | None = None) -> list[str]:
+    """Names of the methods, those matching a pattern such as `"*label*"` or applying to a task if given."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if fnmatch(name, filter or "*") and (task is None or task in method.info.applies_to)
+    ]
+
+
+def get_method(name: str) -> type[Method]:
+    """The class of the method called `name`."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnlearningError(f"There is no method {name!r}; {hint}The methods are {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def create_method(method: "str | MethodConfig | Method") -> Method:
+    """A `Method` from a name, a config or a method."""
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, MethodConfig):
+        return get_method(method.method)(method)
+    return get_method(method)()

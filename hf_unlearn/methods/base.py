@@ -1,0 +1,122 @@
+"""What a method is: its datasheet, its config, and the few hooks that the trainer calls."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from ..data import Batch
+from ..errors import UnlearningError
+
+if TYPE_CHECKING:
+    from ..trainer import Context
+
+CONFIG_NAME = "unlearning_config.json"
+CLASSIFICATION = ("image-classification", "text-classification")
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    arxiv: str
+    bibtex: str
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """The datasheet of a method. `needs` names arguments of `unlearn()`; `cost` is in fine-tuning epochs."""
+
+    name: str
+    kind: Literal["loss", "gradient", "surgery"]
+    summary: str
+    needs: tuple[str, ...]
+    applies_to: tuple[str, ...] = CLASSIFICATION
+    cost: float = 1.0
+    paper: Paper | None = None
+
+
+@dataclass
+class MethodConfig:
+    """Hyperparameters of a method. Round-trips through `unlearning_config.json`."""
+
+    method: ClassVar[str]
+
+    arguments: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "training arguments this config asks for; what UnlearningArguments sets wins"},
+    )
+
+    def check(self, name: str, condition: bool, expected: str) -> None:
+        if not condition:
+            raise UnlearningError(f"{self.method}: {name} is {getattr(self, name)!r}; expected {expected}.")
+
+    def save(self, folder: str | Path, **about: Any) -> None:
+        """Write `unlearning_config.json`, with `about` beside the hyperparameters."""
+        content = {"method": self.method, "config": dataclasses.asdict(self), **about}
+        Path(folder, CONFIG_NAME).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MethodConfig":
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UnlearningError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+class Method:
+    """Base class of all methods; a user's own subclass can be passed wherever a name can.
+
+    A `loss` method implements `losses(model, batch) -> {"loss": ..., parts}`; every loss is made with `batch.mean`, so
+    that it is one sum over the global batch. A `gradient` method *yields* `(name, loss)`, one forward pass each (every
+    gradient is then reduced by itself), and implements `combine`. A `surgery` method implements `edit`.
+    """
+
+    info: ClassVar[MethodInfo]
+    config_class: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: MethodConfig | None = None):
+        self.config = config if config is not None else self.config_class()
+
+    def arguments(self, family: str) -> dict[str, Any]:
+        """Training arguments that work without tuning, for a `convolutional` or a `transformer` model."""
+        return {}
+
+    @property
+    def retain_fraction(self) -> float:
+        """The share of the retained samples that is used."""
+        return 1.0
+
+    def epochs(self, epochs: int) -> list[str]:
+        """The kind of every epoch of a run of `epochs` epochs (see `Schedule`)."""
+        raise NotImplementedError
+
+    def prepare(self, context: "Context") -> None:
+        """Called once, before the first step, while the model is still the original."""
+
+    def on_epoch_begin(self, epoch: int) -> bool | None:
+        """Called before each epoch; `False` ends the run. What it sets belongs into `state_dict`."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def combine(self, gradients: dict[str, list[Tensor]]) -> list[Tensor]:
+        """The gradient that the optimizer steps on, from the whole, reduced gradients of every named loss."""
+        raise NotImplementedError
+
+    def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
+        """Edit the weights in place and report what was done."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What cannot be recomputed in the middle of an epoch; it is saved in every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        pass

@@ -1,0 +1,52 @@
+"""Fine-tuning on the retained data: the simplest baseline, which hopes that the model forgets by itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Method, MethodConfig, MethodInfo
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every sample, in float32 at least."""
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
+
+
+@dataclass
+class FinetuneConfig(MethodConfig):
+    """Fine-tuning: no hyperparameters but those of the training itself."""
+
+    method = "finetune"
+
+
+class Finetune(Method):
+    """min CE(D_r) from the original weights."""
+
+    info = MethodInfo(
+        name="finetune",
+        kind="loss",
+        summary="continues the training on the retained samples alone",
+        needs=("forget", "retain"),
+        cost=10,
+    )
+    config_class = FinetuneConfig
+
+    def arguments(self, family: str) -> dict[str, Any]:
+        return {
+            "learning_rate": 1e-3 if family == "convolutional" else 2e-4,
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 64,
+            "weight_decay": 5e-4,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "freeze_batchnorm": False,
+        }
+
+    def epochs(self, epochs: int) -> list[str]:
+        return ["retain"] * epochs
+
+    def losses(self, model, batch) -> dict[str, Tensor]:
+        return {"loss": batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))}

@@ -1,0 +1,41 @@
+"""Unlearning metrics; see `hf_unlearn.metrics.functional`."""
+
+from .functional import (
+    MatchedAUC,
+    accuracy,
+    activation_distance,
+    avg_gap,
+    class_means,
+    forget_quality,
+    jsd,
+    jsd_rows,
+    matched_auc,
+    mia,
+    mia_attack,
+    rf_jsd,
+    rf_jsd_from_means,
+    sample_statistics,
+    tow,
+    uis,
+    zrf,
+)
+
+__all__ = [
+    "MatchedAUC",
+    "accuracy",
+    "activation_distance",
+    "avg_gap",
+    "class_means",
+    "forget_quality",
+    "jsd",
+    "jsd_rows",
+    "matched_auc",
+    "mia",
+    "mia_attack",
+    "rf_jsd",
+    "rf_jsd_from_means",
+    "sample_statistics",
+    "tow",
+    "uis",
+    "zrf",
+]

@@ -1,0 +1,470 @@
+"""What kind of model is this; load it, and save it so that transformers and timm can both read it."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx
+from peft import PeftModel
+from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .errors import UnlearningError
+
+# A task is told by what the name of the model's class contains: GPT2LMHeadModel, DeiTForImageClassificationWithTeacher.
+HEADS = {
+    "image-classification": ("ForImageClassification",),
+    "text-classification": ("ForSequenceClassification",),
+    "causal-lm": ("ForCausalLM", "LMHeadModel"),
+}
+AUTO_CLASSES = {
+    "image-classification": AutoModelForImageClassification,
+    "text-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+
+# What timm has to know of an architecture to load and feed it. The rest of its `pretrained_cfg` (where weights were
+# downloaded, their licence and paper) is about weights that a model built from a config never had.
+TIMM_INPUT_KEYS = (
+    "input_size",
+    "fixed_input_size",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "mean",
+    "std",
+    "pool_size",
+    "first_conv",
+    "classifier",
+)
+TIMM_PREFIX = "timm_model."
+
+# What goes wrong between a name and a model, beside a mistake in the code.
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, EntryNotFoundError, SafetensorError, httpx.HTTPError)
+
+
+def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
+    """ "image-classification", "text-classification" or "causal-lm", from the head that the model has."""
+    if isinstance(model_or_config, PreTrainedConfig):
+        names = model_or_config.architectures or []
+        if not names and model_or_config.model_type == "timm_wrapper":
+            return "image-classification"  # a config exported by timm names its architecture, not a class
+    else:
+        names = [cls.__name__ for cls in type(_base_model(model_or_config)).__mro__]
+    for name in names:
+        for task, heads in HEADS.items():
+            if any(head in name for head in heads):
+                return task
+    known = ", ".join(f"*{head}" for heads in HEADS.values() for head in heads)
+    raise UnlearningError(
+        f"{names[0] if names else 'A config without `architectures`'} has no head that can be unlearned: "
+        f"expected a class such as {known}; load the model with one of these heads (or pass task=)."
+    )
+
+
+def num_labels(model: nn.Module) -> int:
+    """The number of classes of a classifier."""
+    if task_of(model) == "causal-lm":
+        raise UnlearningError(
+            f"{type(_base_model(model)).__name__} is a language model and has no classes: pass a classifier."
+        )
+    return _base_model(model).config.num_labels
+
+
+def check_single_label(model: nn.Module) -> None:
+    """Refuses classifiers whose targets are not exactly one class out of two or more; language models pass."""
+    if task_of(model) == "causal-lm":
+        return
+    name, config = type(_base_model(model)).__name__, _base_model(model).config
+    if config.problem_type not in (None, "single_label_classification"):
+        raise UnlearningError(
+            f"{name} has problem_type={config.problem_type!r}, and unlearning works on single-label classification: "
+            'train with problem_type="single_label_classification" and one class per sample.'
+        )
+    if config.num_labels < 2:
+        raise UnlearningError(
+            f"{name} has num_labels={config.num_labels}, which transformers treats as regression, and unlearning needs "
+            "two classes or more: pass a classifier with num_labels >= 2."
+        )
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    task: str | None = None,
+    num_labels: int | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Loads a model from the Hub or a local folder, written by transformers or by timm, from safetensors only.
+
+    Args:
+        name_or_path: A Hub id (`owner/name`) or a folder.
+        revision: Branch, tag or commit on the Hub.
+        task: Which head to load; read from the config when left out.
+        num_labels: Asks for a fresh head of this size where the checkpoint has none or one of another size. Without
+            it, every weight must come from the checkpoint.
+        kwargs: For `from_pretrained`: `dtype`, `attn_implementation`, `device_map`, `token`, `cache_dir`, ...
+    """
+    name = os.fspath(name_or_path)
+    if kwargs.pop("trust_remote_code", False):
+        raise UnlearningError(
+            f"{name!r} was given with trust_remote_code=True, but code from a repository is never run here: "
+            "use an architecture that transformers or timm has."
+        )
+    if task is not None and task not in AUTO_CLASSES:
+        raise UnlearningError(f"task={task!r} is unknown: pass one of {', '.join(AUTO_CLASSES)}.")
+    where = {"revision": revision} | {
+        key: kwargs[key] for key in ("token", "cache_dir", "subfolder", "local_files_only") if key in kwargs
+    }
+    try:
+        _check_has_weights(name, where)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+        _mend_config(name, config, num_labels)
+        model, info = AUTO_CLASSES[task or task_of(config)].from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **kwargs,
+        )
+    except UnlearningError:
+        raise
+    except _LOAD_ERRORS as error:
+        raise UnlearningError(_explain(error, name, revision)) from error
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    if absent and num_labels is None:
+        raise UnlearningError(
+            f"{name!r} has no fitting weights for {_few(absent)} of {type(model).__name__}: pass a trained model, or "
+            "num_labels= for a fresh head."
+        )
+    own_memory(model)
+    return model
+
+
+def load_processor(name_or_path: str | os.PathLike[str], model: nn.Module, revision: str | None = None) -> Any | None:
+    """The image processor or the tokenizer, whichever the model's task needs, or None where there is none."""
+    name, where = os.fspath(name_or_path), {"revision": revision}
+    try:
+        if task_of(model) != "image-classification":
+            # Without a vocabulary AutoTokenizer makes up an empty tokenizer instead of failing.
+            if not any(_find(name, file, where) for file in TOKENIZER_FILES):
+                return None
+            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        if _find(name, IMAGE_PROCESSOR, where):
+            # Named, because in a local folder AutoImageProcessor prefers timm's entry in config.json to this file.
+            return AutoImageProcessor.from_pretrained(
+                name, revision=revision, trust_remote_code=False, image_processor_filename=IMAGE_PROCESSOR
+            )
+        config = _find(name, "config.json", where)
+        if config is None or "pretrained_cfg" not in json.loads(Path(config).read_text()):
+            return None
+        return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except _LOAD_ERRORS as error:
+        raise UnlearningError(_explain(error, name, revision)) from error
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Saves weights (safetensors) and config; of a `PeftModel` its adapters.
+
+    A timm model is saved under timm's own names, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
+    it as well as `from_pretrained` does, whether it was built from a config or loaded from either library.
+
+    Args:
+        model: The unwrapped model.
+        folder: Where to; made if it does not exist, and weights of an earlier save in it are replaced.
+        state_dict: The weights, when they had to be gathered from several processes.
+    """
+    folder = Path(folder)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), state_dict=state_dict)
+        return
+    # Readers prefer one whole file, so the one of an earlier save would hide the shards of this one.
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    if not _is_timm(model.config):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    state_dict = {key.removeprefix(TIMM_PREFIX): tensor for key, tensor in state_dict.items()}
+    model.save_pretrained(folder, state_dict=state_dict, max_shard_size="1000GB")  # timm reads a single file
+    path = folder / "config.json"
+    path.write_text(json.dumps(_timm_readable(json.loads(path.read_text()), model), indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str]) -> None:
+    """Loads what `save_model` or `save_pretrained` wrote into this very model, bit for bit, and strictly.
+
+    The keys in a file need not be the keys of the model: transformers renames, splits and merges weights when it loads
+    and undoes it when it saves. So `from_pretrained` reads a second copy, and that one is copied over. Of a `PeftModel`
+    the adapters that the folder holds are loaded. What requires a gradient stays as it is.
+    """
+    folder = Path(folder)
+    if isinstance(model, PeftModel):
+        _load_adapters(model, folder)
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        # from_pretrained would follow the adapter to its base model and load that instead.
+        raise UnlearningError(
+            f"{str(folder)!r} holds a PEFT adapter, and {type(model).__name__} has none: pass a folder with whole "
+            "weights, or the PeftModel that the adapter belongs to."
+        )
+    # from_pretrained casts to one dtype; in the widest that the model has, no bit of any weight is lost.
+    floating = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
+    try:
+        saved, info = type(model).from_pretrained(
+            folder,
+            config=model.config,
+            dtype=functools.reduce(torch.promote_types, floating),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except _LOAD_ERRORS as error:
+        raise UnlearningError(_explain(error, str(folder), None)) from error
+    _check_keys(folder, info["missing_keys"], info["unexpected_keys"])
+    if info["mismatched_keys"]:
+        key, found, expected = min(info["mismatched_keys"])
+        raise UnlearningError(
+            f"{str(folder)!r} has {key} with shape {tuple(found)} where the model has {tuple(expected)}: "
+            "pass a folder that was saved from this model."
+        )
+    model.load_state_dict(saved.state_dict())
+
+
+@torch.no_grad()
+def own_memory(model: nn.Module) -> None:
+    """Moves weights that lie in a memory-mapped file, as `from_pretrained` leaves them on a CPU, into memory.
+
+    In a file they start at any address, and kernels may then add in another order: the same weights and inputs give
+    logits that differ in the last bit. Nor does a model in memory change when its file is overwritten.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def batchnorm_modules(model: nn.Module) -> list[nn.Module]:
+    """Every BatchNorm layer, timm's fused norm-and-activation ones and SyncBatchNorm included."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor in the state dict, in the order of their names.
+
+    Files are not hashed: sharding and metadata change files, not weights.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def architecture_family(model: nn.Module) -> Literal["convolutional", "transformer"]:
+    """ "transformer" when anything attends over tokens, otherwise "convolutional" when anything convolves images.
+
+    Attention that only pools or reweights channels (CLIP's ResNets, squeeze-and-excitation) leaves a network
+    convolutional. What does neither, such as a recurrent language model, is trained like a transformer.
+    """
+    model = _base_model(model)
+    attends = any(
+        isinstance(module, nn.MultiheadAttention)
+        or ("Attention" in type(module).__name__ and "Pool" not in type(module).__name__)
+        for module in model.modules()
+    )
+    if attends or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return "transformer"
+    return "convolutional"
+
+
+def image_channels(model: nn.Module) -> int:
+    """The number of colour channels that an image model reads."""
+    model = _base_model(model)
+    if _is_timm(model.config):
+        return model.timm_model.pretrained_cfg["input_size"][0]
+    return getattr(model.config, "num_channels", 3)
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _is_timm(config: PreTrainedConfig) -> bool:
+    return config.model_type == "timm_wrapper"
+
+
+def _few(keys: Iterable[str]) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _check_keys(folder: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    for keys, problem in ((missing, "lacks"), (unexpected, "has, beyond what the model has,")):
+        if keys:
+            raise UnlearningError(
+                f"{str(folder)!r} {problem} {_few(keys)}: pass a folder that was saved from this model."
+            )
+
+
+def _find(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
+    """The path of one file of a local folder or a Hub repository, or None where it does not have it."""
+    if os.path.isdir(name):
+        path = os.path.join(name, where.get("subfolder") or "", filename)
+        return path if os.path.isfile(path) else None
+    try:
+        return hf_hub_download(name, filename, **where)
+    except LocalEntryNotFoundError:
+        # The Hub did not answer. A repository in the cache still answers, for the files that it has.
+        cached = {key: where[key] for key in ("revision", "cache_dir") if key in where}
+        if isinstance(try_to_load_from_cache(name, "config.json", **cached), str):
+            return None
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _check_has_weights(name: str, where: Mapping[str, Any]) -> None:
+    if _find(name, WEIGHTS, where) or _find(name, WEIGHTS_INDEX, where):
+        return
+    if _find(name, ADAPTER_CONFIG, where):
+        raise UnlearningError(
+            f"{name!r} holds a PEFT adapter and not a model: load its base model, then "
+            f"PeftModel.from_pretrained(base, {name!r}), and pass that."
+        )
+    if _find(name, "config.json", where) is None:
+        raise UnlearningError(f"{name!r} holds no model (no config.json): pass a folder or Hub id of a saved model.")
+    raise UnlearningError(
+        f"{name!r} has no {WEIGHTS}, and pickled weights are never loaded: convert them once, where you trust them, with "
+        "from_pretrained(..., use_safetensors=False) followed by save_pretrained (timm: save_for_hf(..., "
+        "safe_serialization=True)), and pass the new folder."
+    )
+
+
+def _mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) -> None:
+    """Makes a config fit for `from_pretrained`: the number of classes is said once, and it is the one asked for."""
+    if _is_timm(config) and config.model_args:
+        # timm exports the number of classes here as well, and TimmWrapper would pass it to timm twice.
+        config.model_args.pop("num_classes", None)
+    if num_labels is not None and num_labels != config.num_labels:
+        config.num_labels = num_labels
+        if hasattr(config, "label_names"):
+            del config.label_names
+    if config.num_labels == 0:
+        raise UnlearningError(f"{name!r} is a backbone without a head: pass num_labels= for a fresh one.")
+
+
+def _timm_readable(config: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """The config.json of a TimmWrapper as timm can read it too."""
+    if config.get("model_args") is None:
+        config.pop("model_args", None)  # timm takes null for a dictionary
+    if "pretrained_cfg" not in config:
+        config["pretrained_cfg"] = {
+            key: model.timm_model.pretrained_cfg[key]
+            for key in TIMM_INPUT_KEYS
+            if key in model.timm_model.pretrained_cfg
+        }
+    # These describe the file that was downloaded: a background class to cut off, another file name, another format.
+    for key in ("label_offset", "hf_hub_filename", "custom_load"):
+        config["pretrained_cfg"].pop(key, None)
+    return config
+
+
+def _load_adapters(model: PeftModel, folder: Path) -> None:
+    # PEFT puts the adapter `default` at the top of the folder and each other one in a folder of its name.
+    paths = {
+        path.parent for path in (folder / ADAPTER_WEIGHTS, *folder.glob(f"*/{ADAPTER_WEIGHTS}")) if path.is_file()
+    }
+    held = {"default" if path == folder else path.name: path for path in sorted(paths)}
+    if not held or not held.keys() <= model.peft_config.keys():
+        raise UnlearningError(
+            f"{str(folder)!r} holds {_few(held) or 'no'} adapter, and the model has {_few(model.peft_config)}: "
+            "pass a folder that was saved from this model."
+        )
+    for name, path in held.items():
+        try:
+            saved = load_peft_weights(str(path), device="cpu")
+            own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+            _check_keys(path, own.keys() - saved.keys(), ())
+            result = set_peft_model_state_dict(model, saved, adapter_name=name)
+        except (RuntimeError, KeyError, SafetensorError) as error:
+            raise UnlearningError(_explain(error, str(path), None)) from error
+        _check_keys(path, (), result.unexpected_keys)
+
+
+def _explain(error: BaseException, name: str, revision: str | None) -> str:
+    """One sentence for what went wrong, found along the chain of causes; the first reason that applies wins."""
+    reasons: tuple[tuple[Any, str], ...] = (
+        (GatedRepoError, "is gated: accept its terms on the Hub and log in with `hf auth login`"),
+        (RevisionNotFoundError, f"has no revision {revision!r}: pass a branch, a tag or a commit that it has"),
+        (
+            RepositoryNotFoundError,
+            "is neither a local folder nor a repository that you can read on the Hub: check the spelling, or log in "
+            "with `hf auth login` if it is private",
+        ),
+        (
+            HFValidationError,
+            "is neither an existing folder nor a Hub id of the form owner/name: check the path",
+        ),
+        (
+            (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError),
+            "is not in the local cache, and the Hub cannot be reached: check the connection (and HF_HUB_OFFLINE), or "
+            "pass a local folder",
+        ),
+    )
+    chain, cause = [], error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for kind, reason in reasons:
+        if any(isinstance(cause, kind) for cause in chain):
+            return f"{name!r} {reason}."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{name!r} cannot be loaded: {lines[0].rstrip('.')}."

@@ -1,0 +1,136 @@
+"""What each optimiser step trains on: a pure function of (seed, step).
+
+Nothing here has a state, so the schedule is the same for every batch layout and number of processes, and a resumed run
+continues it by its step number alone.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("mixed", "paired", "forget", "retain")
+
+
+class Draw(NamedTuple):
+    """One sample of one step. `weight` is its share in the mean over the global batch (0 for padding)."""
+
+    group: str  # the part of the batch it belongs to: "mixed", "forget" or "retain"
+    source: str  # the dataset it is read from: "forget" or "retain"
+    index: int
+    epoch: int
+    weight: float = 1.0
+
+
+class Schedule:
+    """A list of epochs, each of one kind, cut into steps of `batch_size` samples (the global batch).
+
+    - `mixed`: one shuffled pass over forget and retained samples together, forget samples at their natural rate
+    - `paired`: each step has `batch_size` retained *and* `batch_size` forget samples; one pass over the retained ones,
+      the forget set is cycled
+    - `forget`, `retain`: one shuffled pass over that set alone
+
+    The last step of an epoch may be smaller. `retain_fraction` keeps one random subset of the retained samples, drawn
+    once, for all epochs. A retained set that is a stream is read in its own order.
+    """
+
+    def __init__(
+        self,
+        epochs: list[str],
+        *,
+        n_forget: int,
+        n_retain: int,
+        batch_size: int,
+        seed: int = 0,
+        retain_fraction: float = 1.0,
+        retain_is_stream: bool = False,
+        max_steps: int | None = None,
+    ):
+        if unknown := set(epochs) - set(KINDS):
+            raise ValueError(f"unknown kind of epoch {sorted(unknown)[0]!r}; expected one of {', '.join(KINDS)}")
+        self.n_forget, self.batch_size, self.seed, self.retain_is_stream = n_forget, batch_size, seed, retain_is_stream
+        rng = np.random.default_rng([seed, 0])
+        self.retain_subset = np.sort(rng.choice(n_retain, int(retain_fraction * n_retain), replace=False))
+        self.epochs, self.starts = [], [0]  # the first step of every epoch
+        for kind in epochs:
+            self._append(kind)
+        while max_steps is not None and self.starts[-1] < max_steps:
+            self._append(epochs[-1])
+        self.max_steps = self.starts[-1] if max_steps is None else max_steps
+
+    def _append(self, kind: str) -> None:
+        n_retain = len(self.retain_subset)
+        samples = {"mixed": self.n_forget + n_retain, "forget": self.n_forget}.get(kind, n_retain)
+        if samples == 0:
+            raise ValueError(f"an epoch of kind {kind!r} has no samples: give it some, or another kind of epoch")
+        self.epochs.append(kind)
+        self.starts.append(self.starts[-1] + math.ceil(samples / self.batch_size))
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def epoch(self, step: int) -> int:
+        """The epoch that `step` belongs to."""
+        return int(np.searchsorted(self.starts, step, side="right")) - 1
+
+    def progress(self, step: int) -> float:
+        """Epochs done after `step` steps, with a fraction."""
+        epoch = min(self.epoch(step), len(self.epochs) - 1)
+        return epoch + (step - self.starts[epoch]) / (self.starts[epoch + 1] - self.starts[epoch])
+
+    def step(self, step: int) -> dict[str, list[Draw]]:
+        """The global batch of `step`, by group."""
+        epoch = self.epoch(step)
+        kind, start = self.epochs[epoch], (step - self.starts[epoch]) * self.batch_size
+        order = self._order(epoch, "retain" if kind == "paired" else kind)
+        groups = {kind: order[start : start + self.batch_size]}
+        if kind == "paired":
+            groups = {"forget": self._cycled_forget(epoch, start, len(groups["paired"])), "retain": groups["paired"]}
+        return {
+            group: [Draw(group, "forget" if i < self.n_forget else "retain", self._index(i), epoch) for i in samples]
+            for group, samples in groups.items()
+        }
+
+    def micro_batches(self, first_step: int, rank: int, world_size: int, accumulation: int) -> Iterator[list[Draw]]:
+        """This process's micro-batches from `first_step` on: `accumulation` lists a step, equal in size up to one.
+
+        A step with fewer samples than there are micro-batches is padded with a repeated sample of weight 0. Gradients
+        are averaged over processes, so a weight is `world_size` times the share in the mean.
+        """
+        parts = world_size * accumulation
+        for step in range(first_step, self.max_steps):
+            groups = self.step(step)
+            for part in range(rank * accumulation, (rank + 1) * accumulation):
+                batch = []
+                for draws in groups.values():
+                    weight = world_size / len(draws)
+                    lo, hi = part * len(draws) // parts, (part + 1) * len(draws) // parts
+                    batch += [draw._replace(weight=weight) for draw in draws[lo:hi]] or [draws[0]._replace(weight=0.0)]
+                yield batch
+
+    def used(self) -> np.ndarray:
+        """The `sample_index` of all samples that some step can draw: forget samples first, retained ones behind."""
+        forget = np.arange(self.n_forget) if {"mixed", "paired", "forget"} & set(self.epochs) else np.arange(0)
+        retain = self.retain_subset if {"mixed", "paired", "retain"} & set(self.epochs) else self.retain_subset[:0]
+        return np.concatenate([forget, self.n_forget + retain])
+
+    def _index(self, i: int) -> int:
+        return int(i if i < self.n_forget else self.retain_subset[i - self.n_forget])
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - a schedule lives as long as its trainer
+    def _order(self, epoch: int, kind: str) -> np.ndarray:
+        """The shuffled samples of an epoch: positions below `n_forget` are forget, the rest the retained subset."""
+        total = self.n_forget + len(self.retain_subset)
+        lo, hi = {"mixed": (0, total), "forget": (0, self.n_forget), "retain": (self.n_forget, total)}[kind]
+        order = np.random.default_rng([self.seed, 1 + epoch, KINDS.index(kind)]).permutation(np.arange(lo, hi))
+        if self.retain_is_stream:
+            retained = order >= self.n_forget
+            order[retained] = np.sort(order[retained])
+        return order
+
+    def _cycled_forget(self, epoch: int, start: int, count: int) -> list[int]:
+        """Samples `start` to `start + count` of an endless shuffled cycle over the forget set."""
+        cycles = (divmod(start + i, self.n_forget) for i in range(count))
+        return [self._order(1000 * epoch + cycle, "forget")[i] for cycle, i in cycles]

