@@ -33,19 +33,25 @@ class UnlearningResult:
     metrics: dict[str, Any]
     runtime: dict[str, float]
 
-    def compare(self, retrained: nn.Module) -> dict[str, Any]:
-        """The same figures for a retrained model, and the distances to it."""
+    def compare(self, retrained: nn.Module) -> dict[str, dict[str, float | None]]:
+        """The figures of the `original`, the `unlearned` and a `retrained` model, with their distances to the last.
+
+        `jsd` and `activation_distance` are means over the forget samples; `avg_gap` and `tow` need retained and unseen
+        samples.
+        """
         trainer = self.trainer
         retrained = retrained.to(trainer.args.device)
-        measured = trainer.measure(retrained)
-        values, _ = figures(measured, trainer.original, class_request=trainer.class_request)
-        values["jsd"] = values["activation_distance"] = values["avg_gap"] = 0.0
-        name, indices = trainer.indices["forget"]
-        after = {**self.metrics["after"], **trainer.evaluator.compare(self.model, retrained, name, indices)}
-        for metric, compute in (("avg_gap", avg_gap), ("tow", tow)):
-            missing = [key for key in ("retain_accuracy", "unseen_accuracy", "mia") if values.get(key) is None]
-            after[metric] = None if missing else compute(after, values)
-        return {"after": after, "retrained": values}
+        reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.class_request)
+        rows = {"original": self.metrics["before"], "unlearned": self.metrics["after"], "retrained": reference}
+        with trainer.original_model() as original:
+            models = {"original": original, "unlearned": self.model, "retrained": retrained}
+            forget = trainer.indices["forget"]
+            distances = {name: trainer.evaluator.compare(model, retrained, *forget) for name, model in models.items()}
+        for name, row in rows.items():
+            rows[name] = row | distances[name] | {"avg_gap": None, "tow": None}
+            if all(reference[key] is not None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
+                rows[name] |= {"avg_gap": avg_gap(row, reference), "tow": tow(row, reference)}
+        return rows
 
     def summary(self) -> str:
         """The figures before and after, as text."""

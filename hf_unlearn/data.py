@@ -6,11 +6,13 @@ rows hold raw columns (an image, or a text or a pair of texts, and a label), or 
 
 import hashlib
 import io
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,6 +25,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .errors import UnlearningError
 from .schedule import Draw
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img")
 TEXT_COLUMNS = ("text", "sentence", "content", "review")
@@ -71,6 +75,7 @@ def split_dataset(
     where: str | Callable[[dict], bool] | None = None,
     fraction: float | None = None,
     seed: int = 0,
+    label_column: str | None = None,
 ) -> datasets.DatasetDict:
     """Split `dataset` into `forget` and `retain`.
 
@@ -81,6 +86,7 @@ def split_dataset(
         fraction: forget this share of the rows, drawn at random; together with `labels` or `where`, this share of the
             rows they choose.
         seed: seed of that draw.
+        label_column: name of the label column, if it is not label or labels.
     """
     given = [name for name, value in (("indices", indices), ("labels", labels), ("where", where)) if value is not None]
     if len(given) > 1 or (not given and fraction is None):
@@ -88,17 +94,25 @@ def split_dataset(
             f"split_dataset got {' and '.join(given) or 'no choice of rows'}; expected one of indices, labels, where "
             "(with a fraction of them, if you like), or a fraction alone."
         )
+    source = Source(dataset, "the dataset", Columns(label=label_column))
+    if not isinstance(dataset, datasets.Dataset):
+        raise UnlearningError(f"split_dataset got a {type(dataset).__name__}; expected a datasets.Dataset.")
     if indices is not None:
-        chosen = np.unique(np.asarray(indices, dtype=np.int64))
-        if len(chosen) and not (0 <= chosen[0] and chosen[-1] < len(dataset)):
+        chosen = np.unique(np.asarray(indices))
+        if len(chosen) and chosen.dtype.kind not in "iu":
+            raise UnlearningError(f"indices are of type {chosen.dtype}; expected row numbers.")
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(dataset)):
             bad = chosen[(chosen < 0) | (chosen >= len(dataset))][0]
             raise UnlearningError(f"Row {bad} is asked for, but the dataset has rows 0 to {len(dataset) - 1}.")
     elif labels is not None:
-        chosen = np.flatnonzero(np.isin(Source(dataset, "the dataset").labels, _label_ids(dataset, labels)))
+        chosen = np.flatnonzero(np.isin(source.labels, _label_ids(source, labels)))
     elif isinstance(where, str):
         if where not in dataset.column_names:
             raise UnlearningError(f"There is no column {where!r}; the dataset has {', '.join(dataset.column_names)}.")
-        chosen = np.flatnonzero(np.asarray(dataset.with_format(None)[where]).astype(bool))
+        values = dataset.with_format(None)[where][:]
+        if texts := [value for value in values if isinstance(value, str)]:
+            raise UnlearningError(f"The column {where!r} holds text ({texts[0]!r}, ...); expected true or false.")
+        chosen = np.flatnonzero(np.asarray(values).astype(bool))
     elif where is not None:
         chosen = np.flatnonzero([bool(where(row)) for row in dataset])
     else:
@@ -113,10 +127,9 @@ def split_dataset(
     return datasets.DatasetDict(forget=dataset.select(chosen), retain=dataset.select(rest))
 
 
-def _label_ids(dataset: datasets.Dataset, labels: Any) -> list[int]:
-    feature = dataset.features.get(Source(dataset, "the dataset").label_column)
-    labels = [labels] if isinstance(labels, (int, str)) else list(labels)
-    names = getattr(feature, "names", None)
+def _label_ids(source: "Source", labels: Any) -> list[int]:
+    labels = [labels] if isinstance(labels, str) or np.ndim(labels) == 0 else list(labels)
+    names = source.class_names
     for label in labels:
         if isinstance(label, str) and (names is None or label not in names):
             raise UnlearningError(f"There is no class named {label!r}; the dataset knows {names or 'numbers only'}.")
@@ -158,21 +171,48 @@ class Source:
                 f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
             )
         self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
+        self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
 
     def __len__(self) -> int:
         return self._size if self.is_stream else len(self.dataset)
 
     def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
+        rows = self._read(indices, epoch)
+        return rows if self._class_numbers is None else [self._renumbered(row) for row in rows]
+
+    def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
         if self.is_stream:
             return [self._reader.row(epoch, index) for index in indices]
-        if isinstance(self.dataset, datasets.Dataset):
+        if not isinstance(self.dataset, datasets.Dataset):
+            return [self.dataset[int(index)] for index in indices]
+        try:
             columns = self.dataset[list(indices)]
-            return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return [self.dataset[int(index)] for index in indices]
+        except (OSError, SyntaxError) as error:  # what PIL raises for a file that is no image, or half of one
+            if len(indices) > 1:
+                return [self._read([index], epoch)[0] for index in indices]
+            raise _unreadable(indices[0], self.name, error) from None
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def align_labels(self, label2id: Mapping[str, int]) -> None:
+        """Number the classes as the model does, if the dataset has the very same names in another order."""
+        names = self.class_names
+        if names is None or set(names) != set(label2id) or set(label2id.values()) != set(range(len(names))):
+            return
+        numbers = np.asarray([label2id[name] for name in names])
+        if (numbers != np.arange(len(names))).any():
+            self._class_numbers = numbers
+            logger.warning(
+                f"The classes of {self.name} are numbered in another order than the model's ({names[0]!r} is 0 there and "
+                f"{numbers[0]} in model.config.label2id): its labels are matched by name."
+            )
+
+    def _renumbered(self, row: dict) -> dict:
+        column = self.label_column if self.label_column in row else "labels"
+        return {**row, column: int(self._class_numbers[int(row[column])])}
 
     @cached_property
     def first_row(self) -> dict:
-        row = next(iter(self.dataset)) if self.is_stream else self.rows([0])[0]
+        row = next(iter(self.dataset)) if self.is_stream else self._read([0], 0)[0]
         if not isinstance(row, Mapping):
             raise UnlearningError(
                 f"A row of {self.name} is a {type(row).__name__}; expected a dict such as {{'image': ..., 'label': ...}}."
@@ -188,6 +228,16 @@ class Source:
     @cached_property
     def label_column(self) -> str:
         return self._find(self.given.label, LABEL_COLUMNS, self.column_names, "label", "label_column")
+
+    @property
+    def processed_inputs(self) -> list[str]:
+        """The model inputs that a row holds; none for raw columns."""
+        return [name for name in MODEL_INPUTS if name in self.first_row]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        features = getattr(self.dataset, "features", None) or {}
+        return getattr(features.get(self.label_column), "names", None)
 
     @cached_property
     def input_columns(self) -> list[str]:
@@ -222,20 +272,28 @@ class Source:
             values = self.dataset.with_format(None)[column][:]
         else:
             values = [self.dataset[i][column] for i in range(len(self))]
-        if any(isinstance(value, str) for value in values[:1]):
+        if texts := [value for value in values if isinstance(value, str)]:
             raise UnlearningError(
-                f"The labels of {self.name} are text ({values[0]!r}, ...); expected class numbers. Use "
+                f"The labels of {self.name} are text ({texts[0]!r}, ...); expected class numbers. Use "
                 f"dataset.class_encode_column({column!r}) or map them with model.config.label2id."
             )
-        if any(isinstance(value, float) and value != int(value) for value in values if value is not None):
-            raise UnlearningError(f"The labels of {self.name} are fractions; expected class numbers, one a sample.")
         try:
-            return np.asarray([-1 if value is None else int(value) for value in values], dtype=np.int64)
-        except (TypeError, ValueError):
+            numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.float64)
+        except (TypeError, ValueError):  # nothing, or not the same number of labels, for every sample
+            numbers = np.empty((0, 0))
+        if numbers.ndim != 1:
             raise UnlearningError(
                 f"The labels of {self.name} are not one class number a sample ({values[0]!r}); tasks with several "
                 "labels a sample are not supported."
-            ) from None
+            )
+        numbers[np.isnan(numbers)] = -1
+        if (numbers != np.round(numbers)).any():
+            raise UnlearningError(f"The labels of {self.name} are fractions; expected class numbers, one a sample.")
+        labels = numbers.astype(np.int64)
+        if self._class_numbers is not None:
+            known = (labels >= 0) & (labels < len(self._class_numbers))
+            labels[known] = self._class_numbers[labels[known]]
+        return labels
 
     def digests(self) -> np.ndarray:
         """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones."""
@@ -246,16 +304,18 @@ class Source:
             for column, feature in stored.features.items():
                 if isinstance(feature, datasets.Image):
                     stored = stored.cast_column(column, datasets.Image(decode=False))
-            inputs = (list(row.values()) for row in stored)
+                elif not isinstance(feature, datasets.Value):
+                    stored = stored.with_format("numpy")  # nested lists would be much slower
+            inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
         return np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
 
     def _digest(self, values: list, index: int) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
         for value in values:
+            if value is None:
+                raise _unreadable(index, self.name, "nothing is stored")
             if isinstance(value, dict):  # a stored image
-                content = value["bytes"] or _read_file(value["path"], self.name, index)
-                _check_image(content, self.name, index)
-                digest.update(content)
+                digest.update(_image_bytes(value, index, self.name))
             elif isinstance(value, str):
                 digest.update(value.encode() + b"\0")
             elif isinstance(value, Image.Image):
@@ -266,21 +326,17 @@ class Source:
         return digest.digest()
 
 
-def _read_file(path: str, name: str, index: int) -> bytes:
+def _image_bytes(stored: dict, index: int, name: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise UnlearningError(f"The image of row {index} of {name} cannot be read: {error.strerror}.") from None
-
-
-def _check_image(content: bytes, name: str, index: int) -> None:
-    try:
+        content = stored["bytes"] or Path(stored["path"]).read_bytes()
         Image.open(io.BytesIO(content)).verify()
     except Exception as error:  # PIL raises a different type for every file format
-        raise UnlearningError(
-            f"The image of row {index} of {name} cannot be read ({error}); remove the row or replace its file."
-        ) from None
+        raise _unreadable(index, name, error) from None
+    return content
+
+
+def _unreadable(index: int, name: str, why: Any) -> UnlearningError:
+    return UnlearningError(f"Row {index} of {name} cannot be read ({why}); remove the row or replace its file.")
 
 
 class StreamReader:
@@ -327,19 +383,28 @@ class Collator:
     def __init__(
         self, example: Source, processing_class: Any, data_collator: Callable | None, image_channels: int = 3
     ):
-        self.processing_class, self.data_collator, self.image_channels = (
-            processing_class,
-            data_collator,
-            image_channels,
-        )
+        self.processing_class, self.data_collator = processing_class, data_collator
+        self.example, self.image_channels = example, image_channels
         self.raw_columns, self.label_column = None, example.label_column
-        if not any(name in example.first_row for name in MODEL_INPUTS) and data_collator is None:
+        if not example.processed_inputs and data_collator is None:
             self.raw_columns = example.input_columns
             if processing_class is None:
                 raise UnlearningError(
                     f"The data has raw columns ({', '.join(self.raw_columns)}) but there is no processing class to make "
                     "model inputs of them: pass processing_class=AutoImageProcessor or AutoTokenizer.from_pretrained(...)."
                 )
+
+    def check(self, source: Source) -> None:
+        """Refuse a set that cannot stand in one batch with the example."""
+        expected, found = (
+            (s.processed_inputs or s.input_columns, s.label_column) if self.data_collator is None else s.label_column
+            for s in (self.example, source)
+        )
+        if found != expected:
+            raise UnlearningError(
+                f"{source.name} has the columns {', '.join(source.column_names)}, and {self.example.name} has "
+                f"{', '.join(self.example.column_names)}; expected the same input and label columns in both."
+            )
 
     def __call__(self, rows: list[dict]) -> Batch:
         if self.raw_columns is None:
@@ -352,8 +417,7 @@ class Collator:
             )
         else:
             inputs = self.processing_class([self._image(image) for image in values[0]], return_tensors="pt")
-        labels = torch.tensor([int(row[self.label_column]) for row in rows])
-        return Batch(inputs, labels=labels)
+        return Batch(inputs, labels=self._labels(rows))
 
     def _collate(self, rows: list[dict]) -> dict:
         if self.data_collator is not None:
@@ -363,9 +427,13 @@ class Collator:
             inputs = self.processing_class.pad(
                 [{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt"
             )
-            return {**inputs, "labels": torch.tensor([int(row[self.label_column]) for row in rows])}
+            return {**inputs, "labels": self._labels(rows)}
         keep = [key for key in rows[0] if key == self.label_column or not isinstance(rows[0][key], str)]
         return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
+
+    def _labels(self, rows: list[dict]) -> Tensor:
+        column = self.label_column if self.label_column in rows[0] else "labels"  # a transform may have renamed it
+        return torch.tensor([int(row[column]) for row in rows])
 
     def _labelled(self, batch: dict) -> dict:
         if self.label_column != "labels" and self.label_column in batch:
@@ -460,7 +528,8 @@ class TrainingCollator:
 
 
 def is_deterministic(source: Source, collator: Collator, samples: int = 4) -> bool:
-    """Whether reading a sample twice gives the same inputs (a random transform on the dataset does not)."""
+    """Whether reading a sample in two epochs gives the same inputs; not so after a random transform, or in a stream
+    that is shuffled anew in every epoch."""
     indices = list(range(min(samples, len(source))))
-    first, second = (collator(source.rows(indices)).inputs for _ in range(2))
-    return all(torch.equal(first[key], second[key]) for key in first)
+    first, second = (collator(source.rows(indices, epoch)).inputs for epoch in range(2))
+    return all(first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first)

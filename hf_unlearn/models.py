@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
@@ -32,8 +32,10 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from .errors import UnlearningError
@@ -79,12 +81,29 @@ TIMM_INPUT_KEYS = (
 )
 TIMM_PREFIX = "timm_model."
 
+# Attention between tokens is in classes named *Attention* or *Attn*; these only pool, or reweight channels and places.
+ATTENTION_NAMES = ("Attention", "Attn", "XCA")
+REWEIGHTING_NAMES = (
+    "Channel",
+    "Spatial",
+    "Strip",
+    "Coord",
+    "SelectiveKernel",
+    "Split",
+    "NonLocal",
+    "Bilinear",
+    "ConvAtt",
+    "Pool2d",
+    "PoolLatent",
+    "PoolPrr",
+)
+
 # What goes wrong between a name and a model, beside a mistake in the code.
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, EntryNotFoundError, SafetensorError, httpx.HTTPError)
 
 
 def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
-    """ "image-classification", "text-classification" or "causal-lm", from the head that the model has."""
+    """One of "image-classification", "text-classification" and "causal-lm", from the head that the model has."""
     if isinstance(model_or_config, PreTrainedConfig):
         names = model_or_config.architectures or []
         if not names and model_or_config.model_type == "timm_wrapper":
@@ -158,10 +177,12 @@ def load_model(
         key: kwargs[key] for key in ("token", "cache_dir", "subfolder", "local_files_only") if key in kwargs
     }
     try:
-        _check_has_weights(name, where)
+        _check_holds_model(name, where)
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
         _mend_config(name, config, num_labels)
-        model, info = AUTO_CLASSES[task or task_of(config)].from_pretrained(
+        model_class = AUTO_CLASSES[task or task_of(config)]
+        _check_has_weights(name, where)
+        model, info = model_class.from_pretrained(
             name,
             config=config,
             revision=revision,
@@ -176,16 +197,24 @@ def load_model(
     except _LOAD_ERRORS as error:
         raise UnlearningError(_explain(error, name, revision)) from error
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    if absent and num_labels is None:
+    if num_labels is not None:
+        absent = {key for key in absent if not _in_head(model, key)}
+    if absent:
         raise UnlearningError(
-            f"{name!r} has no fitting weights for {_few(absent)} of {type(model).__name__}: pass a trained model, or "
-            "num_labels= for a fresh head."
+            f"{name!r} has no fitting weights for {_few(absent)} of {type(model).__name__}, which would stay random: "
+            + (
+                "pass a trained model."
+                if num_labels is not None
+                else "pass a trained model, or num_labels= for a fresh head."
+            )
         )
     own_memory(model)
     return model
 
 
-def load_processor(name_or_path: str | os.PathLike[str], model: nn.Module, revision: str | None = None) -> Any | None:
+def load_processor(
+    name_or_path: str | os.PathLike[str], model: nn.Module, revision: str | None = None
+) -> BaseImageProcessor | PreTrainedTokenizerBase | None:
     """The image processor or the tokenizer, whichever the model's task needs, or None where there is none."""
     name, where = os.fspath(name_or_path), {"revision": revision}
     try:
@@ -246,6 +275,8 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
     the adapters that the folder holds are loaded. What requires a gradient stays as it is.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise UnlearningError(f"{str(folder)!r} is no folder: pass one that save_model or save_pretrained wrote.")
     if isinstance(model, PeftModel):
         _load_adapters(model, folder)
         return
@@ -255,17 +286,24 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
             f"{str(folder)!r} holds a PEFT adapter, and {type(model).__name__} has none: pass a folder with whole "
             "weights, or the PeftModel that the adapter belongs to."
         )
-    # from_pretrained casts to one dtype; in the widest that the model has, no bit of any weight is lost.
-    floating = {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()}
     try:
+        dtypes, saved_dtypes = _floating_dtypes(model.state_dict().values()), _floating_dtypes(_saved_tensors(folder))
+        if dtypes != saved_dtypes:
+            raise UnlearningError(
+                f"{str(folder)!r} was saved in {_few(map(str, saved_dtypes))} and the model is in "
+                f"{_few(map(str, dtypes))}: build the model with the dtype= that was saved."
+            )
         saved, info = type(model).from_pretrained(
             folder,
             config=model.config,
-            dtype=functools.reduce(torch.promote_types, floating),
+            # It casts to one dtype: in the widest that the model has, no bit of any weight is lost.
+            dtype=functools.reduce(torch.promote_types, dtypes),
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    except UnlearningError:
+        raise
     except _LOAD_ERRORS as error:
         raise UnlearningError(_explain(error, str(folder), None)) from error
     _check_keys(folder, info["missing_keys"], info["unexpected_keys"])
@@ -280,10 +318,10 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
 
 @torch.no_grad()
 def own_memory(model: nn.Module) -> None:
-    """Moves weights that lie in a memory-mapped file, as `from_pretrained` leaves them on a CPU, into memory.
+    """Copies weights on a CPU out of the memory-mapped file in which `from_pretrained` leaves them.
 
-    In a file they start at any address, and kernels may then add in another order: the same weights and inputs give
-    logits that differ in the last bit. Nor does a model in memory change when its file is overwritten.
+    There they start at any address, and kernels then add in another order: the same weights and inputs give logits that
+    differ in the last bit. They also change when the file is overwritten in place.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
@@ -309,20 +347,22 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def architecture_family(model: nn.Module) -> Literal["convolutional", "transformer"]:
-    """ "transformer" when anything attends over tokens, otherwise "convolutional" when anything convolves images.
+    """Whether anything attends over tokens ("transformer") or else convolves images ("convolutional").
 
     Attention that only pools or reweights channels (CLIP's ResNets, squeeze-and-excitation) leaves a network
     convolutional. What does neither, such as a recurrent language model, is trained like a transformer.
     """
-    model = _base_model(model)
-    attends = any(
-        isinstance(module, nn.MultiheadAttention)
-        or ("Attention" in type(module).__name__ and "Pool" not in type(module).__name__)
-        for module in model.modules()
-    )
-    if attends or not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+    modules = list(_base_model(model).modules())
+    if any(_attends(module) for module in modules) or not any(isinstance(module, nn.Conv2d) for module in modules):
         return "transformer"
     return "convolutional"
+
+
+def _attends(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return isinstance(module, nn.MultiheadAttention) or (
+        any(word in name for word in ATTENTION_NAMES) and not any(word in name for word in REWEIGHTING_NAMES)
+    )
 
 
 def image_channels(model: nn.Module) -> int:
@@ -371,9 +411,7 @@ def _find(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _check_has_weights(name: str, where: Mapping[str, Any]) -> None:
-    if _find(name, WEIGHTS, where) or _find(name, WEIGHTS_INDEX, where):
-        return
+def _check_holds_model(name: str, where: Mapping[str, Any]) -> None:
     if _find(name, ADAPTER_CONFIG, where):
         raise UnlearningError(
             f"{name!r} holds a PEFT adapter and not a model: load its base model, then "
@@ -381,11 +419,29 @@ def _check_has_weights(name: str, where: Mapping[str, Any]) -> None:
         )
     if _find(name, "config.json", where) is None:
         raise UnlearningError(f"{name!r} holds no model (no config.json): pass a folder or Hub id of a saved model.")
-    raise UnlearningError(
-        f"{name!r} has no {WEIGHTS}, and pickled weights are never loaded: convert them once, where you trust them, with "
-        "from_pretrained(..., use_safetensors=False) followed by save_pretrained (timm: save_for_hf(..., "
-        "safe_serialization=True)), and pass the new folder."
-    )
+
+
+def _check_has_weights(name: str, where: Mapping[str, Any]) -> None:
+    if _find(name, WEIGHTS, where) is None and _find(name, WEIGHTS_INDEX, where) is None:
+        raise UnlearningError(
+            f"{name!r} has no {WEIGHTS}, and pickled weights are never loaded: convert them once, where you trust "
+            "them, with from_pretrained(..., use_safetensors=False) and save_pretrained (timm: save_for_hf(..., "
+            "safe_serialization=True)), and pass the new folder."
+        )
+
+
+def _floating_dtypes(tensors: Iterable[Tensor]) -> set[torch.dtype]:
+    return {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+
+
+def _saved_tensors(folder: Path) -> Iterator[Tensor]:
+    _check_has_weights(str(folder), {})
+    files = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        files = sorted(set(json.loads((folder / WEIGHTS_INDEX).read_text())["weight_map"].values()))
+    for file in files:
+        with safe_open(folder / file, framework="pt") as tensors:
+            yield from (tensors.get_tensor(key) for key in tensors.keys())  # noqa: SIM118  (it is no dictionary)
 
 
 def _mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) -> None:
@@ -399,6 +455,15 @@ def _mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) ->
             del config.label_names
     if config.num_labels == 0:
         raise UnlearningError(f"{name!r} is a backbone without a head: pass num_labels= for a fresh one.")
+
+
+def _in_head(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight may be fresh in a model that gets a new head; encoders are published without their pooler."""
+    if _is_timm(model.config):
+        classifiers = model.timm_model.pretrained_cfg.get("classifier") or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+        return any(key.startswith(f"{TIMM_PREFIX}{classifier}.") for classifier in classifiers)
+    return not key.startswith(f"{model.base_model_prefix}.") or "pooler" in key.split(".")
 
 
 def _timm_readable(config: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
@@ -425,7 +490,7 @@ def _load_adapters(model: PeftModel, folder: Path) -> None:
     held = {"default" if path == folder else path.name: path for path in sorted(paths)}
     if not held or not held.keys() <= model.peft_config.keys():
         raise UnlearningError(
-            f"{str(folder)!r} holds {_few(held) or 'no'} adapter, and the model has {_few(model.peft_config)}: "
+            f"{str(folder)!r} holds the adapters {_few(held) or '(none)'}, and the model has {_few(model.peft_config)}: "
             "pass a folder that was saved from this model."
         )
     for name, path in held.items():
@@ -466,5 +531,6 @@ def _explain(error: BaseException, name: str, revision: str | None) -> str:
     for kind, reason in reasons:
         if any(isinstance(cause, kind) for cause in chain):
             return f"{name!r} {reason}."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{name!r} cannot be loaded: {lines[0].rstrip('.')}."
+    lines = [line.strip(" \t.") for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    what = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{name!r} cannot be loaded: {what}."

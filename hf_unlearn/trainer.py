@@ -133,6 +133,8 @@ class UnlearningTrainer(Trainer):
 
         sources = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
         self.sources = _open_sources(sources, args)
+        for source in self.sources.values():
+            source.align_labels(model.config.label2id)
         _check_labels(self.sources, self.num_labels)
         self.forget_classes = sorted(set(self.sources["forget"].labels.tolist()))
         if overlap not in ("error", "allow"):
@@ -145,7 +147,10 @@ class UnlearningTrainer(Trainer):
 
         channels = models.image_channels(model)
         self.collate = Collator(self.sources["forget"], processing_class, data_collator, channels)
-        self.deterministic = augment is None and is_deterministic(self.sources["forget"], self.collate)
+        for source in self.sources.values():
+            self.collate.check(source)
+        trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
+        self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
         self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
             model = self.adapter.model
@@ -160,10 +165,15 @@ class UnlearningTrainer(Trainer):
         self._accuracies: dict[tuple[str, int], float] = {}
         self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self._finite: Tensor | None = None
+        # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
+        streams = any(source.is_stream for source in self.sources.values())
+        self._workers = 0 if streams else args.dataloader_num_workers
+        samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
         super().__init__(
             model,
             args,
             train_dataset=DrawnSamples(self.sources, augment, args.seed, seeded=not self.deterministic),
+            eval_dataset=samples,  # only so that the Trainer lets `eval_strategy` pass; see `evaluate`
             processing_class=processing_class,
             callbacks=[*(callbacks or [])],
             **kwargs,
@@ -174,11 +184,11 @@ class UnlearningTrainer(Trainer):
             self.args.max_steps = len(self.schedule)
         self.evaluator = Evaluator(
             self.accelerator,
-            DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic),
+            samples,
             TrainingCollator(self.collate),
             self.num_labels,
             args.per_device_eval_batch_size,
-            args.dataloader_num_workers,
+            self._workers,
             progress=not args.disable_tqdm,
         )
 
@@ -250,8 +260,400 @@ class UnlearningTrainer(Trainer):
             self.train_dataset,
             batch_sampler=_MicroBatches(self.schedule, self.args),
             collate_fn=TrainingCollator(self.collate),
-            num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            num_workers=self._workers,
+            persistent_workers=self.args.dataloader_persistent_workers and self._workers > 0,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, parts = None, self.method.losses(model, self._ready(inputs))
+        loss = parts.pop("loss")
+        for name, value in parts.items():
+            self.pending_logs[name] = value.detach()
+        self._watch(loss)
+        return loss
+
+    def _ready(self, inputs: Any) -> Any:
+        for module in self._frozen_batchnorm:
+            module.eval()
+        if set(inputs) <= {"forget", "retain"}:
+            return {group: to_model(batch, self.model, self.args.device) for group, batch in inputs.items()}
+        return to_model(inputs, self.model, self.args.device)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As the Trainer's; for a gradient method, one backward for each named loss, each into a gradient of its own.
+
+        While a loss is at work, `.grad` holds its gradient alone, so that DDP's no_sync and its one all-reduce in the
+        last micro-batch act on every named gradient as they would on a single one.
+        """
+        if self.method.info.kind != "gradient":
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        total = torch.zeros((), device=self.args.device)
+        with self.compute_loss_context_manager():
+            for name, loss in self.method.losses(model, self._ready(self._prepare_inputs(inputs))):
+                self._watch(loss)
+                _swap(parameters, self._gradients.setdefault(name, [None] * len(parameters)))
+                self.accelerator.backward(loss)
+                _swap(parameters, self._gradients[name])
+                self.pending_logs[f"{name}_loss"] = loss.detach()
+                total += loss.detach()
+        if self.accelerator.sync_gradients:
+            for parameter, gradient in zip(parameters, self.method.combine(self._gradients), strict=True):
+                parameter.grad = gradient
+            self._gradients = {}
+        return total
+
+    _gradients: dict[str, list[Tensor | None]] = {}
+
+    def _watch(self, loss: Tensor) -> None:
+        """Remember on the device whether every loss was finite; `_check_finite` reads it now and then."""
+        finite = torch.isfinite(loss.detach())
+        self._finite = finite if self._finite is None else self._finite & finite
+
+    def _check_finite(self) -> None:
+        if self._finite is not None and not self._finite.item():
+            last = self._last_complete()
+            raise UnlearningError(
+                f"The loss was NaN or infinite by step {self.state.global_step} (learning rate "
+                f"{self.args.learning_rate:g}). Lower learning_rate or set max_grad_norm; "
+                + (f"{last.name} is the newest good checkpoint." if last else "the original model is untouched.")
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, value in self.pending_logs.items():
+                logs[name] = value.item() if isinstance(value, Tensor) else value
+            self.pending_logs = {}
+        super().log(logs, start_time)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Measuring
+
+    def measure(self, model: nn.Module | None = None) -> dict[str, Measurement]:
+        """Signals of a model (this one by default) on forget, retained, control and evidence samples."""
+        return {
+            split: self.evaluator.measure(model or self._forward_model, name, indices)
+            for split, (name, indices) in self.indices.items()
+        }
+
+    @property
+    def _forward_model(self) -> nn.Module:
+        """What a forward pass goes through: sharded models only work through their wrapper."""
+        return self.model_wrapped if self.is_fsdp_enabled else self.model
+
+    def accuracy(self, split: str) -> float:
+        key = split, self.state.global_step
+        if key not in self._accuracies:
+            if self.state.global_step == 0 and split in self.original:
+                self._accuracies[key] = self.original[split].accuracy
+            else:
+                name, indices = self.indices[split]
+                self._accuracies[key] = self.evaluator.accuracy(self._forward_model, name, indices)
+        return self._accuracies[key]
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Accuracy and loss on forget, retained and unseen samples, and what follows from them.
+
+        Metrics that cannot be had are left out here; `metrics` has them as None, with the reasons.
+        """
+        if eval_dataset is not None:
+            raise UnlearningError(
+                "evaluate() measures the trainer's own sets; use measure(model) or audit() for others."
+            )
+        started = time.perf_counter()
+        measured = self.measure()
+        if not self.original:
+            self.original = measured
+        values, self.reasons = figures(measured, self.original, class_request=self.class_request)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Figures before and after unlearning, and why those that are None could not be had."""
+        if not self.unlearned:
+            return {}
+        before, _ = figures(self.original, self.original, class_request=self.class_request)
+        after, reasons = figures(self.unlearned, self.original, class_request=self.class_request)
+        return {"before": before, "after": after, "reasons": reasons}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The original
+
+    def make_teacher(self, cache: str) -> TableTeacher | OnlineTeacher:
+        if cache == "always" and not self.deterministic:
+            raise UnlearningError(
+                'cache_teacher is "always", but reading a sample twice gives different inputs (a random transform); '
+                'use "auto" or "never", or remove the transform.'
+            )
+        if self.adapter:
+            return (
+                OnlineTeacher(self.model, self.adapter.disabled)
+                if cache == "never" or not self.deterministic
+                else self._table()
+            )
+        if cache == "never" or not self.deterministic:
+            return OnlineTeacher(copy.deepcopy(self.model).eval().requires_grad_(False))
+        return self._table()
+
+    def _table(self) -> TableTeacher:
+        used, n_forget = self.schedule.used(), len(self.sources["forget"])
+        forget, retain = used[used < n_forget], used[used >= n_forget] - n_forget
+        n_retain = len(self.sources["retain"]) if "retain" in self.sources else 0
+        path = self._private / "teacher"
+        table = TableTeacher(self.evaluator, self._forward_model, path, forget, retain, n_forget, n_retain)
+        if len(forget):
+            self._accuracies["forget", 0] = table.forget_accuracy
+        return table
+
+    @property
+    def _private(self) -> Path:
+        return Path(self.args.output_dir, PRIVATE)
+
+    def _keep_original(self, resuming: bool) -> None:
+        """Keep the original once, or where on the Hub it is; a resumed run checks that it was given the same one."""
+        about = self._private / "original.json"
+        if not self.args.should_save:
+            return
+        digest = models.weights_digest(self.model)
+        if resuming:
+            if about.exists() and json.loads(about.read_text())["digest"] != digest:
+                raise UnlearningError(
+                    f"{self.args.output_dir} holds a run on another original model: pass the model that run began with, "
+                    "or choose another output_dir."
+                )
+            return
+        _check_disk(self.model, self.args)
+        with _clear_write_errors(self.args.output_dir):
+            self._private.mkdir(parents=True, exist_ok=True)
+            folder = None
+            if self.origin is None and self.adapter is None:
+                folder = "original"
+                models.save_model(self.model, self._private / folder)
+            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
+            about.write_text(json.dumps(content, indent=2))
+
+    @contextmanager
+    def original_model(self) -> Iterator[nn.Module]:
+        """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
+        if self.adapter:
+            with self.adapter.disabled():
+                yield self.model
+            return
+        about = json.loads((self._private / "original.json").read_text())
+        kept, revision = about.get("repo"), about.get("revision")
+        if about["folder"]:
+            kept = str(self._private / about["folder"])
+        yield models.load_model(kept, revision=revision).to(self.args.device)
+
+    def start_from_base(self) -> None:
+        """Replace the weights by those the original was trained from."""
+        self._trainer.start_from_base()
+
+    def log(self, values: dict[str, float]) -> None:
+        """Log `values` together with the next losses."""
+        self._trainer.pending_logs.update(values)
+
+
+class UnlearningTrainer(Trainer):
+    """Unlearns `forget_dataset` from `model`, in place.
+
+    Args:
+        model: a `PreTrainedModel`, a `PeftModel`, or a Hub id or local folder.
+        args: training arguments; what they leave unset is the method's.
+        method: a name, a config, or a `Method` of your own.
+        forget_dataset: what must go.
+        retain_dataset: what must stay (a stream needs `args.retain_size`, or `args.max_steps`).
+        unseen_dataset: samples that were never trained on. One half (control) may steer the method, the other half
+            (evidence) is only measured.
+        test_dataset: measured instead of that evidence half; then all of `unseen_dataset` is control.
+        peft_config: train a new PEFT adapter instead of the weights.
+        base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
+            or `"scratch"` for a new random initialisation.
+        overlap: `"error"` refuses forget samples that are in another set too, `"allow"` does not look.
+        augment: a transform of the raw image or text of training samples, such as torchvision's.
+    """
+
+    loss_is_scaled_for_ga = True  # `Batch.mean` is a share of the mean over the whole accumulated batch
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | str,
+        args: UnlearningArguments | None = None,
+        *,
+        method: str | MethodConfig | Method = "lotus",
+        forget_dataset: Any,
+        retain_dataset: Any = None,
+        unseen_dataset: Any = None,
+        test_dataset: Any = None,
+        processing_class: Any = None,
+        data_collator: Callable | None = None,
+        peft_config: Any = None,
+        base_model: Any = None,
+        overlap: str = "error",
+        augment: Callable | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        self.method = create_method(method)
+        self.base_model = base_model
+        args = args or UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}")
+        _check_arguments(args)
+        given = {
+            "forget": forget_dataset,
+            "retain": retain_dataset,
+            "unseen": unseen_dataset,
+            "base_model": base_model,
+        }
+        _check_needs(self.method, given)
+        self.origin = None  # the Hub id and commit of the original, where it is known
+        if isinstance(model, (str, os.PathLike)):
+            name, model = str(model), models.load_model(str(model))
+            if commit := getattr(model.config, "_commit_hash", None):
+                self.origin = {"repo": name, "revision": commit}
+            processing_class = processing_class or models.load_processor(name, model)
+        self.task = models.task_of(model)
+        _check_task(self.method, self.task)
+        models.check_single_label(model)
+        self.num_labels = models.num_labels(model)
+
+        sources = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
+        self.sources = _open_sources(sources, args)
+        for source in self.sources.values():
+            source.align_labels(model.config.label2id)
+        _check_labels(self.sources, self.num_labels)
+        self.forget_classes = sorted(set(self.sources["forget"].labels.tolist()))
+        if overlap not in ("error", "allow"):
+            raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
+        if overlap == "error":
+            others = [s for name, s in self.sources.items() if name != "forget" and not s.is_stream]
+            check_overlap(self.sources["forget"], others)
+        self.indices = _split_indices(self.sources, args)
+        self.class_request = _is_class_request(self.sources, self.method, self.forget_classes)
+
+        channels = models.image_channels(model)
+        self.collate = Collator(self.sources["forget"], processing_class, data_collator, channels)
+        for source in self.sources.values():
+            self.collate.check(source)
+        trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
+        self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
+        self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
+        if self.adapter:
+            model = self.adapter.model
+        defaults = {**self.method.arguments(models.architecture_family(model)), **self.method.config.arguments}
+        args = args.resolved(defaults)
+
+        self.pending_logs: dict[str, float] = {}
+        self.original: dict[str, Measurement] = {}  # measurements of the original model
+        self.unlearned: dict[str, Measurement] = {}
+        self.reasons: dict[str, str] = {}  # why a metric is missing
+        self.runtime: dict[str, float] = {}
+        self._accuracies: dict[tuple[str, int], float] = {}
+        self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
+        self._finite: Tensor | None = None
+        # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
+        streams = any(source.is_stream for source in self.sources.values())
+        self._workers = 0 if streams else args.dataloader_num_workers
+        samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
+        super().__init__(
+            model,
+            args,
+            train_dataset=DrawnSamples(self.sources, augment, args.seed, seeded=not self.deterministic),
+            eval_dataset=samples,  # only so that the Trainer lets `eval_strategy` pass; see `evaluate`
+            processing_class=processing_class,
+            callbacks=[*(callbacks or [])],
+            **kwargs,
+        )
+        self.add_callback(_Flow(self))
+        if self.method.info.kind != "surgery":
+            self.schedule = self._make_schedule()
+            self.args.max_steps = len(self.schedule)
+        self.evaluator = Evaluator(
+            self.accelerator,
+            samples,
+            TrainingCollator(self.collate),
+            self.num_labels,
+            args.per_device_eval_batch_size,
+            self._workers,
+            progress=not args.disable_tqdm,
+        )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The way through a run
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
+        started = time.perf_counter()
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        self._keep_original(resuming=checkpoint is not None)
+        # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
+        if self.args.measure:
+            self.original = self.measure()
+        self.method.prepare(Context(self))
+        self.runtime["prepare"] = time.perf_counter() - started
+        if self.method.info.kind == "surgery":
+            output = self._edit()
+        else:
+            go_on = True
+            if checkpoint is None:
+                go_on = self.method.on_epoch_begin(0) is not False
+            else:
+                self._load_method_state(checkpoint)
+            with self._interruptible():
+                output = super().train(resume_from_checkpoint=checkpoint, **kwargs) if go_on else None
+            self._check_finite()
+        self.runtime["unlearn"] = time.perf_counter() - started
+        if self.args.measure:
+            self.unlearned = self.measure()
+        self.runtime["total"] = time.perf_counter() - started
+        return output
+
+    def _edit(self) -> dict[str, Any]:
+        """One edit of the unwrapped model, the same on every process."""
+        self.accelerator.unwrap_model(self.model).eval()
+        loaders = [self._edit_loader(name) for name in ("forget", "retain")]
+        return self.method.edit(self.model, *loaders)
+
+    def _edit_loader(self, name: str) -> Iterator | None:
+        if name not in self.sources:
+            return None
+        indices = np.arange(len(self.sources[name]))
+        batches = self.evaluator.batches(name, indices, (0, 1), name)
+        return (to_model(batch, self.model, self.args.device) for _, batch in batches)
+
+    def _make_schedule(self) -> Schedule:
+        args = self.args
+        retain = self.sources.get("retain")
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        epochs = self.method.epochs(int(np.ceil(args.num_train_epochs)))
+        schedule = Schedule(
+            epochs,
+            n_forget=len(self.sources["forget"]),
+            n_retain=len(retain) if retain else 0,
+            batch_size=batch_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            retain_fraction=self.method.retain_fraction,
+            retain_is_stream=bool(retain and retain.is_stream),
+            max_steps=args.max_steps if args.max_steps > 0 else None,
+        )
+        if args.max_steps <= 0 and args.num_train_epochs < len(epochs):
+            schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / len(epochs)))
+        return schedule
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of the schedule; for the Trainer they are one long epoch, so that a step number says it all."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=_MicroBatches(self.schedule, self.args),
+            collate_fn=TrainingCollator(self.collate),
+            num_workers=self._workers,
+            persistent_workers=self.args.dataloader_persistent_workers and self._workers > 0,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             generator=torch.Generator(),
         )

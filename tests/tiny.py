@@ -32,7 +32,8 @@ from transformers import (
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNK, CLS, SEP = range(4)
-WORDS = "a the cat dog bird fish sees eats likes is was not very good bad red blue big small and".split()
+SENTENCE = "a the cat dog bird fish sees eats likes is was not very good bad red blue big small and"
+WORDS = SENTENCE.split()
 VOCABULARY = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS))}
 MAX_LENGTH = 32
 
