@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .data import Columns
+from .errors import UnlearningError
 
 # What a method has its own defaults for. None means: not set by the user, the method decides.
 METHOD_DEFAULTS = (
@@ -59,6 +60,8 @@ class UnlearningArguments(TrainingArguments):
     label_column: str | None = field(default=None, metadata={"help": "column of the label, if not label or labels"})
 
     def __post_init__(self):
+        if self.deepspeed:
+            raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
         fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
         for name in self._unset:

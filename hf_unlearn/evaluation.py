@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data import Batch, DrawnSamples, TrainingCollator
+from .errors import UnlearningError
 from .metrics import functional
 from .schedule import Draw
 
@@ -108,7 +109,15 @@ class Evaluator:
         columns, rows = {key: [] for key in (*SIGNALS, "labels", "positions")}, []
         sums = torch.zeros(self.num_labels, self.num_labels, dtype=torch.float64, device=self.accelerator.device)
         for positions, batch, logits in self.logits(model, name, indices):
-            for key, value in functional.sample_statistics(logits, batch.labels).items():
+            try:
+                statistics = functional.sample_statistics(logits, batch.labels)
+            except ValueError:
+                row = indices[positions[(~logits.isfinite()).any(dim=-1).int().argmax().item()]]
+                raise UnlearningError(
+                    f"The model's outputs for row {row} of {name} are NaN or infinite; check that sample, or run the "
+                    "model in float32."
+                ) from None
+            for key, value in statistics.items():
                 columns[key].append(value.double())
             columns["labels"].append(batch.labels)
             columns["positions"].append(torch.as_tensor(positions, device=logits.device))
@@ -173,6 +182,9 @@ def figures(
         values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
         if not measured:
             reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
+
+    if class_request and evidence:
+        values["kept_accuracy"] = float(evidence.signals["correct"][~np.isin(evidence.labels, forget.labels)].mean())
 
     def attempt(name: str, compute: Callable[[], float | None], *needed: str) -> None:
         values[name] = None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import datasets
+import torch
 import yaml
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
@@ -56,7 +57,7 @@ class RecipeArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset, if it has any"})
     dataset_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of the dataset"})
     train_split: str = field(
-        default="train", metadata={"help": "split the model was trained on, or a slice such as train[:90%%]"}
+        default="train", metadata={"help": "split the model was trained on, or a slice such as train[:90%]"}
     )
     unseen_split: str | None = field(
         default=None,
@@ -84,9 +85,7 @@ class RecipeArguments:
     overlap: Literal["error", "allow"] = field(
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
     )
-    resume: bool = field(
-        default=False, metadata={"help": "go on from the newest complete checkpoint in output_dir"}
-    )
+    resume: bool = field(default=False, metadata={"help": "go on from the newest complete checkpoint in output_dir"})
 
     def __post_init__(self):
         given = [name for name in FORGET_CHOICES if getattr(self, name) is not None]
@@ -189,6 +188,8 @@ def parse(
             raise UnlearningError(f"The recipe has no {f.name}; expected {f.metadata['help']}.")
     recipe = RecipeArguments(**values[0])
     config = _make_config(method, recipe.preset, values[1])
+    if not torch.accelerator.is_available():
+        values[2]["use_cpu"] = True  # or each process of a distributed launch would take itself for the only one
     try:
         return recipe, config, UnlearningArguments(**values[2])
     except ValueError as error:
@@ -237,9 +238,16 @@ def _unknown(key: str, setting: Setting, method: type[Method], known: list[str])
 # ---------------------------------------------------------------------------------------------------------------------
 # From text to a field's type
 
-NULL = ("", "~", "null", "none")
+NULL = ("", "~", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping", list: "a list"}
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping",
+    list: "a list",
+}
 
 
 def _typed(key: str, setting: Setting, hint: Any) -> Any:
@@ -312,9 +320,13 @@ def _expected(hint: Any) -> str:
         if kind is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
             choices = typing.get_args(option) if kind is Literal else [member.value for member in kind]
             words.append("one of " + ", ".join(map(str, choices)))
-        elif kind in WORDS:
+        elif kind in WORDS and not (kind is str and words and words[-1].startswith("one of")):
             words.append(WORDS[kind])
     return " or ".join(dict.fromkeys(words)) or "nothing, because it cannot be set in a recipe"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Listing settings
 
 
 def help_text(method: str = "lotus") -> str:
@@ -348,5 +360,166 @@ def show_default(f: dataclasses.Field) -> str:
 
 def show(value: Any) -> str:
     """A value as a recipe has it."""
-    value = value.value if isinstance(value, enum.Enum) else value
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _is_word(value) else str(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.value if isinstance(value, enum.Enum) else value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments) -> UnlearningResult:
+    """Load the model and the data, unlearn, save the result in `args.output_dir`, and print what came out."""
+    model, processing_class = load_model(recipe)
+    data = load_data(recipe, args, model)
+    result = unlearn(
+        model,
+        **data,
+        method=config,
+        args=args,
+        processing_class=processing_class,
+        base_model=recipe.base_model,
+        overlap=recipe.overlap,
+        resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
+    )
+    save_and_report(result)
+    return result
+
+
+def load_model(recipe: RecipeArguments) -> tuple[PreTrainedModel, Any]:
+    """The model, and its image processor or tokenizer."""
+    model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task)
+    return model, models.load_processor(recipe.model, model, recipe.revision)
+
+
+def load_data(
+    recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel
+) -> dict[str, datasets.Dataset | None]:
+    """The `forget`, `retain`, `unseen` and `test` samples."""
+    with args.main_process_first(desc="reading the dataset"):
+        splits = _read_dataset(recipe)
+    unseen_split = recipe.unseen_split
+    if unseen_split is None:
+        usual = (name for name in ("validation", "test") if name in splits and name != recipe.test_split)
+        unseen_split = next(usual, None)
+    if unseen_split is None and "unseen" in get_method(recipe.method).info.needs:
+        raise UnlearningError(
+            f"{recipe.method} needs unseen samples, and the dataset {recipe.dataset!r} has only the split "
+            f"{', '.join(splits)}; name one with unseen_split, which may be a slice that the model was not trained on, "
+            "such as train[90%:]."
+        )
+    names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
+    train, unseen, test = (
+        name and _number_labels(_take_split(splits, name, key), model, key, args) for key, name in names.items()
+    )
+    parts = split_dataset(
+        train,
+        **_forget_choice(recipe, train, model, args),
+        fraction=recipe.forget_fraction,
+        seed=args.seed,
+        label_column=args.label_column,
+    )
+    return {**parts, "unseen": unseen, "test": test}
+
+
+def save_and_report(result: UnlearningResult) -> None:
+    """Save the result in the output folder and print, once, what was done, the figures, and where it lies."""
+    trainer = result.trainer
+    folder = result.save(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        sizes = " and ".join(f"{len(trainer.sources[name])} {name}" for name in ("forget", "retain"))
+        print(
+            f"{trainer.method.info.name}: {sizes} samples; processes: {trainer.args.world_size}; "
+            f"{result.runtime['unlearn']:.1f} s of {result.runtime['total']:.1f} s without loading"
+        )
+        if result.metrics:
+            print(result.summary())
+        print(f"Saved in {folder}", flush=True)
+
+
+def _read_dataset(recipe: RecipeArguments) -> datasets.DatasetDict:
+    name, path = recipe.dataset, Path(recipe.dataset)
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            data = datasets.load_from_disk(name)
+        elif path.is_file():
+            if path.suffix not in FILE_FORMATS:
+                raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
+            data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
+        else:
+            data = datasets.load_dataset(name, recipe.dataset_config, revision=recipe.dataset_revision)
+    except UnlearningError:
+        raise
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
+        raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error
+    return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+
+
+def _take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:
+    """A split, or slices of splits such as `train[:90%]`."""
+    if name in splits:
+        return splits[name]
+    try:
+        slices = datasets.ReadInstruction.from_spec(name).to_absolute({split: len(splits[split]) for split in splits})
+    except (ValueError, AssertionError):
+        raise UnlearningError(
+            f"{key} is {name!r}; the dataset has {', '.join(splits)} (a slice such as {next(iter(splits))}[:90%] works too)."
+        ) from None
+    return datasets.concatenate_datasets([splits[s.splitname].select(range(s.from_, s.to)) for s in slices])
+
+
+def _number_labels(
+    data: datasets.Dataset, model: PreTrainedModel, key: str, args: UnlearningArguments
+) -> datasets.Dataset:
+    """Labels that are text become the model's class numbers."""
+    column = Source(data, key, Columns(label=args.label_column)).label_column
+    feature, label2id = data.features[column], model.config.label2id
+    if not (isinstance(feature, datasets.Value) and feature.dtype.endswith("string")):
+        return data
+    if unknown := sorted(set(data.unique(column)) - {None} - set(label2id)):
+        raise UnlearningError(
+            f"The label {unknown[0]!r} in the column {column!r} is no class of the model, which knows "
+            f"{', '.join(list(label2id)[:10])}; write class numbers, or save the model with the right id2label."
+        )
+    return data.cast_column(column, datasets.ClassLabel(names=sorted(label2id, key=label2id.get)))
+
+
+def _forget_choice(
+    recipe: RecipeArguments, train: datasets.Dataset, model: PreTrainedModel, args: UnlearningArguments
+) -> dict[str, Any]:
+    """The rows to forget, as an argument of `split_dataset`."""
+    if recipe.forget_ids is not None:
+        return {"indices": _read_rows(recipe.forget_ids, recipe.id_column, train)}
+    if recipe.forget_labels is not None:
+        named = Source(train, "train_split", Columns(label=args.label_column)).class_names
+        numbers = {} if named else model.config.label2id
+        return {"labels": [numbers.get(label, label) for label in recipe.forget_labels]}
+    return {"where": recipe.forget_where}
+
+
+def _read_rows(file: str, column: str | None, train: datasets.Dataset) -> list[int]:
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise UnlearningError(f"forget_ids is {file!r}, which cannot be read: {error.strerror}.") from None
+    ids = [line for line in lines if line]
+    if column is None:
+        if bad := [line for line in ids if not line.isdecimal()]:
+            raise UnlearningError(
+                f"{file} has the line {bad[0]!r}; expected row numbers, or id_column with the name of their column."
+            )
+        return [int(line) for line in ids]
+    if column not in train.column_names:
+        raise UnlearningError(f"id_column is {column!r}; the dataset has {', '.join(train.column_names)}.")
+    wanted, values = set(ids), [str(value) for value in train.with_format(None)[column][:]]
+    if missing := sorted(wanted - set(values)):
+        raise UnlearningError(
+            f"{len(missing)} of the {len(wanted)} values in {file} are not in the column {column!r} (the first one is "
+            f"{missing[0]!r}); check the file, the column and train_split."
+        )
+    return [row for row, value in enumerate(values) if value in wanted]

@@ -4,33 +4,32 @@ NAMES = {
     "forget_accuracy": "forget acc.",
     "retain_accuracy": "retain acc.",
     "unseen_accuracy": "unseen acc.",
+    "kept_accuracy": "unseen acc., kept classes",
     "mia": "MIA",
     "auc": "AUC forget/unseen",
     "jsd": "JSD to retrained",
+    "closed": "JSD gap closed",
     "rf_jsd": "RF-JSD",
     "avg_gap": "Avg Gap",
     "seconds": "seconds",
 }
 
 
-def table(rows: dict[str, dict[str, float | None]]) -> str:
+def table(rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None) -> str:
     """A Markdown table with a row for each model; columns that no row has are left out, missing values are dashes."""
-    columns = [key for key in NAMES if any(key in row for row in rows.values())]
+    columns = [key for key in NAMES if any(row.get(key) is not None for row in rows.values())]
     cells = [["", *(NAMES[key] for key in columns)]]
-    cells += [[name, *(_format(key, row.get(key)) for key in columns)] for name, row in rows.items()]
+    for name, row in rows.items():
+        spread = deviations[name] if deviations else {}
+        cells.append([name, *(_format(key, row.get(key), spread.get(key)) for key in columns)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
-def _format(key: str, value: float | None) -> str:
+def _format(key: str, value: float | None, deviation: float | None) -> str:
     if value is None:
         return "-"
-    if key == "seconds":
-        return f"{value:.1f}"
-    if key.endswith("jsd"):
-        return f"{value:.4f}"
-    return f"{value:.3f}"
+    digits = 1 if key == "seconds" else 4 if key.endswith("jsd") else 3
+    return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")

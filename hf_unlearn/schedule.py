@@ -52,7 +52,8 @@ class Schedule:
             raise ValueError(f"unknown kind of epoch {sorted(unknown)[0]!r}; expected one of {', '.join(KINDS)}")
         self.n_forget, self.batch_size, self.seed, self.retain_is_stream = n_forget, batch_size, seed, retain_is_stream
         rng = np.random.default_rng([seed, 0])
-        self.retain_subset = np.sort(rng.choice(n_retain, int(retain_fraction * n_retain), replace=False))
+        kept = math.floor(retain_fraction * n_retain + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        self.retain_subset = np.sort(rng.choice(n_retain, kept, replace=False))
         self.epochs, self.starts = [], [0]  # the first step of every epoch
         for kind in epochs:
             self._append(kind)

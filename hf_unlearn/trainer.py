@@ -16,15 +16,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, rotate_checkpoints, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from . import adapters, models
 from .arguments import UnlearningArguments
-from .data import Collator, DrawnSamples, Source, TrainingCollator, check_overlap, is_deterministic, split_unseen
+from .data import (
+    Collator,
+    DrawnSamples,
+    Source,
+    TrainingCollator,
+    check_overlap,
+    is_deterministic,
+    seeded,
+    split_unseen,
+)
 from .errors import UnlearningError
 from .evaluation import Evaluator, Measurement, figures, to_model
 from .methods import Method, MethodConfig, create_method
@@ -117,6 +128,7 @@ class UnlearningTrainer(Trainer):
             "forget": forget_dataset,
             "retain": retain_dataset,
             "unseen": unseen_dataset,
+            "test": test_dataset,
             "base_model": base_model,
         }
         _check_needs(self.method, given)
@@ -151,18 +163,29 @@ class UnlearningTrainer(Trainer):
             self.collate.check(source)
         trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
-        self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
+        with seeded(args.seed):  # where an adapter starts is drawn
+            self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
             model = self.adapter.model
         defaults = {**self.method.arguments(models.architecture_family(model)), **self.method.config.arguments}
         args = args.resolved(defaults)
+        if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self._why_no_gap()):
+            if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
+                raise UnlearningError(
+                    f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
+                    "samples, another metric_for_best_model, or load_best_model_at_end=False."
+                )
+            args.metric_for_best_model = None
 
         self.pending_logs: dict[str, float] = {}
+        self._parts: dict[str, Tensor] = {}  # named parts of the loss, summed since the step they were last logged at
+        self._parts_since = 0
+        self._gradients: dict[str, list[Tensor | None]] = {}  # of a gradient method, by the name of the loss
         self.original: dict[str, Measurement] = {}  # measurements of the original model
         self.unlearned: dict[str, Measurement] = {}
         self.reasons: dict[str, str] = {}  # why a metric is missing
         self.runtime: dict[str, float] = {}
-        self._accuracies: dict[tuple[str, int], float] = {}
+        self._accuracies: dict[str, float] = {}  # of the model as it is now
         self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self._finite: Tensor | None = None
         # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
@@ -198,11 +221,13 @@ class UnlearningTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
         started = time.perf_counter()
+        self._accuracies, self._finite = {}, None
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
-        self._keep_original(resuming=checkpoint is not None)
+        self._keep_original(checkpoint)
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
-        if self.args.measure:
+        if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()
+            self._accuracies = {split: measured.accuracy for split, measured in self.original.items()}
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         if self.method.info.kind == "surgery":
@@ -212,10 +237,10 @@ class UnlearningTrainer(Trainer):
             if checkpoint is None:
                 go_on = self.method.on_epoch_begin(0) is not False
             else:
-                self._load_method_state(checkpoint)
+                self._resume(checkpoint)
             with self._interruptible():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs) if go_on else None
-            self._check_finite()
+            self._check_finite(weights=True)
         self.runtime["unlearn"] = time.perf_counter() - started
         if self.args.measure:
             self.unlearned = self.measure()
@@ -239,7 +264,8 @@ class UnlearningTrainer(Trainer):
         args = self.args
         retain = self.sources.get("retain")
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        epochs = self.method.epochs(int(np.ceil(args.num_train_epochs)))
+        whole = int(np.ceil(args.num_train_epochs))
+        epochs = self.method.epochs(whole)
         schedule = Schedule(
             epochs,
             n_forget=len(self.sources["forget"]),
@@ -250,8 +276,8 @@ class UnlearningTrainer(Trainer):
             retain_is_stream=bool(retain and retain.is_stream),
             max_steps=args.max_steps if args.max_steps > 0 else None,
         )
-        if args.max_steps <= 0 and args.num_train_epochs < len(epochs):
-            schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / len(epochs)))
+        if args.max_steps <= 0 and args.num_train_epochs < whole:
+            schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / whole))
         return schedule
 
     def get_train_dataloader(self) -> DataLoader:
@@ -267,10 +293,10 @@ class UnlearningTrainer(Trainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, parts = None, self.method.losses(model, self._ready(inputs))
+        parts = self.method.losses(model, self._ready(inputs))
         loss = parts.pop("loss")
         for name, value in parts.items():
-            self.pending_logs[name] = value.detach()
+            self._add_part(name, value)
         self._watch(loss)
         return loss
 
@@ -298,7 +324,7 @@ class UnlearningTrainer(Trainer):
                 _swap(parameters, self._gradients.setdefault(name, [None] * len(parameters)))
                 self.accelerator.backward(loss)
                 _swap(parameters, self._gradients[name])
-                self.pending_logs[f"{name}_loss"] = loss.detach()
+                self._add_part(f"{name}_loss", loss)
                 total += loss.detach()
         if self.accelerator.sync_gradients:
             for parameter, gradient in zip(parameters, self.method.combine(self._gradients), strict=True):
@@ -306,28 +332,40 @@ class UnlearningTrainer(Trainer):
             self._gradients = {}
         return total
 
-    _gradients: dict[str, list[Tensor | None]] = {}
-
     def _watch(self, loss: Tensor) -> None:
         """Remember on the device whether every loss was finite; `_check_finite` reads it now and then."""
         finite = torch.isfinite(loss.detach())
         self._finite = finite if self._finite is None else self._finite & finite
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, weights: bool = False) -> None:
         if self._finite is not None and not self._finite.item():
-            last = self._last_complete()
-            raise UnlearningError(
-                f"The loss was NaN or infinite by step {self.state.global_step} (learning rate "
-                f"{self.args.learning_rate:g}). Lower learning_rate or set max_grad_norm; "
-                + (f"{last.name} is the newest good checkpoint." if last else "the original model is untouched.")
-            )
+            what = "loss was NaN or infinite by"
+        elif weights and not self.is_fsdp_enabled and not all(p.isfinite().all() for p in self.model.parameters()):
+            what = "weights are NaN or infinite after"
+        else:
+            return
+        last = self._last_complete()
+        raise UnlearningError(
+            f"The {what} step {self.state.global_step} (learning rate {self.args.learning_rate:g}). Lower learning_rate "
+            "or set max_grad_norm; "
+            + (f"{last.name} is the newest good checkpoint." if last else f"the original is kept in {self._private}.")
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            for name, value in self.pending_logs.items():
-                logs[name] = value.item() if isinstance(value, Tensor) else value
+            logs |= self._mean_parts() | self.pending_logs
             self.pending_logs = {}
         super().log(logs, start_time)
+
+    def _add_part(self, name: str, value: Tensor) -> None:
+        self._parts[name] = self._parts.get(name, 0) + value.detach()
+
+    def _mean_parts(self) -> dict[str, float]:
+        """Parts of the loss as the Trainer logs the loss itself: a mean over processes and the steps since the last log."""
+        sums = gather_object([{name: value.item() for name, value in self._parts.items()}])
+        count = len(sums) * (self.state.global_step - self._parts_since)
+        self._parts, self._parts_since = {}, self.state.global_step
+        return {name: sum(parts.get(name, 0.0) for parts in sums) / count for name in sorted(set().union(*sums))}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Measuring
@@ -339,20 +377,27 @@ class UnlearningTrainer(Trainer):
             for split, (name, indices) in self.indices.items()
         }
 
+    def _why_no_gap(self) -> str | None:
+        if missing := [
+            name for name, split in (("retain", "retain"), ("unseen", "control")) if split not in self.indices
+        ]:
+            return f"no {missing[0]} samples were given"
+        name, control = self.indices["control"]
+        absent = np.setdiff1d(self.forget_classes, self.sources[name].labels[control])
+        if len(absent) and not self.class_request:
+            return f"the control half of the unseen samples has none of the forget set's class {absent[0]}"
+        return None
+
     @property
     def _forward_model(self) -> nn.Module:
         """What a forward pass goes through: sharded models only work through their wrapper."""
         return self.model_wrapped if self.is_fsdp_enabled else self.model
 
     def accuracy(self, split: str) -> float:
-        key = split, self.state.global_step
-        if key not in self._accuracies:
-            if self.state.global_step == 0 and split in self.original:
-                self._accuracies[key] = self.original[split].accuracy
-            else:
-                name, indices = self.indices[split]
-                self._accuracies[key] = self.evaluator.accuracy(self._forward_model, name, indices)
-        return self._accuracies[key]
+        if split not in self._accuracies:
+            name, indices = self.indices[split]
+            self._accuracies[split] = self.evaluator.accuracy(self._forward_model, name, indices)
+        return self._accuracies[split]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Accuracy and loss on forget, retained and unseen samples, and what follows from them.
@@ -366,6 +411,10 @@ class UnlearningTrainer(Trainer):
         started = time.perf_counter()
         measured = self.measure()
         if not self.original:
+            if self.state.global_step > 0:
+                raise UnlearningError(
+                    "The original was not measured, so there is nothing to compare with; set measure=True or eval_strategy."
+                )
             self.original = measured
         values, self.reasons = figures(measured, self.original, class_request=self.class_request)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
@@ -409,35 +458,38 @@ class UnlearningTrainer(Trainer):
         path = self._private / "teacher"
         table = TableTeacher(self.evaluator, self._forward_model, path, forget, retain, n_forget, n_retain)
         if len(forget):
-            self._accuracies["forget", 0] = table.forget_accuracy
+            self._accuracies["forget"] = table.forget_accuracy
         return table
 
     @property
     def _private(self) -> Path:
         return Path(self.args.output_dir, PRIVATE)
 
-    def _keep_original(self, resuming: bool) -> None:
+    def _keep_original(self, checkpoint: str | None) -> None:
         """Keep the original once, or where on the Hub it is; a resumed run checks that it was given the same one."""
         about = self._private / "original.json"
         if not self.args.should_save:
             return
         digest = models.weights_digest(self.model)
-        if resuming:
-            if about.exists() and json.loads(about.read_text())["digest"] != digest:
+        if checkpoint is not None:
+            begun = Path(checkpoint).absolute().parent / PRIVATE / about.name
+            if begun.exists() and json.loads(begun.read_text())["digest"] != digest:
                 raise UnlearningError(
-                    f"{self.args.output_dir} holds a run on another original model: pass the model that run began with, "
-                    "or choose another output_dir."
+                    f"{begun.parents[1]} holds a run on another original model: pass the model that run began with, or "
+                    "choose another output_dir."
                 )
-            return
+            if begun.exists() and begun == about.absolute():
+                return
         _check_disk(self.model, self.args)
         with _clear_write_errors(self.args.output_dir):
             self._private.mkdir(parents=True, exist_ok=True)
+            about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
             folder = None
             if self.origin is None and self.adapter is None:
                 folder = "original"
                 models.save_model(self.model, self._private / folder)
             content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
-            about.write_text(json.dumps(content, indent=2))
+            _write_last(about, content)
 
     @contextmanager
     def original_model(self) -> Iterator[nn.Module]:
@@ -453,6 +505,7 @@ class UnlearningTrainer(Trainer):
         yield models.load_model(kept, revision=revision).to(self.args.device)
 
     def start_from_base(self) -> None:
+        self._accuracies = {}
         torch.manual_seed(self.args.seed)
         base = self.base_model
         if base == "scratch":
@@ -495,7 +548,7 @@ class UnlearningTrainer(Trainer):
 
         Overridden because no public hook comes before older checkpoints are deleted: a kill in between would leave none.
         """
-        self._check_finite()
+        self._check_finite(weights=True)
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
             (folder / COMPLETE).unlink(missing_ok=True)
@@ -510,22 +563,44 @@ class UnlearningTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process has written its random state
         if self.args.should_save:
             with _clear_write_errors(folder):
-                _write_last(folder / COMPLETE, {"run": self._run_id(), "step": self.state.global_step})
-            rotate_checkpoints(str(folder.parent), limit, self.state.best_model_checkpoint, use_mtime=True)
+                _write_last(folder / COMPLETE, self._marker())
+            self._delete_older_checkpoints(limit)
+
+    def _marker(self) -> dict[str, Any]:
+        step = self.state.global_step
+        return {
+            "run": self._run_id(),
+            "step": step,
+            "time": time.time_ns(),
+            # A method or a callback has ended the run here; resumed, it must not go on.
+            "stopped": self.control.should_training_stop and step < self.state.max_steps,
+            "resumable": not self.args.save_only_model,
+        }
+
+    def _delete_older_checkpoints(self, limit: int | None) -> None:
+        """Of this run, the best one excepted. What an older run left in the folder is not touched."""
+        if limit is None or limit <= 0:
+            return
+        checkpoints = self._complete_checkpoints()
+        best = Path(self.state.best_model_checkpoint or "").name
+        old = [checkpoint for checkpoint in checkpoints[:-1] if checkpoint.name != best]
+        for checkpoint in old[: max(0, len(checkpoints) - limit)]:
+            (checkpoint / COMPLETE).unlink()
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _run_id(self) -> str | None:
         about = self._private / "original.json"
         return json.loads(about.read_text())["run"] if about.exists() else None
 
+    def _complete_checkpoints(self) -> list[Path]:
+        """The complete checkpoints of the run in this output folder, in the order in which they were written."""
+        paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
+        markers = {path.parent: json.loads(path.read_text()) for path in paths}
+        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self._run_id()]
+        return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
+
     def _last_complete(self) -> Path | None:
-        """The newest complete checkpoint of the run in this output folder."""
-        if not Path(self.args.output_dir).is_dir():
-            return None
-        for checkpoint in reversed(sort_checkpoints(self.args.output_dir)):
-            marker = Path(checkpoint, COMPLETE)
-            if marker.exists() and json.loads(marker.read_text())["run"] == self._run_id():
-                return Path(checkpoint)
-        return None
+        return next(reversed(self._complete_checkpoints()), None)
 
     def _find_checkpoint(self, resume: str | bool | None) -> str | None:
         if not resume:
@@ -536,11 +611,16 @@ class UnlearningTrainer(Trainer):
                 raise UnlearningError(
                     f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
                 )
-            return str(newest)
-        if not Path(resume, COMPLETE).exists():
+            resume = newest
+        elif not Path(resume, COMPLETE).exists():
             raise UnlearningError(
                 f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
                 "complete one."
+            )
+        if not json.loads(Path(resume, COMPLETE).read_text())["resumable"]:
+            raise UnlearningError(
+                f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
+                "end elsewhere; start without resume_from_checkpoint."
             )
         return str(resume)
 
@@ -553,12 +633,18 @@ class UnlearningTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""
+        self._accuracies = {}
         if self.is_fsdp_enabled:
             return super()._load_best_model()
         models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
 
-    def _load_method_state(self, checkpoint: str) -> None:
+    def _resume(self, checkpoint: str) -> None:
+        """What the Trainer does not bring back by itself."""
         self.method.load_state_dict(load_file(Path(checkpoint, METHOD_STATE)))
+        self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
+        marker = json.loads(Path(checkpoint, COMPLETE).read_text())
+        if marker["stopped"]:
+            self.schedule.max_steps = self.args.max_steps = marker["step"]
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -626,9 +712,13 @@ class _Flow(TrainerCallback):
         trainer = self.trainer
         state.num_train_epochs = len(trainer.schedule.epochs)
         state.epoch = trainer.schedule.progress(state.global_step)
+        trainer._parts_since = state.global_step
         if state.global_step == 0 and trainer.original:
             values, _ = figures(trainer.original, trainer.original, class_request=trainer.class_request)
             trainer.log({f"eval_{name}": value for name, value in values.items() if value is not None})
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer._accuracies = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, step = self.trainer, state.global_step
@@ -641,9 +731,17 @@ class _Flow(TrainerCallback):
             if step < state.max_steps and trainer.method.on_epoch_begin(trainer.schedule.epoch(step)) is False:
                 control.should_training_stop = True
         if trainer.interrupted():
-            control.should_save = control.should_training_stop = True
+            self.done = (
+                step  # only save: an evaluation in the middle of an epoch could change what the best checkpoint is
+            )
+            control.should_save = True
         if step % 10 == 0 or control.should_log:
             trainer._check_finite()
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.trainer.interrupted():
+            control.should_training_stop = True
+            args.save_total_limit = None  # with 1, the Trainer would end with deleting all but the best checkpoint
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.done == state.global_step:  # the default flow asks again for what was just done
@@ -686,8 +784,7 @@ def _check_needs(method: Method, given: dict[str, Any]) -> None:
                 "base_model": 'what the original was trained from (base_model=: a Hub id, a model, or "scratch")',
             }[name]
             raise UnlearningError(f"{method.info.name} needs {what}, which was not given.")
-    for name in ("forget", "retain", "unseen"):
-        dataset = given[name]
+    for name, dataset in given.items():
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
 
@@ -784,9 +881,11 @@ def _clear_write_errors(folder: str | Path) -> Iterator[None]:
     """A full disk, or a folder that cannot be written, in one sentence."""
     try:
         yield
-    except (OSError, RuntimeError) as error:  # safetensors and torch raise RuntimeErrors of their own for I/O
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
         number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+            text in str(error) for text in ("No space left", "File too large", "quota exceeded")
+        )
         if not (
             full or isinstance(error, OSError) or "os error" in str(error).lower() or "file" in str(error).lower()
         ):

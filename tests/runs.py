@@ -180,7 +180,7 @@ def make_trainer(
 ) -> UnlearningTrainer:
     """A trainer with the method's own defaults, but for what makes a run short, quiet and comparable."""
     dtype = getattr(torch, dtype)
-    settings = {"num_train_epochs": 2, "freeze_batchnorm": True, "save_strategy": "no", "logging_steps": 1}
+    settings = {"num_train_epochs": 2, "freeze_batchnorm": True, "save_strategy": "no", "logging_strategy": "no"}
     settings |= {"use_cpu": True, "disable_tqdm": True, "report_to": "none"} | arguments
     callbacks = list(callbacks or [])
     if patience is not None:

@@ -1,0 +1,197 @@
+"""The command line, `hf-unlearn`. A command is a function here and a line in `COMMANDS`; it imports what it needs."""
+
+import argparse
+import difflib
+import importlib.metadata
+import os
+import platform
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import UnlearningError
+
+if TYPE_CHECKING:
+    from .methods import Method
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "timm", "huggingface_hub")
+TASKS = ("image-classification", "text-classification", "causal-lm", "multi-task")
+
+
+def run(argv: Sequence[str]) -> None:
+    """unlearn as a recipe says: run RECIPE.yaml [key=value ...]"""
+    from . import recipe
+
+    if not argv or {"-h", "--help"} & set(argv):
+        settings = recipe.read_settings([word for word in argv if word not in ("-h", "--help")])
+        print("usage: hf-unlearn run [RECIPE.yaml] [key=value | --key value ...]\n")
+        print("The settings, in the file or on the command line, which wins. For those of another method than lotus:")
+        print("hf-unlearn run --help method=NAME\n")
+        print(recipe.help_text(recipe.method_of(settings).info.name))
+        return
+    recipe.run(*recipe.parse(argv)).trainer.accelerator.end_training()
+
+
+def methods(argv: Sequence[str]) -> None:
+    """list the methods, or show the datasheet of one: methods [--task TASK] [PATTERN]"""
+    parser = _parser(methods)
+    parser.add_argument(
+        "pattern", nargs="?", help="a method's name, for its datasheet, or a pattern such as '*label*'"
+    )
+    parser.add_argument("--task", choices=TASKS, help="only methods for this task")
+    options = parser.parse_args(argv)
+    from .methods import METHODS, get_method, list_methods
+
+    if options.pattern in METHODS and options.task is None:
+        print(_datasheet(METHODS[options.pattern]))
+        return
+    names = list_methods(options.pattern, options.task)
+    if not names and options.pattern and options.task is None:
+        get_method(options.pattern)  # raises, with the nearest name
+    infos = [METHODS[name].info for name in names]
+    rows = [("method", "kind", "needs", "applies to", "cost")]
+    rows += [(i.name, i.kind, ", ".join(i.needs), ", ".join(i.applies_to), f"{i.cost:g} epochs") for i in infos]
+    lines = _columns(rows)
+    print(lines[0])
+    for line, info in zip(lines[1:], infos, strict=True):
+        print(f"{line}\n    {info.summary}")
+
+
+def quickstart(argv: Sequence[str]) -> None:
+    """a whole unlearning on a small dataset, in a minute and without a download"""
+    parser = _parser(quickstart)
+    parser.add_argument("--output", metavar="DIR", default="unlearned-quickstart", help="where the result goes")
+    options = parser.parse_args(argv)
+    from . import quickstart as module
+
+    module.main(options.output)
+
+
+def benchmark(argv: Sequence[str]) -> None:
+    """compare methods on the same request"""
+    from . import benchmark as module
+
+    module.main(argv)
+
+
+def env(argv: Sequence[str]) -> None:
+    """print the versions of everything that matters, for a bug report"""
+    _parser(env).parse_args(argv)
+    import torch
+
+    versions = {"hf_unlearn": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    if torch.cuda.is_available():
+        versions["device"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        versions["device"] = "mps" if torch.backends.mps.is_available() else "cpu"
+    for name, version in versions.items():
+        print(f"- {name}: {version}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "quickstart": quickstart,
+    "run": run,
+    "methods": methods,
+    "benchmark": benchmark,
+    "env": env,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="hf-unlearn",
+        usage="hf-unlearn COMMAND ...",
+        description="Machine unlearning for Hugging Face models.",
+        epilog="commands:\n"
+        + "\n".join("  " + line for line in _columns([(n, c.__doc__) for n, c in COMMANDS.items()])),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    if argv and argv[0] in COMMANDS:
+        return exit_code(COMMANDS[argv[0]], argv[1:])
+    if argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {argv[0]!r}; {hint}")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
+
+
+def exit_code(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Run `command`; what the user can mend is printed as one sentence, once for all processes, without a traceback."""
+    try:
+        command(argv)
+    except UnlearningError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `hf-unlearn methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+        return 1
+    return 0
+
+
+def _parser(command: Callable) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"hf-unlearn {command.__name__}", description=command.__doc__)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _datasheet(method: type["Method"]) -> str:
+    """What a method is and what it takes, its defaults beside the paper's values."""
+    import dataclasses
+    import inspect
+
+    from .recipe import show, show_default
+
+    info, config_class = method.info, method.config_class
+    paper = config_class.paper() if hasattr(config_class, "paper") else None
+    lines = [f"{info.name}: {info.summary}", "", inspect.getdoc(method), ""]
+    rows = [("kind", info.kind), ("needs", ", ".join(info.needs)), ("applies to", ", ".join(info.applies_to))]
+    rows += [("cost", f"{info.cost:g} epochs of fine-tuning")]
+    if info.paper:
+        rows += [("paper", info.paper.title), ("", info.paper.url)]
+    lines += _columns(rows)
+
+    fields = [f for f in dataclasses.fields(config_class) if f.name != "arguments"]
+    lines += ["", f"Settings ({config_class.__name__}):" if fields else "No settings of its own."]
+    for f in fields:
+        default, papers = getattr(config_class(), f.name), paper and getattr(paper, f.name)
+        differs = f"; paper {show(papers)}" if paper and papers != default else ""
+        lines.append(f"  {f.name}: {show_default(f)}{differs}")
+        indent = " " * 6
+        lines += textwrap.wrap(f.metadata.get("help", ""), 110, initial_indent=indent, subsequent_indent=indent)
+
+    families = {family: method().arguments(family) for family in ("convolutional", "transformer")}
+    if paper:
+        families["paper"] = paper.arguments
+    names = list(dict.fromkeys(name for values in families.values() for name in values))
+    if names:
+        table = [("", *families)]
+        table += [
+            (name, *(show(values[name]) if name in values else "-" for values in families.values())) for name in names
+        ]
+        lines += ["", "Training arguments, unless you set them:", *("  " + line for line in _columns(table))]
+    if paper:
+        lines += ["", "Settings of the paper (preset: paper, or paper:SETTING):"]
+        lines += textwrap.indent(inspect.getdoc(config_class.paper) or "one", "  ").splitlines()
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""Every experiment, one after the other, and then the tables of README and docs. Takes hours on 2 cores."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXPERIMENTS = ("quickstart.py", "digits.py", "cifar10.py", "newsgroups.py", "tables.py")
+
+if __name__ == "__main__":
+    for name in EXPERIMENTS:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, str(Path(__file__).parent / name)], check=True)

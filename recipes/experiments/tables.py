@@ -1,0 +1,50 @@
+"""Writes the tables of README and docs from the committed results: `python recipes/experiments/tables.py`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a test holds every one of them against its JSON.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from hf_unlearn.methods import METHODS
+from hf_unlearn.report import table
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def _results(name: str) -> dict:
+    return json.loads((ROOT / "recipes/experiments/results" / f"{name}.json").read_text())["results"]
+
+
+def _methods() -> str:
+    lines = ["| method | what it does | needs | cost in epochs |", "|---|---|---|---|"]
+    for name, method in METHODS.items():
+        info = method.info
+        link = f"[`{name}`]({info.paper.url})" if info.paper else f"`{name}`"
+        lines.append(f"| {link} | {info.summary} | {', '.join(info.needs)} | {info.cost:g} |")
+    return "\n".join(lines)
+
+
+def render(name: str) -> str:
+    """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
+    if name == "methods":
+        return _methods()
+    file, _, setting = name.partition(".")
+    results = _results(file)
+    if setting:
+        rows = results[setting]
+        return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})
+    return "\n\n".join(f"**{model}**\n\n{table(rows)}" for model, rows in results.items())
+
+
+def updated(text: str) -> str:
+    """`text` with every table written anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{render(match[2])}\n{match[4]}", text)
+
+
+if __name__ == "__main__":
+    for document in DOCUMENTS:
+        document.write_text(updated(document.read_text()))

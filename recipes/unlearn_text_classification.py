@@ -1,0 +1,47 @@
+"""Unlearn from a text classifier.
+
+    python recipes/unlearn_text_classification.py --config recipes/lotus_bert_imdb.yaml --model you/your-model
+    accelerate launch --config_file recipes/accelerate_configs/multi_gpu.yaml \
+        recipes/unlearn_text_classification.py --config recipes/lotus_bert_imdb.yaml --model you/your-model
+
+It does what `hf-unlearn run` does, step by step, as a place to begin your own script. `hf-unlearn run --help` lists the
+settings; all can stand in the YAML file or on the command line.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from hf_unlearn import unlearn
+from hf_unlearn.cli import exit_code
+from hf_unlearn.recipe import load_data, load_model, parse, save_and_report
+
+
+def main(argv: Sequence[str]) -> None:
+    recipe, config, args = parse(argv)
+    recipe.task = "text-classification"
+
+    # The original, and the tokenizer that makes its inputs of the texts in the dataset
+    model, tokenizer = load_model(recipe)
+
+    # The rows that have to go, the other rows of the training split, and texts that the model was never trained on
+    data = load_data(recipe, args, model)
+
+    result = unlearn(
+        model,
+        forget=data["forget"],
+        retain=data["retain"],
+        unseen=data["unseen"],
+        test=data["test"],
+        method=config,
+        args=args,
+        processing_class=tokenizer,
+        base_model=recipe.base_model,
+        overlap=recipe.overlap,
+        resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
+    )
+    save_and_report(result)
+    result.trainer.end()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -1,0 +1,417 @@
+"""Every mistake is refused in one sentence, before the first step, and leaves nothing behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments, ViTConfig, ViTModel
+
+from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn.methods import LotusConfig, RandomLabelConfig
+from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
+from tests.tiny import tiny_bert, tiny_image_processor, tiny_llama_lm, tiny_resnet, tiny_tokenizer, tiny_vit
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+
+
+def refused(folder: Path, message: str, model=None, args: dict | None = None, **changes) -> None:
+    """The call is refused in one sentence that holds `message`; model and disk are as they were."""
+    model = tiny_vit() if model is None else model
+    before = weights(model)
+    with pytest.raises(UnlearningError, match=message) as caught:
+        unlearn(model, **{**request(), **changes, "args": arguments(folder, **(args or {}))})
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith(".") and len(text) < 400, text
+    assert same_bits(before, weights(model)) and files(folder) == []
+
+
+def labelled(labels, make=images) -> datasets.Dataset:
+    data = make(len(labels), seed=7).remove_columns("label").with_format(None)
+    return data.add_column("label", labels)
+
+
+class TestData:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"forget": None}, r"lotus needs the samples to forget \(forget=\), which was not given"),
+            ({"retain": None}, r"lotus needs samples to keep \(retain=\), which was not given"),
+            ({"unseen": None}, r"lotus needs samples the model was never trained on \(unseen=\), which was not given"),
+            (
+                {"method": "retrain"},
+                r"retrain needs what the original was trained from \(base_model=: a Hub id, a mod",
+            ),
+            ({"forget": images(4).select([])}, "The forget set is empty; expected at least one sample"),
+            ({"retain": images(4).select([])}, "The retain set is empty"),
+            ({"unseen": images(4).select([])}, "The unseen set is empty"),
+            ({"test": images(4).select([])}, "The test set is empty"),
+            (
+                {"forget": datasets.DatasetDict(a=images(4), b=images(2))},
+                "forget is a DatasetDict with a, b; pass one",
+            ),
+            (
+                {"retain": datasets.DatasetDict(train=images(4))},
+                "retain is a DatasetDict with train; pass one of them",
+            ),
+            ({"forget": images(4).to_iterable_dataset()}, "forget is a stream; only the retained set may be one"),
+            ({"unseen": images(4).to_iterable_dataset()}, "unseen is a stream; only the retained set may be one"),
+            ({"retain": images(4).to_iterable_dataset()}, "retained set is a stream; say how many .* retain_size="),
+            ({"forget": 3}, r"forget is a int; expected a datasets.Dataset or a torch Dataset of dicts"),
+            ({"forget": [(1, 2)]}, "row of forget is a tuple; expected a dict such as"),
+            ({"forget": images(4).rename_column("label", "kind")}, "no label column .*Name yours with label_column="),
+            (
+                {"retain": pictures(4)},
+                "retain has the columns image, label, and forget has pixel_values, label; expected",
+            ),
+            ({"retain": images(8, seed=1)}, '8 of the 8 forget samples stand in retain too .*pass overlap="allow"'),
+            ({"overlap": "ignore"}, 'overlap is \'ignore\'; expected "error" or "allow"'),
+        ],
+        ids=lambda value: value[:40] if isinstance(value, str) else "",
+    )
+    def test_sets(self, tmp_path, changes, message):
+        refused(tmp_path / "out", message, **changes)
+
+    @pytest.mark.parametrize("which", ["forget", "retain", "unseen", "test"])
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            ([0, None, 1], r"1 of the 3 samples of {} have labels the model does not have \(row 1: no label\)"),
+            ([0, 1, -1, -1], r"2 of the 4 samples of {} .*\(row 2: no label\); expected 0 to 3"),
+            (
+                [0, 4],
+                r"1 of the 2 samples of {} .*\(row 1: label 4\); expected 0 to 3, the classes of the model's head",
+            ),
+            (["cat", "dog"], r"labels of {} are text \('cat', ...\).*model.config.label2id"),
+            ([[0, 1], [1, 1]], r"labels of {} are not one class number a sample \(\[0, 1\]\)"),
+        ],
+    )
+    def test_labels(self, tmp_path, which, labels, message):
+        refused(tmp_path / "out", message.format(which), **{which: labelled(labels)})
+
+    def test_unreadable_image(self, tmp_path):
+        broken = pictures(6).cast_column("image", datasets.Image(decode=False))
+        broken = broken.map(lambda row, i: {"image": row["image"] if i != 4 else {"bytes": b"x"}}, with_indices=True)
+        broken = broken.cast_column("image", datasets.Image())
+        data = request(pictures) | {"processing_class": tiny_image_processor()}
+        for which in ("forget", "retain", "unseen"):
+            refused(tmp_path / "out", f"Row 4 of {which} cannot be read", **(data | {which: broken}))
+            with pytest.raises(UnlearningError, match=f"Row 4 of {which} cannot be read"):
+                args = arguments(tmp_path / "unchecked")
+                unlearn(tiny_vit(), **(data | {which: broken}), overlap="allow", args=args)
+
+    def test_raw_columns_without_a_processing_class(self, tmp_path):
+        refused(tmp_path / "out", "raw columns .image. but there is no processing class", **request(pictures))
+        texts = request(sentences)
+        refused(tmp_path / "out", "raw columns .text. but there is no processing class", tiny_bert(), **texts)
+
+
+class TestModel:
+    def test_language_model(self, tmp_path):
+        message = "lotus works on image-classification and text-classification, and this model is for causal-lm"
+        data = request(sentences) | {"processing_class": tiny_tokenizer()}
+        refused(tmp_path / "out", message, tiny_llama_lm(), **data)
+
+    def test_no_head(self, tmp_path):
+        refused(tmp_path / "out", "ViTModel has no head that can be unlearned", ViTModel(ViTConfig(hidden_size=12)))
+
+    def test_regression_and_multi_label(self, tmp_path):
+        refused(tmp_path / "out", "num_labels=1, which transformers treats as regression", tiny_vit(num_labels=1))
+        model = tiny_vit()
+        model.config.problem_type = "multi_label_classification"
+        refused(tmp_path / "out", "problem_type='multi_label_classification', and .* single-label", model)
+
+    def test_no_such_folder(self, tmp_path):
+        with pytest.raises(UnlearningError, match="neither an existing folder nor a Hub id"):
+            unlearn(str(tmp_path / "no" / "model"), **request(), args=arguments(tmp_path / "out"))
+        assert files(tmp_path) == []
+
+    def test_adapters(self, tmp_path):
+        lora = LoraConfig(target_modules=["q_proj"])
+        model = get_peft_model(tiny_vit(), lora)
+        refused(tmp_path / "out", "model is a PeftModel and peft_config is not given: pass one", model)
+        full = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
+        refused(
+            tmp_path / "out", r"modules_to_save=\['classifier'\], which would be trained in full", peft_config=full
+        )
+        again = get_peft_model(tiny_vit(), lora, adapter_name="unlearn")
+        refused(tmp_path / "out", "already carries an adapter named 'unlearn'.*merge", again, peft_config=lora)
+
+
+class TestMethod:
+    @pytest.mark.parametrize(
+        ("name", "near"), [("lotos", "lotus"), ("retrian", "retrain"), ("finetuning", "finetune")]
+    )
+    def test_unknown(self, tmp_path, name, near):
+        refused(tmp_path / "out", f"no method '{name}'; did you mean '{near}'. The methods are lotus", method=name)
+
+    def test_unlike_any(self, tmp_path):
+        refused(tmp_path / "out", "no method 'xyz'; The methods are", method="xyz")
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: LotusConfig(alpha=-1), "lotus: alpha is -1; expected a positive number"),
+            (lambda: LotusConfig(retain_fraction=0), r"retain_fraction is 0; expected a share in \(0, 1\]"),
+            (lambda: LotusConfig(retain_fraction=1.1), "retain_fraction is 1.1; expected a share"),
+            (lambda: LotusConfig(stop_margin=-0.1), "stop_margin is -0.1; expected a margin of 0 or more"),
+            (lambda: LotusConfig(tau_max=0.5), "tau_max is 0.5; expected a temperature of at least 1"),
+            (lambda: LotusConfig(class_cure="pray"), "class_cure is 'pray'; expected mask, monotone, stop or none"),
+            (lambda: LotusConfig(cache_teacher="yes"), "cache_teacher is 'yes'; expected auto, always or never"),
+            (lambda: RandomLabelConfig(relabel="always"), "relabel is 'always'; expected once or epoch"),
+            (lambda: LotusConfig.from_dict({"alfa": 2}), "LotusConfig has no field 'alfa'; it has alpha, arguments"),
+        ],
+    )
+    def test_config(self, make, message):
+        with pytest.raises(UnlearningError, match=message):
+            make()
+
+    def test_cached_teacher_of_augmented_samples(self, tmp_path):
+        with pytest.raises(UnlearningError, match='cache_teacher is "always", but reading a sample twice'):
+            method = LotusConfig(cache_teacher="always")
+            unlearn(tiny_vit(), **request(), augment=abs, method=method, args=arguments(tmp_path / "out"))
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            ({"fp16": True}, "fp16 needs a GPU; use bf16=True"),
+            ({"auto_find_batch_size": True}, "auto_find_batch_size would change the schedule"),
+            ({"push_to_hub": True}, "push_to_hub=True would push checkpoints; push the result when the run is over"),
+            ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed is not supported; use DDP or FSDP2"),
+        ],
+    )
+    def test_refused(self, tmp_path, args, message):
+        if "fp16" in args and torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        refused(tmp_path / "out", message, args=args)
+
+    def test_plain_training_arguments(self, tmp_path):
+        with pytest.raises(UnlearningError, match="args is a TrainingArguments; expected UnlearningArguments"):
+            unlearn(tiny_vit(), **request(), args=TrainingArguments(str(tmp_path / "out"), report_to="none"))
+        assert files(tmp_path) == []
+
+    def test_resume_from_nothing(self, tmp_path):
+        trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path / "out"), **for_trainer(request()))
+        with pytest.raises(
+            UnlearningError, match="no complete checkpoint in .*out; start without resume_from_checkpoin"
+        ):
+            trainer.train(resume_from_checkpoint=True)
+        (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)
+        with pytest.raises(
+            UnlearningError, match="checkpoint-3 is not a complete checkpoint .no complete.json.; pass"
+        ):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+
+    def test_other_data_cannot_be_evaluated(self, tmp_path):
+        trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path / "out"), **for_trainer(request()))
+        with pytest.raises(UnlearningError, match=r"evaluate\(\) measures the trainer's own sets; use measure"):
+            trainer.evaluate(images(4))
+
+    def test_push_to_hub_of_the_trainer(self, tmp_path):
+        trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path / "out"), **for_trainer(request()))
+        with pytest.raises(UnlearningError, match="Save the model with save_model"):
+            trainer.push_to_hub()
+
+
+class TestDisk:
+    def test_output_folder_below_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        refused(tmp_path / "file" / "out", "output_dir .* cannot be written to .*file is not a writable folder")
+
+    def test_output_folder_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(UnlearningError, match="file is not a writable folder"):
+            unlearn(tiny_vit(), **request(), args=arguments(tmp_path / "file"))
+        assert (tmp_path / "file").read_text() == "x"
+
+    def test_too_little_room(self, tmp_path, monkeypatch):
+        usage = shutil._ntuple_diskusage(2**20, 2**20 - 2**10, 2**10)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        refused(tmp_path / "out", "out has 0 MiB free, and this run needs about .* MiB; free some space")
+
+    @pytest.mark.parametrize("save_strategy", ["no", "steps"])
+    def test_room_for_checkpoints_is_asked_for_only_with_checkpoints(self, tmp_path, monkeypatch, save_strategy):
+        model = tiny_vit()
+        free = int(2.5 * sum(p.numel() * p.element_size() for p in model.parameters()))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 0, free))
+        if save_strategy == "no":
+            unlearn(model, **request(), args=arguments(tmp_path / "out", max_steps=1))
+        else:
+            refused(tmp_path / "out", "MiB free", model, args={"save_strategy": "steps"})
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("broken", ["checkpoint", "result"])
+    def test_disk_full_while_saving(self, tmp_path, broken):
+        """Files cannot grow beyond a limit that falls in the middle of the run, in a process of its own."""
+        code = f"""
+            import json, resource, sys
+            from pathlib import Path
+            from transformers import TrainerCallback
+            from hf_unlearn import UnlearningError, UnlearningTrainer, models
+            from tests.samples import arguments, for_trainer, request, same_bits, weights
+            from tests.tiny import tiny_vit
+
+            class Full(TrainerCallback):
+                def on_step_begin(self, args, state, control, **kwargs):
+                    if state.global_step == 3 and "{broken}" == "checkpoint":
+                        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+            folder = Path({str(tmp_path / "out")!r})
+            args = arguments(folder, save_strategy="steps", save_steps=2, max_steps=5, save_total_limit=1)
+            data = for_trainer(request())
+            trainer = UnlearningTrainer(tiny_vit(), args, method="finetune", callbacks=[Full()], **data)
+            try:
+                trainer.train()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+                trainer.save_model(str(folder / "result"))
+                sys.exit("nothing was refused")
+            except UnlearningError as error:
+                print(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            trainer.save_model(str(folder / "again"))  # the model is still in memory
+            saved = models.load_model(str(folder / "again"))
+            assert same_bits(weights(saved), weights(trainer.model))
+            print(trainer._last_complete().name)
+            resumed = UnlearningTrainer(tiny_vit(), args, method="finetune", **data)
+            resumed.train(resume_from_checkpoint=True)
+            assert resumed.state.global_step == 5
+        """
+        done = run_python(code)
+        assert done.returncode == 0, done.stdout + done.stderr
+        message, newest = done.stdout.splitlines()[-2:]
+        assert "could not be written: the disk is full. The model is still in memory" in message
+        assert newest == {"checkpoint": "checkpoint-2", "result": "checkpoint-5"}[broken]
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    lines = code.splitlines()
+    indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+    code = "\n".join(line[indent:] for line in lines)
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root), **environment}
+    return subprocess.run([sys.executable, "-c", code], cwd=root, env=env, capture_output=True, text=True, timeout=120)
+
+
+class TestNotFinite:
+    def poisoned(self) -> datasets.Dataset:
+        return images(8, seed=1).map(lambda row: {"pixel_values": row["pixel_values"] * float("nan")})
+
+    def test_nan_inputs(self, tmp_path):
+        message = r"loss was NaN or infinite by step 1 \(learning rate 0.001\).*; the original model is untouched"
+        args = arguments(tmp_path / "out", logging_strategy="steps", logging_steps=1)
+        with pytest.raises(UnlearningError, match=message):
+            unlearn(tiny_vit(), **(request() | {"forget": self.poisoned()}), method="random_label", args=args)
+
+    @pytest.mark.parametrize("model", [tiny_vit, tiny_resnet])
+    def test_huge_learning_rate(self, tmp_path, model):
+        """Found within ten steps, although nothing is logged."""
+        args = arguments(tmp_path / "out", learning_rate=1e20, optim="sgd", max_steps=40)
+        with pytest.raises(
+            UnlearningError, match=r"by step \d \(.*1e\+20\). Lower learning_rate or set max_grad_norm"
+        ):
+            unlearn(model(), **request(), method="finetune", args=args)
+
+    def test_the_kept_original_is_whole(self, tmp_path):
+        model = tiny_vit()
+        before = weights(model)
+        args = arguments(tmp_path / "out", learning_rate=1e20, optim="sgd", max_steps=40)
+        trainer = UnlearningTrainer(model, args, method="finetune", **for_trainer(request()))
+        with pytest.raises(UnlearningError, match="the original model is untouched"):
+            trainer.train()
+        with trainer.original_model() as original:
+            assert same_bits(before, weights(original))
+
+    @pytest.mark.parametrize("at", ["a step that saves", "the last step"])
+    def test_no_poisoned_checkpoint(self, tmp_path, at):
+        """The step that ruins the weights still had a finite loss."""
+        saving = {"save_strategy": "steps", "save_steps": 1 if at == "a step that saves" else 10}
+        args = arguments(tmp_path / "out", max_steps=3, optim="sgd", **saving)
+
+        trainer = UnlearningTrainer(tiny_vit(), args, method="finetune", **for_trainer(request()))
+
+        def ruin(optimizer, *_):
+            if trainer.state.global_step == 2:
+                trainer.model.classifier.weight.data[0, 0] = float("nan")
+
+        trainer.create_optimizer()
+        trainer.optimizer.register_step_post_hook(ruin)
+        good = (
+            "checkpoint-2 is the newest good checkpoint" if at == "a step that saves" else "original model is untouch"
+        )
+        with pytest.raises(UnlearningError, match=f"weights are NaN or infinite after step 3 .*{good}"):
+            trainer.train()
+        saved = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))
+        assert saved == (["checkpoint-1", "checkpoint-2"] if at == "a step that saves" else [])
+
+
+class TestMissingFigures:
+    """A figure that cannot be had is None, with a reason; the run succeeds."""
+
+    def test_without_unseen_samples(self, tmp_path):
+        data = request() | {"unseen": None}
+        result = unlearn(tiny_vit(), **data, method="finetune", args=arguments(tmp_path))
+        for metrics in (result.metrics["before"], result.metrics["after"]):
+            assert metrics["forget_accuracy"] is not None and metrics["retain_accuracy"] is not None
+            for name in ("unseen_accuracy", "unseen_loss", "mia", "auc", "rf_jsd", "gap"):
+                assert metrics[name] is None
+        assert result.metrics["reasons"]["mia"] == "needs unseen samples"
+        assert "needs unseen samples" in result.summary()
+        result.save(tmp_path / "saved")
+        assert json.loads((tmp_path / "saved" / "metrics.json").read_text())["after"]["mia"] is None
+
+    def test_without_retained_samples_for_a_metric(self, tmp_path):
+        data = request() | {"retain": images(24, seed=5).to_iterable_dataset()}
+        args = arguments(tmp_path, retain_size=24, retain_eval_size=0)
+        result = unlearn(tiny_vit(), **data, method="finetune", args=args)
+        assert result.metrics["after"]["retain_accuracy"] is None
+        assert result.metrics["reasons"]["retain_accuracy"] == "no retain samples were given"
+
+    def test_a_class_absent_from_unseen(self, tmp_path):
+        data = request()
+        data["unseen"] = data["unseen"].filter(lambda row: int(row["label"]) != 2)
+        result = unlearn(tiny_vit(), **data, args=arguments(tmp_path))
+        after, reasons = result.metrics["after"], result.metrics["reasons"]
+        assert after["rf_jsd"] is None and reasons["rf_jsd"] == "no unseen sample of the forget classes [2]"
+        assert after["gap"] is None and reasons["gap"] == "some forget class has no unseen sample"
+        assert after["unseen_accuracy"] is not None and "unseen_accuracy" not in reasons
+
+    def test_class_request(self, tmp_path):
+        data = request()
+        data["forget"] = data["forget"].filter(lambda row: int(row["label"]) == 1)
+        data["retain"] = data["retain"].filter(lambda row: int(row["label"]) != 1)
+        result = unlearn(tiny_vit(), **data, method=LotusConfig(class_mode=True), args=arguments(tmp_path))
+        assert result.trainer.class_request
+        assert result.metrics["after"]["rf_jsd"] is None
+        assert result.metrics["reasons"]["rf_jsd"].startswith("a whole class is forgotten")
+        assert result.metrics["after"]["gap"] is not None
+
+    def test_evaluation_in_every_epoch_goes_on(self, tmp_path):
+        data = request() | {"unseen": None}
+        args = arguments(tmp_path, eval_strategy="epoch")
+        result = unlearn(tiny_vit(), **data, method="finetune", args=args)
+        evaluated = [entry for entry in result.trainer.state.log_history if "eval_runtime" in entry]
+        assert [entry["epoch"] for entry in evaluated] == [1, 2]
+        assert all("eval_mia" not in entry and "eval_retain_accuracy" in entry for entry in evaluated)
+
+    def test_the_best_checkpoint_needs_its_metric(self, tmp_path):
+        data = request() | {"unseen": None}
+        args = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        with pytest.raises(
+            UnlearningError, match="metric_for_best_model is gap, which cannot be had .*needs unseen samp"
+        ):
+            unlearn(tiny_vit(), **data, method="finetune", args=arguments(tmp_path / "out", **args))
+        args["metric_for_best_model"] = "retain_accuracy"
+        result = unlearn(tiny_vit(), **data, method="finetune", args=arguments(tmp_path / "other", **args))
+        assert result.trainer.state.best_metric == max(
+            entry["eval_retain_accuracy"] for entry in result.trainer.state.log_history if "eval_runtime" in entry
+        )
