@@ -177,7 +177,8 @@ def _datasheet(method: type["Method"]) -> str:
         indent = " " * 6
         lines += textwrap.wrap(f.metadata.get("help", ""), 110, initial_indent=indent, subsequent_indent=indent)
 
-    families = {family: method().arguments(family) for family in ("convolutional", "transformer")}
+    families = {"convolutional": method().arguments("convolutional")}
+    families["transformer, 768 wide"] = method().arguments("transformer", 768)
     if paper:
         families["paper"] = paper.arguments
     names = list(dict.fromkeys(name for values in families.values() for name in values))

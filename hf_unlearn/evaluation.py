@@ -112,7 +112,10 @@ class Evaluator:
             try:
                 statistics = functional.sample_statistics(logits, batch.labels)
             except ValueError:
-                row = indices[positions[(~logits.isfinite()).any(dim=-1).int().argmax().item()]]
+                bad = (~logits.isfinite()).any(dim=-1)
+                if not bad.any():
+                    raise
+                row = indices[positions[bad.int().argmax().item()]]
                 raise UnlearningError(
                     f"The model's outputs for row {row} of {name} are NaN or infinite; check that sample, or run the "
                     "model in float32."

@@ -253,9 +253,7 @@ def save_model(
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), state_dict=state_dict)
         return
-    # Readers prefer one whole file, so the one of an earlier save would hide the shards of this one.
-    (folder / WEIGHTS).unlink(missing_ok=True)
-    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)  # of an earlier save: save_pretrained removes only its shards
     if not _is_timm(model.config):
         model.save_pretrained(folder, state_dict=state_dict)
         return
@@ -363,6 +361,12 @@ def _attends(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or (
         any(word in name for word in ATTENTION_NAMES) and not any(word in name for word in REWEIGHTING_NAMES)
     )
+
+
+def width(model: nn.Module) -> int:
+    """The number of features of a transformer's tokens."""
+    model = _base_model(model)
+    return model.timm_model.num_features if _is_timm(model.config) else getattr(model.config, "hidden_size", 768)
 
 
 def image_channels(model: nn.Module) -> int:

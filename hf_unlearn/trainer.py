@@ -167,7 +167,7 @@ class UnlearningTrainer(Trainer):
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
             model = self.adapter.model
-        defaults = {**self.method.arguments(models.architecture_family(model)), **self.method.config.arguments}
+        defaults = {**self.method.arguments(models.architecture_family(model), models.width(model)), **self.method.config.arguments}
         args = args.resolved(defaults)
         if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self._why_no_gap()):
             if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
@@ -344,11 +344,10 @@ class UnlearningTrainer(Trainer):
             what = "weights are NaN or infinite after"
         else:
             return
-        last = self._last_complete()
+        good = self._last_complete()
         raise UnlearningError(
             f"The {what} step {self.state.global_step} (learning rate {self.args.learning_rate:g}). Lower learning_rate "
-            "or set max_grad_norm; "
-            + (f"{last.name} is the newest good checkpoint." if last else f"the original is kept in {self._private}.")
+            f"or set max_grad_norm, and start again from {good.name if good else 'the original'}."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -456,6 +455,7 @@ class UnlearningTrainer(Trainer):
         forget, retain = used[used < n_forget], used[used >= n_forget] - n_forget
         n_retain = len(self.sources["retain"]) if "retain" in self.sources else 0
         path = self._private / "teacher"
+        _check_room(self.args, 4 * len(used) * self.num_labels)  # a full disk under a memory map kills the process
         table = TableTeacher(self.evaluator, self._forward_model, path, forget, retain, n_forget, n_retain)
         if len(forget):
             self._accuracies["forget"] = table.forget_accuracy
@@ -763,8 +763,6 @@ def _check_arguments(args: UnlearningArguments) -> None:
         )
     if args.push_to_hub:
         raise UnlearningError("push_to_hub=True would push checkpoints; push the result when the run is over.")
-    if args.deepspeed:
-        raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
     folder = Path(args.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
@@ -866,7 +864,10 @@ def _check_disk(model: nn.Module, args: UnlearningArguments) -> None:
     """Room for the original, the result and one checkpoint with two moments of the optimizer."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    needed = 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained)
+    _check_room(args, 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained))
+
+
+def _check_room(args: UnlearningArguments, needed: int) -> None:
     folder = Path(args.output_dir).absolute()
     free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
     if free < needed:
@@ -876,6 +877,10 @@ def _check_disk(model: nn.Module, args: UnlearningArguments) -> None:
         )
 
 
+# What safetensors says, and what torch.save says: its zip writer only notices that fewer bytes arrived than it wrote.
+_DISK_FULL = ("No space left", "File too large", "quota exceeded", "iostream", "inline_container", "StreamWriter")
+
+
 @contextmanager
 def _clear_write_errors(folder: str | Path) -> Iterator[None]:
     """A full disk, or a folder that cannot be written, in one sentence."""
@@ -883,12 +888,8 @@ def _clear_write_errors(folder: str | Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
         number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-            text in str(error) for text in ("No space left", "File too large", "quota exceeded")
-        )
-        if not (
-            full or isinstance(error, OSError) or "os error" in str(error).lower() or "file" in str(error).lower()
-        ):
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in _DISK_FULL)
+        if isinstance(error, RuntimeError) and not full:
             raise
         why = "the disk is full" if full else str(error)
         raise UnlearningError(

@@ -4,13 +4,12 @@ import functools
 import json
 import multiprocessing
 import os
-import random
-import shutil
 import signal
 import socket
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -21,9 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-from hf_unlearn import UnlearningArguments, UnlearningTrainer, models, trainer
+import hf_unlearn.trainer as trainer_module
+from hf_unlearn import models
+from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo
 from hf_unlearn.methods.finetune import cross_entropy
+from hf_unlearn.trainer import UnlearningTrainer
 from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 
 BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert}
@@ -105,7 +107,7 @@ class OwnDifference(Method):
     config_class = OwnConfig
 
     def arguments(self, family):
-        return {"learning_rate": 1e-2, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+        return {"learning_rate": 3e-3, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 
     def epochs(self, epochs):
         return ["paired"] * epochs
@@ -126,7 +128,7 @@ class OwnPhases(Method):
     config_class = OwnConfig
 
     def arguments(self, family):
-        return {"learning_rate": 1e-2, "optim": "sgd", "weight_decay": 0.0}
+        return {"learning_rate": 0.1, "optim": "sgd", "weight_decay": 0.0}
 
     def epochs(self, epochs):
         return ["forget", "retain"] * epochs
@@ -164,7 +166,7 @@ OWN = {
 
 
 def make_trainer(
-    method: str,
+    method: str | MethodConfig | Method,
     family: str,
     folder: str | Path,
     *,
@@ -176,6 +178,7 @@ def make_trainer(
     patience: int | None = None,
     callbacks: list[TrainerCallback] | None = None,
     model: PreTrainedModel | None = None,
+    data: dict | None = None,
     **arguments,
 ) -> UnlearningTrainer:
     """A trainer with the method's own defaults, but for what makes a run short, quiet and comparable."""
@@ -194,10 +197,10 @@ def make_trainer(
             gradient_accumulation_steps=accumulation,
             **settings,
         ),
-        method=OWN[method]() if method in OWN else method,
-        **{f"{name}_dataset": dataset for name, dataset in request(family).items()},
+        method=OWN[method]() if isinstance(method, str) and method in OWN else method,
+        **{f"{name}_dataset": dataset for name, dataset in (data or request(family)).items()},
         processing_class=tiny_tokenizer() if family == "bert" else None,
-        peft_config=LoraConfig(r=2, target_modules="all-linear") if lora else None,
+        peft_config=LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear") if lora else None,
         base_model=functools.partial(build, family, dtype, seed=1),
         callbacks=callbacks,
     )
@@ -210,12 +213,180 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor] | None = None) -> float:
     """‖a − b‖ / ‖b − start‖ over all weights together; without a start, ‖a − b‖ / ‖b‖."""
     assert a.keys() == b.keys()
+    names = [name for name, tensor in b.items() if tensor.is_floating_point()]
 
     def norm(x: dict[str, Tensor], y: dict[str, Tensor] | None) -> float:
-        return sum((x[k].double() - (y[k].double() if y else 0)).square().sum() for k in x).sqrt().item()
+        return sum((x[k].double() - (y[k].double() if y else 0)).square().sum() for k in names).sqrt().item()
 
     return norm(a, b) / norm(b, start)
 
 
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs that are killed, in processes of their own. They are forked off a server that has imported everything once.
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.runs"])
+
+
+class Result(NamedTuple):
+    weights: dict[str, Tensor]
+    first_step: int  # where the run began: 0, or at the step of a checkpoint
+    last_step: int
+    logs: list[dict]
+
+
+class Watch(TrainerCallback):
+    """Says on disk how far the run is, and slows it down."""
+
+    def __init__(self, folder: Path, pause: float):
+        self.folder, self.pause, self.first_step = folder, pause, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.first_step = state.global_step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        (self.folder / f"step-{state.global_step}").touch()
+        time.sleep(self.pause)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _KillBetweenBackwardAndStep(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            _die()
+
+
+def _kill(trainer: UnlearningTrainer, moment: str, step: int) -> None:
+    """Make this process kill itself at a moment of saving `checkpoint-step`, or in that step."""
+    name = f"checkpoint-{step}"
+
+    def half_written(path: Path) -> None:
+        os.truncate(path, path.stat().st_size // 2)
+        _die()
+
+    if moment == "step":
+        trainer.add_callback(_KillBetweenBackwardAndStep(step))
+    elif moment == "weights":
+        save_model = models.save_model
+
+        def save_half_of_the_model(model, folder, *args):
+            save_model(model, folder, *args)
+            if Path(folder).name == name:
+                half_written(next(Path(folder).rglob("*model.safetensors")))
+
+        models.save_model = save_half_of_the_model
+    elif moment == "optimizer":
+        save = torch.save
+
+        def save_half_of_the_optimizer(content, path, *args, **kwargs):
+            save(content, path, *args, **kwargs)
+            if Path(path).parent.name == name and Path(path).name == "optimizer.pt":
+                half_written(Path(path))
+
+        torch.save = save_half_of_the_optimizer
+    elif moment == "marker":
+        write = trainer_module._write_last
+        trainer_module._write_last = lambda path, content: _die() if path.parent.name == name else write(path, content)
+    elif moment == "rotation":
+
+        def remove_one_file(folder, **kwargs):
+            next(Path(folder).rglob("*model.safetensors")).unlink()
+            _die()
+
+        trainer_module.shutil.rmtree = remove_one_file
+    else:
+        raise ValueError(moment)
+
+
+def _run(
+    settings: dict, folder: Path, resume: bool | str, kill: tuple[str, int] | None, pause: float, rank: dict
+) -> None:
+    os.environ.update(rank)
+    torch.set_num_threads(1)
+    watch = Watch(folder, pause)
+    with open(folder / f"output-{rank.get('RANK', 0)}", "w", buffering=1) as output, redirect_stdout(output):
+        trainer = make_trainer(folder=folder / "run", callbacks=[watch], **settings)
+        if kill and trainer.is_world_process_zero():
+            _kill(trainer, *kill)
+        trainer.train(resume_from_checkpoint=resume)
+    if rank:
+        assert trainer.accelerator.num_processes == int(rank["WORLD_SIZE"])
+    if trainer.is_world_process_zero():
+        save_file(weights(trainer.model), folder / "result.safetensors")
+        about = {
+            "first_step": watch.first_step,
+            "last_step": trainer.state.global_step,
+            "logs": trainer.state.log_history,
+        }
+        (folder / "result.json").write_text(json.dumps(about))
+
+
+class Runs:
+    """Runs of the same settings in one folder, one after the other."""
+
+    def __init__(self, folder: Path, processes: int = 1, **settings):
+        self.folder, self.processes, self.settings = Path(folder), processes, settings
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, resume: bool | str = False, kill: tuple[str, int] | None = None, pause: float = 0.0) -> list:
+        for name in ("result.json", "result.safetensors"):
+            (self.folder / name).unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in range(self.processes):
+            group = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": self.processes,
+                "LOCAL_WORLD_SIZE": self.processes,
+            }
+            group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+            group = {key: str(value) for key, value in group.items()} if self.processes > 1 else {}
+            started.append(
+                _processes.Process(target=_run, args=(self.settings, self.folder, resume, kill, pause, group))
+            )
+            started[-1].start()
+        return started
+
+    def wait(self, processes: list) -> int:
+        """The exit code of the first process. As a launcher does, kill the others when it has died."""
+        processes[0].join(120)
+        for process in processes[1:]:
+            if processes[0].exitcode != 0:
+                process.kill()
+            process.join(120)
+        return processes[0].exitcode
+
+    def killed(self, moment: str, step: int, resume: bool | str = False) -> None:
+        assert self.wait(self.start(resume, kill=(moment, step))) == -signal.SIGKILL
+
+    def finish(self, resume: bool | str = False) -> Result:
+        assert self.wait(self.start(resume)) == 0, self.output
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        about = json.loads((self.folder / "result.json").read_text())
+        return Result(load_file(self.folder / "result.safetensors"), **about)
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output-0").read_text()
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(
+            (path.name for path in (self.folder / "run").glob("checkpoint-*")), key=lambda n: int(n.split("-")[1])
+        )

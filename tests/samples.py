@@ -1,5 +1,7 @@
 """Small data sets and short runs that several tests share."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,10 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
 from hf_unlearn import UnlearningArguments
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_vit
 
 torch.set_num_threads(1)
 
@@ -58,6 +61,35 @@ def arguments(folder: Path, **changes: Any) -> UnlearningArguments:
     quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     short = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
     return UnlearningArguments(output_dir=str(folder), **(quiet | short | changes))
+
+
+def learnt(flipped: bool = True) -> dict[str, datasets.Dataset]:
+    """A request whose forget and unseen samples have wrong labels, if flipped: only memory gets those right."""
+    data = request()
+    if flipped:
+        for name in ("forget", "unseen"):
+            data[name] = data[name].map(lambda row: {"label": (int(row["label"]) + 1) % 4})
+    return data
+
+
+def fitted(build: Callable = tiny_vit, flipped: bool = True) -> PreTrainedModel:
+    """A model that knows the forget and retained samples of `learnt` by heart."""
+    model = build()
+    model.load_state_dict(_fitted(build, flipped))
+    return model.eval()
+
+
+@functools.cache
+def _fitted(build: Callable, flipped: bool) -> dict[str, torch.Tensor]:
+    model, data = build(), learnt(flipped)
+    samples = datasets.concatenate_datasets([data["forget"], data["retain"]])
+    pixels, labels = samples["pixel_values"][:], samples["label"][:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(40):
+        torch.nn.functional.cross_entropy(model(pixel_values=pixels).logits, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -84,8 +84,11 @@ class Method:
     def __init__(self, config: MethodConfig | None = None):
         self.config = config if config is not None else self.config_class()
 
-    def arguments(self, family: str) -> dict[str, Any]:
-        """Training arguments that work without tuning, for a `convolutional` or a `transformer` model."""
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        """Training arguments that work without tuning, for a `convolutional` or a `transformer` model.
+
+        `width` is the number of features of a transformer's tokens; Adam's learning rate goes with its inverse.
+        """
         return {}
 
     @property

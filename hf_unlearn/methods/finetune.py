@@ -34,9 +34,9 @@ class Finetune(Method):
     )
     config_class = FinetuneConfig
 
-    def arguments(self, family: str) -> dict[str, Any]:
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 1e-3 if family == "convolutional" else 2e-4,
+            "learning_rate": 1e-3 if family == "convolutional" else 0.03 / width,
             "num_train_epochs": 10,
             "per_device_train_batch_size": 64,
             "weight_decay": 5e-4,

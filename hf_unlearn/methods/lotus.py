@@ -46,7 +46,7 @@ class LotusConfig(MethodConfig):
 
     alpha: float | None = field(
         default=None,
-        metadata={"help": "strength α of the temperature exp(α·(a_f − a_u)); default 8, or 32 in class mode"},
+        metadata={"help": "strength α of the temperature exp(α·(a_f − a_u)); default 2, or 32 in class mode"},
     )
     retain_fraction: float = field(default=0.3, metadata={"help": "share of the retained samples that is used"})
     class_mode: bool = field(
@@ -71,7 +71,7 @@ class LotusConfig(MethodConfig):
 
     def __post_init__(self):
         if self.alpha is None:
-            self.alpha = 32.0 if self.class_mode else 8.0
+            self.alpha = 32.0 if self.class_mode else 2.0
         self.check("alpha", self.alpha > 0, "a positive number")
         self.check("retain_fraction", 0 < self.retain_fraction <= 1, "a share in (0, 1]")
         self.check("stop_margin", self.stop_margin >= 0, "a margin of 0 or more")
@@ -125,9 +125,9 @@ class Lotus(Method):
     config_class = LotusConfig
     config: LotusConfig
 
-    def arguments(self, family: str) -> dict[str, Any]:
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 1e-3 if family == "convolutional" else 2e-4,
+            "learning_rate": 3e-4 if family == "convolutional" else 0.03 / width,
             "num_train_epochs": 10,
             "per_device_train_batch_size": 64,
             "weight_decay": 5e-4,

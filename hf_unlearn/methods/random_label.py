@@ -52,9 +52,9 @@ class RandomLabel(Method):
     )
     config_class = RandomLabelConfig
 
-    def arguments(self, family: str) -> dict[str, Any]:
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 3e-4 if family == "convolutional" else 1e-4,
+            "learning_rate": 3e-4 if family == "convolutional" else 0.01 / width,
             "num_train_epochs": 5,
             "per_device_train_batch_size": 64,
             "weight_decay": 5e-4,

@@ -26,8 +26,8 @@ class Retrain(Finetune):
     )
     config_class = RetrainConfig
 
-    def arguments(self, family: str) -> dict[str, Any]:
-        return super().arguments(family) | {"num_train_epochs": 30, "lr_scheduler_type": "cosine"}
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return super().arguments(family, width) | {"num_train_epochs": 30, "lr_scheduler_type": "cosine"}
 
     def prepare(self, context) -> None:
         context.start_from_base()

@@ -1,0 +1,327 @@
+"""Recipes from end to end: raw images and texts from files, through the command line and through `accelerate launch`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+from hf_unlearn import UnlearningError, cli, recipe
+from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
+
+ROOT = Path(__file__).parents[1]
+ANIMALS, MOODS = ["cat", "dog", "bird", "fish"], ["sad", "calm", "glad"]
+QUICK = ["num_train_epochs=1", "per_device_train_batch_size=8", "disable_tqdm=true", "save_strategy=no"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def named(model: PreTrainedModel, names: list[str]) -> PreTrainedModel:
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Saved models and what goes with them, in `vit` and `bert`."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, model, processing in (
+        ("vit", named(tiny_vit(), ANIMALS), tiny_image_processor()),
+        ("bert", named(tiny_bert(), MOODS), tiny_tokenizer()),
+    ):
+        model.save_pretrained(folder / name)
+        processing.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """PNG files of another size than the model's, in a folder for each class; 24 to train on, 16 unseen."""
+    folder, rng = tmp_path_factory.mktemp("data") / "images", np.random.default_rng(0)
+    for split, size in (("train", 24), ("test", 16)):
+        for i in range(size):
+            path = folder / split / ANIMALS[i % 4] / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> Path:
+    """A csv file for each split; the labels are words, every user wrote three rows, and some rows are flagged."""
+    folder, rng = tmp_path_factory.mktemp("data") / "texts", np.random.default_rng(0)
+    folder.mkdir()
+    for split, size in (("train", 24), ("validation", 12), ("test", 9)):
+        rows = [
+            {
+                "text": " ".join(rng.choice(WORDS, 12)),
+                "mood": MOODS[i % 3],
+                "user": f"u{i // 3}",
+                "flagged": i % 6 == 1,
+                "note": "no",
+            }
+            for i in range(size)
+        ]
+        datasets.Dataset.from_list(rows).to_csv(folder / f"{split}.csv")
+    return folder
+
+
+def load(*argv: str) -> dict[str, datasets.Dataset]:
+    settings, _, args = recipe.parse(argv)
+    model, _ = recipe.load_model(settings)
+    return recipe.load_data(settings, args, model)
+
+
+def hf_unlearn(*argv: str, folder: Path) -> str:
+    """What `hf-unlearn` prints, run as a program of its own in `folder`."""
+    return run([sys.executable, "-m", "hf_unlearn.cli", *argv], folder)
+
+
+def run(argv: list[str], folder: Path) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_result(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "unlearning_config.json", "metrics.json"} <= names
+    assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["before"]["forget_accuracy"] is not None and metrics["after"]["forget_accuracy"] is not None
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What has to go
+
+
+@pytest.fixture
+def text_recipe(models, texts) -> list[str]:
+    return [f"model={models / 'bert'}", f"dataset={texts}", "label_column=mood"]
+
+
+def test_forget_ids_are_rows(text_recipe, texts, tmp_path):
+    (tmp_path / "rows.txt").write_text("3\n\n 17 \n0\n3\n")
+    data = load(*text_recipe, f"forget_ids={tmp_path / 'rows.txt'}")
+    train = datasets.Dataset.from_csv(str(texts / "train.csv"))
+    assert data["forget"]["text"][:] == [train["text"][row] for row in (0, 3, 17)]
+    assert len(data["retain"]) == 21 and len(data["unseen"]) == 12 and data["test"] is None
+
+
+def test_forget_ids_are_values_of_a_column(text_recipe, tmp_path):
+    (tmp_path / "users.txt").write_text("﻿u2\nu5\n", encoding="utf-8")
+    data = load(*text_recipe, f"forget_ids={tmp_path / 'users.txt'}", "id_column=user")
+    assert data["forget"]["user"][:] == ["u2"] * 3 + ["u5"] * 3
+    assert not {"u2", "u5"} & set(data["retain"]["user"])
+
+
+def test_forget_where(text_recipe):
+    data = load(*text_recipe, "forget_where=flagged")
+    assert len(data["forget"]) == 4 and all(data["forget"]["flagged"]) and not any(data["retain"]["flagged"])
+
+
+def test_forget_labels_and_a_share_of_them(text_recipe):
+    for labels in ("glad", "2"):  # text in the file; the numbers are the model's
+        data = load(*text_recipe, f"forget_labels={labels}")
+        assert data["forget"]["mood"][:] == [2] * 8 and 2 not in data["retain"]["mood"][:]
+    data = load(*text_recipe, "forget_labels=glad,sad", "forget_fraction=0.25")
+    assert len(data["forget"]) == 4 and set(data["forget"]["mood"]) <= {0, 2}
+
+
+def test_forget_a_random_share_by_the_seed(text_recipe):
+    first, same, other = (load(*text_recipe, "forget_fraction=0.25", f"seed={seed}")["forget"] for seed in (1, 1, 2))
+    assert first["text"][:] == same["text"][:] != other["text"][:] and len(first) == 6
+
+
+def test_class_names_of_the_model_serve_for_numbers(models, tmp_path):
+    rows = [{"sentence": "a cat", "label": i % 3} for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    argv = [f"model={models / 'bert'}", f"dataset={tmp_path / 'train.jsonl'}", "method=finetune"]
+    data = load(*argv, "forget_labels=calm")
+    assert data["forget"]["label"][:] == [1, 1, 1] and data["unseen"] is None
+
+
+def test_splits_and_slices(text_recipe, texts, models):
+    data = load(*text_recipe, "forget_fraction=0.5", "unseen_split=test", "test_split=validation[:50%]")
+    assert (len(data["unseen"]), len(data["test"])) == (9, 6)
+    data = load(*text_recipe, "forget_fraction=0.5", "test_split=validation")
+    assert (len(data["unseen"]), len(data["test"])) == (9, 12)  # not measured on what steers
+    one_file = [text_recipe[0], f"dataset={texts / 'train.csv'}", text_recipe[2], "forget_fraction=0.5"]
+    data = load(*one_file, "train_split=train[:75%]", "unseen_split=train[75%:]")
+    assert [len(data[name]) for name in ("forget", "retain", "unseen")] == [9, 9, 6]
+    assert not set(data["unseen"]["text"]) & {*data["forget"]["text"], *data["retain"]["text"]}
+    with pytest.raises(
+        UnlearningError, match="lotus needs unseen samples, and the dataset .* has only the split train"
+    ):
+        load(*one_file)
+
+
+def test_a_dataset_saved_to_disk(models, tmp_path):
+    feature = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=MOODS)})
+    rows = [{"text": f"cat {i}", "label": i % 3} for i in range(12)]
+    split = datasets.Dataset.from_list(rows, features=feature)
+    datasets.DatasetDict(train=split, test=split).save_to_disk(tmp_path / "both")
+    split.save_to_disk(tmp_path / "one")
+    argv = [f"model={models / 'bert'}", "forget_labels=sad"]
+    data = load(*argv, f"dataset={tmp_path / 'both'}")
+    assert data["forget"]["label"][:] == [0] * 4 and len(data["unseen"]) == 12
+    data = load(*argv, f"dataset={tmp_path / 'one'}", "method=finetune")
+    assert len(data["retain"]) == 8 and data["unseen"] is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["forget_ids=FILE"], "FILE has the line 'u1'; expected row numbers, or id_column with the name"),
+        (["forget_ids=nowhere.txt"], "forget_ids is 'nowhere.txt', which cannot be read: No such file or directory"),
+        (["forget_ids=FILE", "id_column=usr"], "id_column is 'usr'; the dataset has text, mood, user, flagged, note"),
+        (["forget_ids=FILE", "id_column=user"], "1 of the 2 values in FILE are not in the column 'user' (the first one "),
+        (["forget_where=flag"], "There is no column 'flag'"),
+        (["forget_where=note"], "The column 'note' holds text ('no', ...); expected true or false"),
+        (["forget_labels=angry"], "There is no class named 'angry'"),
+        (["forget_fraction=2"], "fraction is 2.0; expected a share between 0 and 1"),
+        (["forget_fraction=0.5", "train_split=training"], "train_split is 'training'; the dataset has train, validation"),
+        (["forget_fraction=0.5", "unseen_split=test[x]"], "unseen_split is 'test[x]'; the dataset has train, validation"),
+        (["forget_fraction=0.5", "label_column=user"], "The label 'u0' in the column 'user' is no class of the model"),
+        (["forget_fraction=0.5", "dataset=FILE"], "dataset is the file 'FILE'; expected one of .csv, .json"),
+        (["forget_fraction=0.5", "dataset=/no/such"], "The dataset '/no/such' cannot be loaded: Couldn't find any data"),
+        (["forget_fraction=0.5", "model=/no/such"], "'/no/such' "),
+        (["forget_fraction=0.5", "task=image-classification"], "cannot be loaded: Unrecognized configuration class"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(text_recipe, tmp_path, settings, message):
+    file = tmp_path / "ids.txt"
+    file.write_text("u1\nu99\n")
+    with pytest.raises(UnlearningError) as caught:
+        load(*text_recipe, *(setting.replace("FILE", str(file)) for setting in settings))
+    assert message.replace("FILE", str(file)) in str(caught.value)
+
+
+def test_an_unreachable_hub_is_named(text_recipe, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UnlearningError, match="The dataset 'some/name' cannot be loaded: .*or give a local folder or"):
+        load(text_recipe[0], "dataset=some/name", "forget_fraction=0.5")
+
+
+def test_a_broken_file_is_named(text_recipe, tmp_path):
+    (tmp_path / "train.json").write_text("{not json")
+    with pytest.raises(UnlearningError, match="The dataset .*train.json' cannot be loaded: .*Check its files"):
+        load(text_recipe[0], f"dataset={tmp_path / 'train.json'}", "forget_fraction=0.5")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+@pytest.mark.slow
+def test_image_recipe(models, images, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {models / 'vit'}\ndataset: {images}\nforget_labels: dog\nclass_mode: true\noutput_dir: out\n"
+        "learning_rate: 1e-3\nmethod: lotus\n"
+    )
+    out = hf_unlearn("run", "recipe.yaml", *QUICK, folder=tmp_path)
+    assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
+    assert "| unlearned |" in out and out.endswith("Saved in out\n")
+    check_result(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "unlearning_config.json").read_text())
+    assert config["method"] == "lotus" and config["config"]["class_mode"] is True
+    assert config["training"]["learning_rate"] == 1e-3
+
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    original = AutoModelForImageClassification.from_pretrained(models / "vit")
+    assert model.config.id2label == dict(enumerate(ANIMALS))
+    assert any((a != b).any() for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    image = Image.open(next(images.glob("test/*/*.png")))
+    assert model(**processor(image, return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_text_recipe(models, texts, tmp_path):
+    (tmp_path / "users.txt").write_text("u1\nu4\n")
+    settings = [f"model={models / 'bert'}", f"dataset={texts}", "label_column=mood", "forget_ids=users.txt"]
+    out = hf_unlearn("run", *settings, "id_column=user", "output_dir=out", *QUICK, folder=tmp_path)
+    assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
+    check_result(tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model(**tokenizer("the cat sees a bird", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_two_processes_through_accelerate(models, images, tmp_path):
+    """Two processes do the same as one with twice the batch size."""
+    settings = [f"--model={models / 'vit'}", f"--dataset={images}", "--forget_fraction=0.25", "--num_train_epochs=1"]
+    settings += ["--disable_tqdm", "--save_strategy=no", "--use_cpu", "--stop_margin=1"]
+    settings += [
+        "--optim=sgd",
+        "--learning_rate=0.1",
+    ]  # Adam would make much of a gradient that is zero but for rounding
+    config = ROOT / "recipes" / "accelerate_configs" / "cpu_two_processes.yaml"
+    script = ROOT / "recipes" / "unlearn_image_classification.py"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--main_process_port", "0", str(script)]
+    out = run([*launch, *settings, "--per_device_train_batch_size=4", "--output_dir=two"], tmp_path)
+    assert out.count("processes: 2;") == 1 and out.count("Saved in two") == 1
+    check_result(tmp_path / "two")
+
+    assert cli.main(["run", *settings, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'one'}"]) == 0
+    one, two, original = (weights(folder) for folder in (tmp_path / "one", tmp_path / "two", models / "vit"))
+    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
+    assert max((one[name] - original[name]).abs().max() for name in one) > 1e-4
+
+
+@pytest.mark.slow
+def test_text_script_and_a_resumed_run(models, texts, tmp_path, capsys):
+    """A run that lost its last checkpoint and its result, and goes on from the one before, ends the same."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        from unlearn_text_classification import main
+    finally:
+        sys.path.remove(str(ROOT / "recipes"))
+    argv = [f"--model={models / 'bert'}", f"--dataset={texts}", "--label_column=mood", "--forget_where=flagged"]
+    argv += ["--num_train_epochs=3", "--per_device_train_batch_size=8", "--save_strategy=epoch", "--disable_tqdm"]
+    argv += ["--report_to=none", f"--output_dir={tmp_path / 'out'}"]
+    main(argv)
+    expected = weights(tmp_path / "out")
+    checkpoints = sorted(tmp_path.glob("out/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert len(checkpoints) == 3
+    shutil.rmtree(checkpoints[-1])
+    (tmp_path / "out" / "model.safetensors").unlink()
+    main([*argv, "--resume"])
+    resumed = weights(tmp_path / "out")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    check_result(tmp_path / "out")
+
+
+def test_nothing_is_measured_when_that_is_off(models, texts, tmp_path, capsys):
+    settings = [f"model={models / 'bert'}", f"dataset={texts}", "label_column=mood", "forget_where=flagged"]
+    settings += ["method=finetune", "measure=false", "max_steps=1", f"output_dir={tmp_path / 'out'}"]
+    assert cli.main(["run", *settings, *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "finetune: 4 forget and 20 retain samples" in out and "| unlearned |" not in out

@@ -1,0 +1,182 @@
+"""Batches of 8, of 2 × 4 accumulated, and of two processes × 4 give the same weights, metrics and logs."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hf_unlearn.methods import LotusConfig
+from tests.runs import TRAINED, distance, make_trainer, weights
+
+ROOT = Path(__file__).parents[1]
+METHODS = [*TRAINED, "own_difference", "own_phases"]
+
+
+class Run(NamedTuple):
+    weights: dict[str, torch.Tensor]
+    metrics: dict
+    logs: list[dict]
+    start: dict[str, torch.Tensor] | None = None  # the weights before the first step
+
+
+def case(method: str, family: str = "vit", dtype: str = "float64", **settings) -> dict:
+    return {
+        "method": method,
+        "family": family,
+        "dtype": dtype,
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+    } | settings
+
+
+class Start(TrainerCallback):
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.weights = weights(model)
+
+
+@functools.cache
+def _run(settings: str) -> Run:
+    start = Start()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(folder=folder, callbacks=[start], **json.loads(settings))
+        trainer.train()
+    return Run(weights(trainer.model), trainer.metrics, trainer.state.log_history, start.weights)
+
+
+def run(settings: dict, **layout: int) -> Run:
+    return _run(json.dumps(settings | layout))
+
+
+def check_same(found: Run, expected: Run, dtype: str) -> None:
+    # Attention is invariant to the bias of its keys. That bias has no gradient but the rounding noise, which Adam scales
+    # up to steps of full size where it is not small beside Adam's epsilon: in float32.
+    noise = [name for name in expected.weights if name.endswith(("key.bias", "k_proj.bias"))]
+    if dtype == "float64":
+        assert distance(found.weights, expected.weights) < 1e-10
+    a, b, start = (
+        {k: v for k, v in w.items() if k not in noise} for w in (found.weights, expected.weights, expected.start)
+    )
+    assert distance(b, start) > 1e-5  # they have moved
+    assert distance(a, b) < (1e-10 if dtype == "float64" else 1e-5)
+    assert distance(a, b, start) < (1e-10 if dtype == "float64" else 1e-4)
+
+    rounding = 0 if dtype == "float64" else 1e-5
+    for when in ("before", "after"):
+        assert found.metrics[when].keys() == expected.metrics[when].keys()
+        for name, value in expected.metrics[when].items():
+            assert found.metrics[when][name] == pytest.approx(value, abs=1e-6, rel=rounding), name
+    assert found.metrics["reasons"] == expected.metrics["reasons"]
+
+    assert len(found.logs) == len(expected.logs) > 4
+    for line, other in zip(found.logs, expected.logs, strict=True):
+        assert line.keys() == other.keys()
+        if "train_runtime" not in line:
+            assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation(method):
+    check_same(run(case(method), batch=4, accumulation=2), run(case(method)), "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, family, dtype",
+    [(m, f, d) for m in METHODS for f, d in (("resnet", "float64"), ("bert", "float64"), ("vit", "float32"))]
+    + [(m, f, "float32") for m in ("lotus", "own_difference") for f in ("resnet", "bert")],
+)
+def test_accumulation_everywhere(method, family, dtype):
+    settings = case(method, family, dtype)
+    check_same(run(settings, batch=4, accumulation=2), run(settings), dtype)
+    if method == "lotus" and dtype == "float64":  # some micro-batches of the last step are empty
+        check_same(run(settings, batch=1, accumulation=8), run(settings), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lotus", "own_difference"])
+def test_accumulation_with_an_adapter(method):
+    settings = case(method, lora=True)
+    start = run(settings).start
+    assert any("lora" in name for name in start)
+    found = run(settings, batch=4, accumulation=2)
+    check_same(found, run(settings), "float64")
+    for name, tensor in found.weights.items():
+        assert torch.equal(tensor, start[name]) == ("lora" not in name), name
+
+
+def test_the_schedule_has_every_kind_of_step():
+    """A last step with one sample, so that half of the micro-batches are padding; and epochs of every kind."""
+    kinds, sizes = set(), set()
+    for method in METHODS:
+        with tempfile.TemporaryDirectory() as folder:
+            schedule = make_trainer(method, "vit", folder).schedule
+        kinds |= set(schedule.epochs)
+        sizes |= {len(draws) for step in range(len(schedule)) for draws in schedule.step(step).values()}
+    assert kinds == {"mixed", "paired", "forget", "retain"}
+    assert sizes == {1, 8}
+
+
+def test_the_teacher_online_is_the_teacher_in_a_table(tmp_path):
+    trainers = []
+    for cache in ("always", "never"):
+        trainer = make_trainer(LotusConfig(cache_teacher=cache), "vit", tmp_path / cache, dtype="float64")
+        trainer.train()
+        trainers.append(trainer)
+    assert distance(*(weights(trainer.model) for trainer in trainers)) < 1e-10
+    assert [(tmp_path / cache / "_unlearn" / "teacher-0").exists() for cache in ("always", "never")] == [True, False]
+
+
+def test_a_second_run_in_the_same_process(tmp_path):
+    """Nothing of a first run, here stopped between two micro-batches, is left for a second one."""
+
+    class Stop(TrainerCallback):
+        def on_substep_end(self, *args, **kwargs):
+            raise RuntimeError("stop")
+
+    for method in ("own_difference", "own_phases"):
+        with pytest.raises(RuntimeError, match="stop"):
+            make_trainer(method, "vit", tmp_path / "a", batch=4, accumulation=2, callbacks=[Stop()]).train()
+        check_same(run(case(method), batch=4, accumulation=2), run(case(method)), "float64")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes, one launch: every method on one family, and one or two of them on all that is different
+
+TWO_PROCESSES = {method: case(method) for method in METHODS} | {
+    "resnet": case("lotus", "resnet"),
+    "bert": case("lotus", "bert"),
+    "bert-float32": case("random_label", "bert", "float32"),
+    "bert-gradient": case("own_difference", "bert"),
+    "resnet-float32-gradient": case("own_difference", "resnet", "float32"),
+    "adapter": case("lotus", lora=True),
+}
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in TWO_PROCESSES.items()}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = ROOT / "tests" / "distributed" / "trajectories.py"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*launch, script, folder], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO_PROCESSES)
+def test_two_processes(name, two_processes):
+    about = json.loads((two_processes / f"{name}.json").read_text())
+    assert about["world_size"] == 2
+    found = Run(load_file(two_processes / f"{name}.safetensors"), about["metrics"], about["logs"])
+    check_same(found, run(TWO_PROCESSES[name]), TWO_PROCESSES[name]["dtype"])
