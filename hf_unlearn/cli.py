@@ -60,20 +60,20 @@ def methods(argv: Sequence[str]) -> None:
 
 
 def quickstart(argv: Sequence[str]) -> None:
-    """a whole unlearning on a small dataset, in a minute and without a download"""
+    """unlearn two small models on embedded data, and compare with retraining"""
     parser = _parser(quickstart)
-    parser.add_argument("--output", metavar="DIR", default="unlearned-quickstart", help="where the result goes")
+    parser.add_argument("--output", metavar="DIR", default="quickstart", help="where the models go")
     options = parser.parse_args(argv)
     from . import quickstart as module
 
     module.main(options.output)
 
 
-def benchmark(argv: Sequence[str]) -> None:
-    """compare methods on the same request"""
+def benchmark(argv: Sequence[str]) -> int:
+    """measure what unlearning costs in time and memory, beside plain fine-tuning"""
     from . import benchmark as module
 
-    module.main(argv)
+    return module.main(argv)
 
 
 def env(argv: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ def env(argv: Sequence[str]) -> None:
         print(f"- {name}: {version}")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "quickstart": quickstart,
     "run": run,
     "methods": methods,
@@ -127,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def exit_code(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Run `command`; what the user can mend is printed as one sentence, once for all processes, without a traceback."""
     try:
-        command(argv)
+        return command(argv) or 0
     except UnlearningError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
@@ -140,7 +140,6 @@ def exit_code(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> 
     except BrokenPipeError:  # `hf-unlearn methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
         return 1
-    return 0
 
 
 def _parser(command: Callable) -> argparse.ArgumentParser:

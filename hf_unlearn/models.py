@@ -455,8 +455,6 @@ def _mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) ->
         config.model_args.pop("num_classes", None)
     if num_labels is not None and num_labels != config.num_labels:
         config.num_labels = num_labels
-        if hasattr(config, "label_names"):
-            del config.label_names
     if config.num_labels == 0:
         raise UnlearningError(f"{name!r} is a backbone without a head: pass num_labels= for a fresh one.")
 
@@ -474,6 +472,8 @@ def _timm_readable(config: dict[str, Any], model: PreTrainedModel) -> dict[str, 
     """The config.json of a TimmWrapper as timm can read it too."""
     if config.get("model_args") is None:
         config.pop("model_args", None)  # timm takes null for a dictionary
+    # The names that the file had when it was loaded would otherwise win over those that the model has now.
+    config["label_names"] = list(model.config.id2label.values())
     if "pretrained_cfg" not in config:
         config["pretrained_cfg"] = {
             key: model.timm_model.pretrained_cfg[key]

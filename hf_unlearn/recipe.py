@@ -198,7 +198,7 @@ def parse(
 
 def method_of(settings: dict[str, Setting]) -> type[Method]:
     """The method that the settings name."""
-    return get_method(_typed("method", settings.get("method", Setting("lotus", "")), str))
+    return get_method(_typed("method", settings.get("method", Setting(RecipeArguments.method, "by default")), str))
 
 
 def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> MethodConfig:
@@ -209,10 +209,11 @@ def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> M
     if name != "paper" or paper is None:
         expected = "default, paper or paper:SETTING" if paper else f"default, all that {method.info.name} has"
         raise UnlearningError(f"preset is {preset!r}; expected {expected}.")
+    arguments = [setting] if setting else []
     try:
-        inspect.signature(paper).bind(*([setting] if setting else []))
-        base = paper(*([setting] if setting else []))
-    except (TypeError, KeyError):
+        inspect.signature(paper).bind(*arguments)
+        base = paper(*arguments)
+    except (TypeError, KeyError):  # it takes no setting, or does not know this one
         raise UnlearningError(
             f"preset is {preset!r}, which {method.info.name} has no values for; `hf-unlearn methods {method.info.name}` "
             "names the settings of its paper."
@@ -329,7 +330,7 @@ def _expected(hint: Any) -> str:
 # Listing settings
 
 
-def help_text(method: str = "lotus") -> str:
+def help_text(method: str) -> str:
     """Every setting with its type, default and help, by the dataclass it belongs to."""
     config_class = get_method(method).config_class
     own = inspect.get_annotations(UnlearningArguments)

@@ -706,7 +706,7 @@ class _Flow(TrainerCallback):
     """Epochs, which the Trainer does not know of: the method's hooks, and what is due at the end of each."""
 
     def __init__(self, trainer: UnlearningTrainer):
-        self.trainer, self.done = trainer, -1
+        self.trainer, self.done, self.next_logs = trainer, -1, {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -719,6 +719,8 @@ class _Flow(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.trainer._accuracies = {}
+        self.trainer.pending_logs |= self.next_logs
+        self.next_logs = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, step = self.trainer, state.global_step
@@ -728,8 +730,10 @@ class _Flow(TrainerCallback):
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
+            due, trainer.pending_logs = trainer.pending_logs, {}
             if step < state.max_steps and trainer.method.on_epoch_begin(trainer.schedule.epoch(step)) is False:
                 control.should_training_stop = True
+            self.next_logs, trainer.pending_logs = trainer.pending_logs, due  # of the next epoch, not of this one
         if trainer.interrupted():
             self.done = (
                 step  # only save: an evaluation in the middle of an epoch could change what the best checkpoint is

@@ -373,6 +373,9 @@ def test_the_names_of_classes_survive(tmp_path):
         assert five.config.id2label[3] == "LABEL_3"
         save_model(five, tmp_path / "five")
         assert load_model(tmp_path / "five").config.id2label == {index: f"LABEL_{index}" for index in range(5)}
+        five.config.id2label = dict(enumerate("abcde"))
+        save_model(five, tmp_path / "five")
+        assert load_model(tmp_path / "five").config.id2label == dict(enumerate("abcde"))
 
 
 # Weights back into a live model

@@ -86,11 +86,21 @@ def _between(result: Any, models: list[PreTrainedModel]) -> float:
 
 
 def _mean(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
-    return {key: None if any(row[key] is None for row in rows) else float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return {
+        key: None if any(row[key] is None for row in rows) else float(np.mean([row[key] for row in rows]))
+        for key in rows[0]
+    }
 
 
 def _std(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
-    return {key: None if any(row[key] is None for row in rows) else float(np.std([row[key] for row in rows], ddof=1)) if len(rows) > 1 else None for key in rows[0]}
+    return {
+        key: None
+        if any(row[key] is None for row in rows)
+        else float(np.std([row[key] for row in rows], ddof=1))
+        if len(rows) > 1
+        else None
+        for key in rows[0]
+    }
 
 
 def record(name: str, results: Any) -> None:
