@@ -1,10 +1,13 @@
 """Unlearning inside a PEFT adapter: ours is stacked on what the model brings, and everything else is frozen."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .errors import UnlearningError
@@ -21,9 +24,7 @@ class Adapter:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The original: without our adapter, with those that it came with."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        layers = tuner_layers(self.model)
         active = [list(layer.active_adapters) for layer in layers]
         # Not `set_adapter`: it would also change which parameters are trained.
         for layer, names in zip(layers, active, strict=True):
@@ -36,19 +37,26 @@ class Adapter:
 
 
 def is_adapted(model: nn.Module) -> bool:
-    from peft import PeftModel
-
     return isinstance(model, PeftModel)
+
+
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def attach(model: nn.Module, peft_config: Any) -> Adapter:
     """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
-    from peft import get_peft_model
-
     if peft_config is None:
         raise UnlearningError(
             "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
             "own, or pass model.merge_and_unload() to unlearn in the weights themselves."
+        )
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types
+    if getattr(peft_config, "bias", "none") != "none":
+        raise UnlearningError(
+            f"peft_config has bias={peft_config.bias!r}, which trains biases of the model itself; expected an adapter only. "
+            'Use bias="none", or lora_bias=True.'
         )
     if getattr(peft_config, "modules_to_save", None):
         raise UnlearningError(
@@ -62,9 +70,19 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             f"The model already carries an adapter named {NAME!r} of an earlier request: merge it first, with "
             "model.merge_and_unload()."
         )
-    own = list(model.active_adapters)
-    model.add_adapter(NAME, peft_config)
-    model.base_model.set_adapter([*own, NAME])
+    if peft_config.peft_type != model.peft_type:
+        raise UnlearningError(
+            f"The model has an adapter of type {model.peft_type.value} and peft_config is of type "
+            f"{peft_config.peft_type.value}; expected the same type, or a model without adapter (merge_and_unload())."
+        )
+    active = [*model.active_adapters, NAME]
+    PeftModel.add_adapter(model, NAME, peft_config)  # not the one of a subclass, which may train a copy of the head
+    # Not `model.set_adapter`: where the model's own adapter has a head, it accepts no second adapter.
+    for layer in tuner_layers(model):
+        if layer.merged:
+            layer.unmerge()
+        layer.set_adapter(active)
+    model.base_model.active_adapter = active
     for name, parameter in model.named_parameters():
         parameter.requires_grad = f".{NAME}." in name  # set_adapter made its own adapter trainable again
     return Adapter(model)

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from .arguments import UnlearningArguments
+from .errors import UnlearningError
 from .evaluation import figures
 from .methods import Method, MethodConfig
 from .metrics import avg_gap, tow
@@ -42,11 +43,13 @@ class UnlearningResult:
         trainer = self.trainer
         retrained = retrained.to(trainer.args.device)
         reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.class_request)
-        rows = {"original": self.metrics["before"], "unlearned": self.metrics["after"], "retrained": reference}
-        with trainer.original_model() as original:
-            models = {"original": original, "unlearned": self.model, "retrained": retrained}
-            forget = trainer.indices["forget"]
-            distances = {name: trainer.evaluator.compare(model, retrained, *forget) for name, model in models.items()}
+        before, after = self._measured()
+        rows = {"original": before, "unlearned": after, "retrained": reference}
+        forget = trainer.indices["forget"]
+        with trainer.original_model() as original:  # under an adapter this is `self.model`, with the adapter off
+            distances = {"original": trainer.evaluator.compare(original, retrained, *forget)}
+        for name, model in (("unlearned", self.model), ("retrained", retrained)):
+            distances[name] = trainer.evaluator.compare(model, retrained, *forget)
         for name, row in rows.items():
             rows[name] = row | distances[name] | {"avg_gap": None, "tow": None}
             if all(reference[key] is not None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
@@ -55,9 +58,15 @@ class UnlearningResult:
 
     def summary(self) -> str:
         """The figures before and after, as text."""
-        lines = [table({"original": self.metrics["before"], "unlearned": self.metrics["after"]})]
+        before, after = self._measured()
+        lines = [table({"original": before, "unlearned": after})]
         lines += [f"{name}: {why}" for name, why in self.metrics["reasons"].items()]
         return "\n".join(lines)
+
+    def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        if not self.metrics:
+            raise UnlearningError("Nothing was measured, because of measure=False; run again without it.")
+        return self.metrics["before"], self.metrics["after"]
 
     def save(self, path: str | Path) -> Path:
         """Write the model, its processing class, `unlearning_config.json` and `metrics.json` to a folder."""

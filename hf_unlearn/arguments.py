@@ -5,6 +5,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -69,6 +70,8 @@ class UnlearningArguments(TrainingArguments):
         if self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "gap", False
         self.remove_unused_columns = False
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise each process of a distributed launch takes itself for the only one
         super().__post_init__()
 
     def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":

@@ -9,10 +9,12 @@ followed each other.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -46,19 +48,19 @@ from .methods import LotusConfig
 from .trainer import UnlearningTrainer
 
 FORGET, RETAIN = 0.1, 0.3  # shares: of all samples that are forgotten, of the retained ones that LoTUS uses
-TURN = 3  # steps in a row; the first turn of every loop warms up
+TURN = 3  # steps in a row
 TEXT_LENGTH, VOCABULARY = 64, 30_522
 WANTED = {"step, cached teacher": 1.05, "step, online teacher": 1.4, "whole run": 1.2}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 COLUMNS = ("model", "measured", "plain", "LoTUS", "ratio", "min", "max", "wanted", "met")
 
 
-def resnet18(image_size: int, classes: int = 10) -> PreTrainedModel:
-    """timm's ResNet-18, 11 million parameters."""
+def resnet18(image_size: int, classes: int) -> PreTrainedModel:
+    """timm's ResNet-18."""
     return TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=classes))
 
 
-def vit(image_size: int, classes: int = 10) -> PreTrainedModel:
+def vit(image_size: int, classes: int) -> PreTrainedModel:
     """The width and depth of ViT-Tiny, on 16 patches."""
     size = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
     return ViTForImageClassification(
@@ -66,8 +68,8 @@ def vit(image_size: int, classes: int = 10) -> PreTrainedModel:
     )
 
 
-def bert(image_size: int, classes: int = 10, layers: int = 4, width: int = 128) -> PreTrainedModel:
-    """A small BERT on texts of 64 tokens; it ignores the image size."""
+def bert(image_size: int, classes: int, layers: int = 4, width: int = 128) -> PreTrainedModel:
+    """A small BERT."""
     size = {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -77,20 +79,25 @@ def bert(image_size: int, classes: int = 10, layers: int = 4, width: int = 128) 
     return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=classes, **size))
 
 
-MODELS: dict[str, Callable[..., PreTrainedModel]] = {"resnet18": resnet18, "vit": vit, "bert": bert}
+MODELS: dict[str, Callable[[int, int], PreTrainedModel]] = {"resnet18": resnet18, "vit": vit, "bert": bert}
+
+
+def build(name: str, image_size: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MODELS[name](image_size, 10)
 
 
 class RandomSamples(Dataset):
     """Dicts of ready tensors, so that reading a sample costs the same for everyone."""
 
-    def __init__(self, n: int, input_name: str, image_size: int = 32, classes: int = 10, seed: int = 0):
+    def __init__(self, n: int, model: PreTrainedModel, image_size: int, seed: int):
         generator = torch.Generator().manual_seed(seed)
-        if input_name == "pixel_values":
-            self.columns = {input_name: torch.randn(n, 3, image_size, image_size, generator=generator)}
+        if model.main_input_name == "pixel_values":
+            self.columns = {"pixel_values": torch.randn(n, 3, image_size, image_size, generator=generator)}
         else:
             ids = torch.randint(VOCABULARY, (n, TEXT_LENGTH), generator=generator)
-            self.columns = {input_name: ids, "attention_mask": torch.ones_like(ids)}
-        self.columns["labels"] = torch.randint(classes, (n,), generator=generator)
+            self.columns = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.columns["labels"] = torch.randint(model.config.num_labels, (n,), generator=generator)
 
     def __len__(self) -> int:
         return len(self.columns["labels"])
@@ -99,15 +106,11 @@ class RandomSamples(Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
-def random_data(model: PreTrainedModel, used: int, image_size: int = 32) -> dict[str, Dataset]:
+def random_data(model: PreTrainedModel, used: int, image_size: int) -> dict[str, Dataset]:
     """Forget, retained and unseen samples, of which LoTUS trains on `used` in an epoch."""
     forget = round(used * FORGET / (FORGET + RETAIN * (1 - FORGET)))
-    sizes = {"forget": forget, "retain": round((used - forget) / RETAIN), "unseen": forget}
-    classes = model.config.num_labels
-    return {
-        name: RandomSamples(n, model.main_input_name, image_size, classes, seed)
-        for seed, (name, n) in enumerate(sizes.items())
-    }
+    sizes = {"forget": forget, "retain": math.ceil((used - forget) / RETAIN), "unseen": forget}
+    return {name: RandomSamples(n, model, image_size, seed) for seed, (name, n) in enumerate(sizes.items())}
 
 
 def make_trainer(
@@ -115,7 +118,7 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of one side: `plain`, or LoTUS with a `cached` or an `online` teacher.
 
-    All of them have the same samples, optimizer and BatchNorm in training mode, and neither clip nor save nor measure.
+    All have the same samples and optimizer and BatchNorm in training mode; none of them clips, saves or measures.
     """
     shared = {
         "output_dir": folder,
@@ -126,7 +129,6 @@ def make_trainer(
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "save_strategy": "no",
-        "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
@@ -134,15 +136,12 @@ def make_trainer(
         retained = Subset(data["retain"], range(int(RETAIN * len(data["retain"]))))
         trainer = Trainer(model, TrainingArguments(**shared), train_dataset=ConcatDataset([data["forget"], retained]))
     else:
-        method = LotusConfig(
-            retain_fraction=RETAIN,
-            cache_teacher={"cached": "always", "online": "never"}[side],
-            stop_margin=2.0,  # more than any accuracy can fall: all epochs are run
-        )
+        cache = {"cached": "always", "online": "never"}[side]
         trainer = UnlearningTrainer(
             model,
             UnlearningArguments(**shared, freeze_batchnorm=False, measure=False),
-            method=method,
+            # No accuracy can fall by more than this margin, so no run ends early.
+            method=LotusConfig(retain_fraction=RETAIN, cache_teacher=cache, stop_margin=2.0),
             **{f"{name}_dataset": dataset for name, dataset in data.items()},
         )
     trainer.remove_callback(PrinterCallback)
@@ -154,23 +153,23 @@ def make_trainer(
 
 
 class Lane(TrainerCallback):
-    """A training loop in a thread of its own that runs while it has the turn; `seconds` has the time of every step.
+    """A training loop in a thread of its own, which runs while it has the turn.
 
-    A step is timed from the end of the one before, so that reading its batch is part of it.
+    `seconds` has the time of every step, from the end of the one before, so that reading its batch is part of it.
     """
 
     def __init__(self, trainer: Trainer, now: Callable[[], float]):
-        self.now, self.seconds, self.error, self.closing = now, [], None, False
+        self.trainer, self.now, self.seconds, self.error, self.closing = trainer, now, [], None, False
         self.turn, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
         trainer.add_callback(self)
-        self.thread = threading.Thread(target=self._run, args=(trainer,), daemon=True)
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        self._join_turn()
+        self._wait()
 
     def take_turn(self) -> float:
         """Run `TURN` steps; their median time."""
         self.turn.release()
-        self._join_turn()
+        self._wait()
         return statistics.median(self.seconds[-TURN:])
 
     def close(self) -> None:
@@ -178,18 +177,17 @@ class Lane(TrainerCallback):
         self.turn.release()
         self.thread.join()
 
-    def _run(self, trainer: Trainer) -> None:
-        try:
-            trainer.train()
-        except Exception as error:
-            self.error = error
-        finally:
-            self.waiting.release()
-
-    def _join_turn(self) -> None:
+    def _wait(self) -> None:
         self.waiting.acquire()
         if self.error:
             raise self.error
+
+    def _run(self) -> None:
+        try:
+            self.trainer.train()
+        except Exception as error:
+            self.error = error
+        self.waiting.release()
 
     def _pause(self) -> None:
         self.waiting.release()
@@ -203,31 +201,26 @@ class Lane(TrainerCallback):
         end = self.now()
         self.seconds.append(end - self.start)
         self.start = end
-        if len(self.seconds) % TURN == 0:
+        if state.global_step % TURN == 0:
             self._pause()
         control.should_training_stop |= self.closing
 
 
 def compare_steps(
-    name: str, batch_size: int = 64, steps: int = 45, clock: str = "wall", image_size: int = 32
+    name: str, *, batch_size: int = 64, image_size: int = 32, steps: int = 45, clock: str = "wall"
 ) -> list[dict[str, Any]]:
-    """Times of a LoTUS step with a cached and with an online teacher, and of a second plain Trainer: the noise."""
+    """One row each for LoTUS's steps with a cached and an online teacher, and for a second plain Trainer: the noise."""
+    sides = {"cached": "step, cached teacher", "online": "step, online teacher", "again": "step, plain again (noise)"}
+    times, lanes = {side: [] for side in ("plain", *sides)}, {}
     turns = max(1, steps // TURN)
-    measured = {
-        "cached": "step, cached teacher",
-        "online": "step, online teacher",
-        "again": "step, plain again (noise)",
-    }
-    lanes, times = {}, {side: [] for side in ("plain", *measured)}
+    data = random_data(build(name, image_size), (turns + 1) * TURN * batch_size, image_size)
     with tempfile.TemporaryDirectory() as folder:
         try:
             for side in times:
-                model = _build(name, image_size)
-                data = random_data(model, (turns + 1) * TURN * batch_size, image_size)
                 kind = "plain" if side == "again" else side
-                trainer = make_trainer(kind, model, data, f"{folder}/{side}", batch_size)
-                lanes[side] = Lane(trainer, _synchronized(CLOCKS[clock]))
-                lanes[side].take_turn()
+                trainer = make_trainer(kind, build(name, image_size), data, f"{folder}/{side}", batch_size)
+                lanes[side] = Lane(trainer, _clock(clock))
+                lanes[side].take_turn()  # warms up
             for _ in range(turns):
                 for side, lane in lanes.items():
                     times[side].append(lane.take_turn())
@@ -236,49 +229,44 @@ def compare_steps(
                 lane.close()
     return [
         _row(name, what, times["plain"], times[side], steps=turns * TURN, batch_size=batch_size)
-        for side, what in measured.items()
+        for side, what in sides.items()
     ]
 
 
 def compare_runs(
     name: str,
+    *,
     batch_size: int = 64,
+    image_size: int = 32,
     epochs: int = 10,
     steps: int = 10,
     runs: int = 3,
     clock: str = "wall",
-    image_size: int = 32,
 ) -> dict[str, Any]:
-    """Time of whole runs of `epochs` epochs of `steps` steps, from the making of the trainer to the end of `train()`.
+    """A row for whole runs of `epochs` epochs of `steps` steps, from making the trainer to the end of `train()`.
 
     In LoTUS's are the checks of the data, keeping the original, the teacher's pass, and the forget accuracy before
     every epoch; measuring before and after is not.
     """
-    now, times = _synchronized(CLOCKS[clock]), {"plain": [], "cached": []}
+    now, times = _clock(clock), {"plain": [], "cached": []}
+    data = random_data(build(name, image_size), steps * batch_size, image_size)
     for _ in range(runs):
         for side in times:
-            model = _build(name, image_size)
-            data = random_data(model, steps * batch_size, image_size)
+            model = build(name, image_size)
             with tempfile.TemporaryDirectory() as folder:
                 start = now()
-                trainer = make_trainer(side, model, data, folder, batch_size, epochs)
-                trainer.train()
+                make_trainer(side, model, data, folder, batch_size, epochs).train()
                 times[side].append(now() - start)
-    return _row(name, "whole run", *times.values(), steps=trainer.state.global_step, batch_size=batch_size)
+    return _row(name, "whole run", times["plain"], times["cached"], steps=epochs * steps, batch_size=batch_size)
 
 
-def _build(name: str, image_size: int) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return MODELS[name](image_size)
-
-
-def _synchronized(clock: Callable[[], float]) -> Callable[[], float]:
-    """The clock, read when a GPU has done what it was given."""
+def _clock(name: str) -> Callable[[], float]:
+    """A clock that is read when a GPU has done what it was given."""
 
     def now() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return clock()
+        return CLOCKS[name]()
 
     return now
 
@@ -286,74 +274,42 @@ def _synchronized(clock: Callable[[], float]) -> Callable[[], float]:
 def _row(name: str, measured: str, plain: list[float], lotus: list[float], **about: int) -> dict[str, Any]:
     ratios = [b / a for a, b in zip(plain, lotus, strict=True)]
     wanted, ratio = WANTED.get(measured), statistics.median(ratios)
-    return {
-        "model": name,
-        "measured": measured,
-        "plain": statistics.median(plain),
-        "LoTUS": statistics.median(lotus),
-        "ratio": ratio,
-        "min": min(ratios),
-        "max": max(ratios),
-        "wanted": wanted,
-        "met": None if wanted is None else ratio <= wanted,
-        "pairs": len(ratios),
-        **about,
-    }
+    met = None if wanted is None else ratio <= wanted
+    medians = {"plain": statistics.median(plain), "LoTUS": statistics.median(lotus), "ratio": ratio}
+    spread = {"min": min(ratios), "max": max(ratios), "pairs": len(ratios)}
+    return {"model": name, "measured": measured, **medians, **spread, "wanted": wanted, "met": met, **about}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
 
 
-def compare_memory(samples: int = 5_000, classes: int = 1_000) -> list[dict[str, float]] | None:
-    """Size of the teacher's table, and growth of the process's own memory, for `samples` samples and for 4 times as
-    many; None where the system does not tell. Measured in a new process, where no freed memory is used again."""
+def compare_memory(samples: int = 5_000, classes: int = 1_000) -> list[dict[str, int]] | None:
+    """Bytes of the teacher's table, and by how many a run's own memory grew, for `samples` samples and for 4 times as
+    many; None where the system does not tell. Each in a new process, which has no freed memory to use again."""
     if not Path("/proc/self/status").exists():
         return None
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_memory, samples, classes).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(_memory, (samples, 4 * samples), (classes, classes)))
 
 
-def _memory(samples: int, classes: int) -> list[dict[str, float]]:
+def _memory(samples: int, classes: int) -> dict[str, int]:
     _quiet()
-    results = []
-    for n in (256, samples, 4 * samples):  # the first one warms up
-        model = bert(0, classes, layers=1, width=16)
-        data = random_data(model, round(n * (FORGET + RETAIN * (1 - FORGET))))
-        with tempfile.TemporaryDirectory() as folder:
-            before, peak = _own_memory(), _Peak()
-            with peak:
-                trainer = make_trainer("cached", model, data, folder, batch_size=64)
-                trainer.args.measure = True
-                trainer.train()
-            table = trainer.method.teacher.table
-            results.append({"samples": len(table), "table": table.nbytes, "growth": peak.bytes - before})
-    return results[1:]
+    model = bert(0, classes, layers=1, width=16)
+    data = random_data(model, round(samples * (FORGET + RETAIN * (1 - FORGET))), 0)
+    memory = [_own_memory()]
+    model.register_forward_hook(lambda *_: memory.append(_own_memory()))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer("cached", model, data, folder, batch_size=64)
+        trainer.train()
+    table = trainer.method.teacher.table
+    return {"samples": len(table), "classes": classes, "table": table.nbytes, "growth": max(memory) - memory[0]}
 
 
 def _own_memory() -> int:
-    """Resident bytes of this process that are not pages of a file: those of a memory-mapped table can go at any time."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
-
-
-class _Peak(threading.Thread):
-    """Looks at the memory every few milliseconds inside a `with`."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.bytes, self.stop = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.stop.wait(0.005):
-            self.bytes = max(self.bytes, _own_memory())
-
-    def __enter__(self) -> None:
-        self.start()
-
-    def __exit__(self, *_: Any) -> None:
-        self.stop.set()
-        self.join()
+    """Resident bytes of this process without pages of files: those of a memory-mapped table can be dropped any time."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -361,30 +317,33 @@ class _Peak(threading.Thread):
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table; times in milliseconds."""
+    """A Markdown table."""
 
-    def cell(name: str, value: Any) -> str:
+    def cell(column: str, value: Any) -> str:
         if value is None:
             return "-"
         if isinstance(value, bool):
             return "yes" if value else "no"
-        if name in ("plain", "LoTUS"):
-            return f"{1000 * value:,.1f} ms"
-        return f"≤ {value}" if name == "wanted" else f"{value:.3f}" if isinstance(value, float) else value
+        formats = {"plain": "{:.4f} s", "LoTUS": "{:.4f} s", "ratio": "{:.3f}", "min": "{:.3f}", "max": "{:.3f}"}
+        return formats.get(column, "{}").format(value)
 
-    lines = [COLUMNS, ["---"] * len(COLUMNS)] + [[cell(name, row[name]) for name in COLUMNS] for row in rows]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([cell(name, row[name]) for name in COLUMNS] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, without names."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
     }
+
+
+def versions() -> dict[str, str]:
+    others = ("torch", "transformers", "accelerate", "timm", "numpy")
+    return {"hf_unlearn": __version__} | {name: importlib.metadata.version(name) for name in others}
 
 
 def _quiet() -> None:
@@ -393,45 +352,45 @@ def _quiet() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="hf-unlearn benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=45, help="timed steps of every loop")
+    parser.add_argument("--steps", type=int, default=45, help="timed steps of every training loop")
     parser.add_argument("--whole-run", action="store_true", help="also time whole runs of ten epochs")
     parser.add_argument("--runs", type=int, default=3, help="pairs of whole runs")
-    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure the memory")
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
     parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time of one thread, for a busy machine"
+        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, of one thread, where others work too"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
-    if args.threads or args.clock == "cpu":
-        torch.set_num_threads(1 if args.clock == "cpu" else args.threads)
+    if args.clock == "cpu" and args.threads not in (None, 1):
+        parser.error("--clock cpu sees one thread only: leave --threads out, or use --clock wall")
+    if threads := 1 if args.clock == "cpu" else args.threads:
+        torch.set_num_threads(threads)
     _quiet()
-    shared = {"batch_size": args.batch_size, "clock": args.clock, "image_size": args.image_size}
-    rows = []
+    settings, rows = {"batch_size": args.batch_size, "image_size": args.image_size, "clock": args.clock}, []
     for name in args.models:
-        rows += compare_steps(name, steps=args.steps, **shared)
+        rows += compare_steps(name, steps=args.steps, **settings)
         if args.whole_run:
-            rows.append(compare_runs(name, runs=args.runs, **shared))
+            rows.append(compare_runs(name, runs=args.runs, **settings))
+    memory = None if args.no_memory else compare_memory()
     print(report(rows))
-    memory = compare_memory() if args.memory else None
     for size in memory or []:
         print(
-            f"{size['samples']:,} samples: {size['table'] / 1e6:.1f} MB of teacher's table on disk, memory grew by "
-            f"{size['growth'] / 1e6:.1f} MB"
+            f"Memory, {size['samples']:,} samples, {size['classes']:,} classes: the teacher's table on disk has "
+            f"{size['table'] / 1e6:.0f} MB, and the process grew by {size['growth'] / 1e6:.0f} MB."
         )
     if args.json:
+        settings["batchnorm"] = "in training mode on both sides"
         content = {
-            "command": shlex.join(["hf-unlearn", "benchmark", *(argv or [])]),
+            "command": shlex.join(["hf-unlearn", "benchmark", *argv]),
             "machine": machine(),
-            "versions": {"hf_unlearn": __version__}
-            | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "timm")},
-            "settings": {**shared, "batchnorm": "training mode on both sides"},
-            "rows": rows,
-            "memory": memory,
+            "versions": versions(),
         }
+        content |= {"settings": settings, "rows": rows, "memory": memory}
         args.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0

@@ -156,7 +156,7 @@ def _datasheet(method: type["Method"]) -> str:
     import dataclasses
     import inspect
 
-    from .recipe import show, show_default
+    from .recipe import show
 
     info, config_class = method.info, method.config_class
     paper = config_class.paper() if hasattr(config_class, "paper") else None
@@ -172,7 +172,7 @@ def _datasheet(method: type["Method"]) -> str:
     for f in fields:
         default, papers = getattr(config_class(), f.name), paper and getattr(paper, f.name)
         differs = f"; paper {show(papers)}" if paper and papers != default else ""
-        lines.append(f"  {f.name}: {show_default(f)}{differs}")
+        lines.append(f"  {f.name}: default {show(default)}{differs}")
         indent = " " * 6
         lines += textwrap.wrap(f.metadata.get("help", ""), 110, initial_indent=indent, subsequent_indent=indent)
 

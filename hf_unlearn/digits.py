@@ -5,9 +5,9 @@ measure: the retrained model does not know those labels. The same share of label
 the unseen samples a fair control of the forget samples.
 """
 
-import datasets
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     TimmWrapperConfig,
@@ -19,9 +19,22 @@ from transformers import (
 SIZE = 32  # pixels; each of the 8 x 8 becomes a 4 x 4 block
 
 
+class Samples(torch.utils.data.Dataset):
+    """Processed samples in memory, as rows of dicts."""
+
+    def __init__(self, **columns: Tensor):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
 def load_digits(
     seed: int = 0, flipped: float = 0.2, forget: float = 0.15, forget_class: int | None = None
-) -> datasets.DatasetDict:
+) -> dict[str, Samples]:
     """Processed digits as `forget`, `retain` (together 1,000 samples) and `unseen` (the other 797).
 
     Args:
@@ -37,21 +50,12 @@ def load_digits(
     images, labels = digits.images[order], digits.target[order].copy()
     flip = rng.random(len(labels)) < flipped
     labels[flip] = (labels[flip] + rng.integers(1, 10, flip.sum())) % 10
-    pixels = np.repeat(np.kron(images / 8 - 1, np.ones((4, 4)))[:, None], 3, axis=1).astype(np.float32)
-    train, unseen = np.arange(1000), np.arange(1000, len(labels))
+    pixels = np.repeat(np.kron(images / 8 - 1, np.ones((4, 4)))[:, None], 3, axis=1)
+    pixels, labels = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
+    train = np.arange(1000)
     chosen = train[: round(forget * 1000)] if forget_class is None else train[labels[:1000] == forget_class]
-    parts = {"forget": chosen, "retain": np.setdiff1d(train, chosen), "unseen": unseen}
-    features = datasets.Features(
-        pixel_values=datasets.Array3D((3, SIZE, SIZE), "float32"), labels=datasets.ClassLabel(10)
-    )
-    return datasets.DatasetDict(
-        {
-            name: datasets.Dataset.from_dict(
-                {"pixel_values": pixels[part], "labels": labels[part]}, features=features
-            ).with_format("torch")
-            for name, part in parts.items()
-        }
-    )
+    parts = {"forget": chosen, "retain": np.setdiff1d(train, chosen), "unseen": np.arange(1000, len(labels))}
+    return {name: Samples(pixel_values=pixels[part], labels=labels[part]) for name, part in parts.items()}
 
 
 def small_resnet(seed: int = 0) -> PreTrainedModel:

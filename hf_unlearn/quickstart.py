@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-import datasets
+import torch
 import transformers
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -24,7 +24,9 @@ Next: your own model and data, in ten lines: README.md, "In a script". Every met
 """
 
 
-def train(model: PreTrainedModel, dataset: datasets.Dataset, epochs: int, seed: int, folder: Path) -> PreTrainedModel:
+def train(
+    model: PreTrainedModel, dataset: torch.utils.data.Dataset, epochs: int, seed: int, folder: Path
+) -> PreTrainedModel:
     """Plain training, as the original and the retrained model get it."""
     args = TrainingArguments(
         str(folder),
@@ -47,7 +49,7 @@ def main(output: str = "quickstart", seed: int = 0) -> dict:
     started = time.perf_counter()
     folder = Path(output)
     data = load_digits(seed)
-    everything = datasets.concatenate_datasets([data["forget"], data["retain"]])
+    everything = torch.utils.data.ConcatDataset([data["forget"], data["retain"]])
     results = {}
     for name, (make, epochs) in MODELS.items():
         print(f"\n{name}: training the original on {len(everything)} digits, a fifth of them with wrong labels")
@@ -60,11 +62,17 @@ def main(output: str = "quickstart", seed: int = 0) -> dict:
         for method in METHODS:
             print(f"{name}: {method}")
             original.load_state_dict(weights)
-            args = UnlearningArguments(str(folder / name / method), seed=seed, logging_strategy="no", save_strategy="no")
+            args = UnlearningArguments(
+                str(folder / name / method), seed=seed, logging_strategy="no", save_strategy="no"
+            )
             result = unlearn(original, **data, method=method, args=args)
             result.save(args.output_dir)
             compared = result.compare(retrained)
-            rows |= {"original": compared["original"], "retrained": compared["retrained"], method: compared["unlearned"]}
+            rows |= {
+                "original": compared["original"],
+                "retrained": compared["retrained"],
+                method: compared["unlearned"],
+            }
             seconds[method] = result.runtime["unlearn"]
         for row, value in seconds.items():
             rows[row]["seconds"] = value

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import datasets
-import torch
 import yaml
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
@@ -188,8 +187,6 @@ def parse(
             raise UnlearningError(f"The recipe has no {f.name}; expected {f.metadata['help']}.")
     recipe = RecipeArguments(**values[0])
     config = _make_config(method, recipe.preset, values[1])
-    if not torch.accelerator.is_available():
-        values[2]["use_cpu"] = True  # or each process of a distributed launch would take itself for the only one
     try:
         return recipe, config, UnlearningArguments(**values[2])
     except ValueError as error:

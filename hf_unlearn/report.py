@@ -15,7 +15,9 @@ NAMES = {
 }
 
 
-def table(rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None) -> str:
+def table(
+    rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None
+) -> str:
     """A Markdown table with a row for each model; columns that no row has are left out, missing values are dashes."""
     columns = [key for key in NAMES if any(row.get(key) is not None for row in rows.values())]
     cells = [["", *(NAMES[key] for key in columns)]]
@@ -23,7 +25,9 @@ def table(rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[s
         spread = deviations[name] if deviations else {}
         cells.append([name, *(_format(key, row.get(key), spread.get(key)) for key in columns)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

@@ -167,7 +167,10 @@ class UnlearningTrainer(Trainer):
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
             model = self.adapter.model
-        defaults = {**self.method.arguments(models.architecture_family(model), models.width(model)), **self.method.config.arguments}
+        defaults = {
+            **self.method.arguments(models.architecture_family(model), models.width(model)),
+            **self.method.config.arguments,
+        }
         args = args.resolved(defaults)
         if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self._why_no_gap()):
             if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
@@ -514,12 +517,19 @@ class UnlearningTrainer(Trainer):
             base = models.load_model(str(base), task=self.task, num_labels=self.num_labels)
         elif callable(base) and not isinstance(base, nn.Module):
             base = base()
-        missing = self.model.load_state_dict(base.state_dict(), strict=False)
-        if missing.missing_keys or missing.unexpected_keys:
+        found, own = base.state_dict(), self.model.state_dict()
+        shapes = ({(name, tensor.shape) for name, tensor in state.items()} for state in (found, own))
+        if unlike := set.symmetric_difference(*shapes):
             raise UnlearningError(
-                f"base_model is a {type(base).__name__} whose weights do not fit the original "
-                f"({(missing.missing_keys + missing.unexpected_keys)[0]}); expected the same architecture."
+                f"base_model is a {type(base).__name__} whose weights do not fit the original ({min(unlike)[0]}); expected "
+                "the same architecture."
             )
+        if all(torch.equal(found[name].to(own[name]), own[name]) for name in own):
+            raise UnlearningError(
+                "base_model has the very weights of the original; pass what it was trained from, which has not seen the "
+                'forget samples, or "scratch".'
+            )
+        self.model.load_state_dict(found)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Saving and resuming
@@ -760,7 +770,7 @@ def _check_arguments(args: UnlearningArguments) -> None:
     if not isinstance(args, UnlearningArguments):
         raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
     if args.fp16 and args.device.type == "cpu":
-        raise UnlearningError("fp16 needs a GPU; use bf16=True, or neither, on this machine.")
+        raise UnlearningError("fp16 needs a GPU; pass bf16=True and use_cpu=True, or neither, on this machine.")
     if args.auto_find_batch_size:
         raise UnlearningError(
             "auto_find_batch_size would change the schedule in the middle; set the batch size yourself."

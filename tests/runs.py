@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 import hf_unlearn.trainer as trainer_module
@@ -96,6 +99,7 @@ def original(family: str, dtype: torch.dtype = torch.float32, dropout: float = 0
 # Methods of a user's own
 
 
+@dataclass
 class OwnConfig(MethodConfig):
     method = "own"
 
@@ -106,7 +110,7 @@ class OwnDifference(Method):
     info = MethodInfo("own_difference", "gradient", "the difference of two gradients", needs=("forget", "retain"))
     config_class = OwnConfig
 
-    def arguments(self, family):
+    def arguments(self, family, width):
         return {"learning_rate": 3e-3, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
 
     def epochs(self, epochs):
@@ -127,7 +131,7 @@ class OwnPhases(Method):
     info = MethodInfo("own_phases", "loss", "ascent, then descent", needs=("forget", "retain"))
     config_class = OwnConfig
 
-    def arguments(self, family):
+    def arguments(self, family, width):
         return {"learning_rate": 0.1, "optim": "sgd", "weight_decay": 0.0}
 
     def epochs(self, epochs):
@@ -158,6 +162,7 @@ OWN = {
     "own_phases": OwnPhases,
     "own_stopping": functools.partial(OwnStopping, last=1),
     "own_never": functools.partial(OwnStopping, last=0),
+    "own_descent": functools.partial(OwnStopping, last=1000),
 }
 
 
@@ -313,6 +318,7 @@ def _run(
 ) -> None:
     os.environ.update(rank)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore of the system, which a killed process leaves behind
     watch = Watch(folder, pause)
     with open(folder / f"output-{rank.get('RANK', 0)}", "w", buffering=1) as output, redirect_stdout(output):
         trainer = make_trainer(folder=folder / "run", callbacks=[watch], **settings)
@@ -339,8 +345,8 @@ class Runs:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def start(self, resume: bool | str = False, kill: tuple[str, int] | None = None, pause: float = 0.0) -> list:
-        for name in ("result.json", "result.safetensors"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (*self.folder.glob("result.*"), *self.folder.glob("step-*")):
+            path.unlink()
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -387,6 +393,8 @@ class Runs:
 
     @property
     def checkpoints(self) -> list[str]:
-        return sorted(
-            (path.name for path in (self.folder / "run").glob("checkpoint-*")), key=lambda n: int(n.split("-")[1])
-        )
+        return sorted((path.name for path in self.folder.glob("run/checkpoint-*")), key=lambda n: int(n.split("-")[1]))
+
+    @property
+    def complete(self) -> list[str]:
+        return [name for name in self.checkpoints if (self.folder / "run" / name / trainer_module.COMPLETE).exists()]

@@ -13,7 +13,7 @@ import pytest
 from hf_unlearn import UnlearningArguments, UnlearningError, cli
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.lotus import LotusConfig
-from hf_unlearn.recipe import RecipeArguments, help_text, parse
+from hf_unlearn.recipe import RecipeArguments, help_text, parse, show
 
 ROOT = Path(__file__).parents[1]
 BASIC = ["model=m", "dataset=d", "forget_fraction=0.1"]
@@ -35,8 +35,8 @@ def write(path: Path, text: str) -> Path:
 
 def test_file_and_command_line(tmp_path):
     file = write(tmp_path / "recipe.yaml", "model: m\ndataset: d\nforget_labels: [3, cat]\nalpha: 3\nseed: 7\n")
-    recipe, config, args = parse(["alpha=4", "--learning-rate", "1e-4", "--bf16_full_eval", "--seed=8"], file)
-    assert (recipe.model, recipe.forget_labels, recipe.unseen_split) == ("m", [3, "cat"], None)
+    settings, config, args = parse(["alpha=4", "--learning-rate", "1e-4", "--bf16_full_eval", "--seed=8"], file)
+    assert (settings.model, settings.forget_labels, settings.unseen_split) == ("m", [3, "cat"], None)
     assert isinstance(config, LotusConfig) and config.alpha == 4.0
     assert (args.learning_rate, args.bf16_full_eval, args.seed) == (1e-4, True, 8)
 
@@ -44,8 +44,8 @@ def test_file_and_command_line(tmp_path):
 @pytest.mark.parametrize("argv", [["FILE"], ["--config", "FILE"], ["--config=FILE"], ["seed=1", "FILE"]])
 def test_ways_to_name_the_file(tmp_path, argv):
     file = write(tmp_path / "recipe.yaml", "model: m\ndataset: d\nforget_fraction: 0.5\n")
-    recipe, _, _ = parse([word.replace("FILE", str(file)) for word in argv])
-    assert recipe.forget_fraction == 0.5
+    settings, _, _ = parse([word.replace("FILE", str(file)) for word in argv])
+    assert settings.forget_fraction == 0.5
 
 
 def test_two_files_are_refused(tmp_path):
@@ -191,9 +191,9 @@ def test_every_recipe_file_is_read():
     files = sorted((ROOT / "recipes").glob("*.yaml"))
     assert files
     for file in files:
-        recipe, config, args = parse([], file)
-        assert config.method == recipe.method and "outputs/" in args.output_dir, file
-        assert "placeholder" in file.read_text() and recipe.model.startswith("your-name/"), file
+        settings, config, args = parse([], file)
+        assert config.method == settings.method and "outputs/" in args.output_dir, file
+        assert "placeholder" in file.read_text() and settings.model.startswith("your-name/"), file
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -241,7 +241,9 @@ def test_datasheet(capsys):
     assert "https://arxiv.org/abs/2503.18314" in out
     assert "  class_cure: default mask; paper none" in out
     assert "  retain_fraction: default 0.3\n" in out
-    assert re.search(r"learning_rate +0.001 +0.0002 +0.0001", out)
+    rate = show(METHODS["lotus"]().arguments("convolutional")["learning_rate"])
+    paper = show(LotusConfig.paper().arguments["learning_rate"])
+    assert re.search(rf"learning_rate +{rate} +\S+ +{paper}\n", out)
     for name in METHODS:
         assert cli.main(["methods", name]) == 0
 

@@ -191,7 +191,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            ({"fp16": True}, "fp16 needs a GPU; use bf16=True"),
+            ({"fp16": True}, "fp16 needs a GPU; pass bf16=True and use_cpu=True"),
             ({"auto_find_batch_size": True}, "auto_find_batch_size would change the schedule"),
             ({"push_to_hub": True}, "push_to_hub=True would push checkpoints; push the result when the run is over"),
             ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed is not supported; use DDP or FSDP2"),

@@ -12,7 +12,9 @@ from recipes.experiments import tables
 def test_tables_equal_their_results(document):
     text = document.read_text()
     assert "<!-- table:" in text
-    assert text == tables.updated(text), f"run recipes/experiments/tables.py: {document.name} is not what the JSON says"
+    assert text == tables.updated(text), (
+        f"run recipes/experiments/tables.py: {document.name} is not what the JSON says"
+    )
 
 
 def test_a_changed_figure_is_noticed():
@@ -21,12 +23,16 @@ def test_a_changed_figure_is_noticed():
     assert tables.updated(text.replace(block, block.replace("0.", "0.9", 1))) == text
 
 
-@pytest.mark.parametrize("path", sorted((tables.ROOT / "recipes/experiments/results").glob("*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((tables.ROOT / "recipes/experiments/results").glob("*.json")), ids=lambda p: p.stem
+)
 def test_results_say_what_made_them(path):
     about = json.loads(path.read_text())
     script = about["command"].split()[1]
     assert (tables.ROOT / script).is_file()
     if (tables.ROOT / ".git").exists():
-        known = subprocess.run(["git", "cat-file", "-t", about["commit"]], cwd=tables.ROOT, capture_output=True, text=True)
+        known = subprocess.run(
+            ["git", "cat-file", "-t", about["commit"]], cwd=tables.ROOT, capture_output=True, text=True
+        )
         shallow = (tables.ROOT / ".git/shallow").exists()
         assert known.stdout.strip() == "commit" or shallow

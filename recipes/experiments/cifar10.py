@@ -6,31 +6,33 @@ About 25 minutes on 2 cores. The data comes from a package registry, see `real_d
 import datasets
 import numpy as np
 import torch
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
-
-from hf_unlearn.methods.lotus import LotusConfig
 from real_data import cifar10
 from study import record, study, train
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+
+from hf_unlearn.digits import Samples
+from hf_unlearn.methods.lotus import LotusConfig
 
 TRAIN, FORGET, UNSEEN = 5000, 500, 2000
-FEATURES = datasets.Features(pixel_values=datasets.Array3D((3, 32, 32), "float32"), labels=datasets.ClassLabel(10))
 
 
-def processed(images: datasets.Dataset) -> datasets.Dataset:
+def processed(images: datasets.Dataset) -> Samples:
     pixels = np.stack([np.asarray(image) for image in images["image"]]).transpose(0, 3, 1, 2)
-    values = {"pixel_values": (pixels / 127.5 - 1).astype(np.float32), "labels": images["label"][:]}
-    return datasets.Dataset.from_dict(values, features=FEATURES).with_format("torch")
+    pixels = torch.tensor(pixels / 127.5 - 1, dtype=torch.float32)
+    return Samples(pixel_values=pixels, labels=torch.tensor(images["label"][:]))
 
 
-def data(seed: int) -> datasets.DatasetDict:
+def data(seed: int) -> dict[str, Samples]:
     both, rng = cifar10(), np.random.default_rng(seed)
-    train = processed(both["train"].select(rng.permutation(50_000)[:TRAIN]))
-    unseen = processed(both["test"].select(rng.permutation(10_000)[:UNSEEN]))
-    parts = {"forget": train.select(range(FORGET)), "retain": train.select(range(FORGET, TRAIN)), "unseen": unseen}
-    return datasets.DatasetDict(parts)
+    chosen = rng.permutation(50_000)[:TRAIN]
+    return {
+        "forget": processed(both["train"].select(chosen[:FORGET])),
+        "retain": processed(both["train"].select(chosen[FORGET:])),
+        "unseen": processed(both["test"].select(rng.permutation(10_000)[:UNSEEN])),
+    }
 
 
-def fit(dataset: datasets.Dataset, seed: int):
+def fit(dataset: torch.utils.data.Dataset, seed: int):
     torch.manual_seed(seed)
     model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=10))
     arguments = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 128}

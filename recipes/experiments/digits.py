@@ -1,16 +1,16 @@
 """Digits with flipped labels, 3 seeds: a small timm ResNet and a small ViT, instances and a whole class forgotten."""
 
-import datasets
+from study import record, study, train
+from torch.utils.data import Dataset
 
 from hf_unlearn.digits import load_digits, small_resnet, small_vit
 from hf_unlearn.methods.lotus import LotusConfig
-from study import record, study, train
 
 MODELS = {"resnet": (small_resnet, 30, "resnet18-cifar10"), "vit": (small_vit, 40, "vit")}
 
 
 def fit(make, epochs: int):
-    def fit(dataset: datasets.Dataset, seed: int):
+    def fit(dataset: Dataset, seed: int):
         arguments = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 64}
         return train(make(seed), dataset, seed, num_train_epochs=epochs, **arguments)
 

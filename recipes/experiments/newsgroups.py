@@ -5,31 +5,36 @@ About 40 minutes on 2 cores. Data and weights come from a package registry, see 
 
 import datasets
 import numpy as np
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
-from hf_unlearn.methods.lotus import LotusConfig
+import torch
 from real_data import minilm, newsgroups
 from study import record, study, train
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+from hf_unlearn.digits import Samples
+from hf_unlearn.methods.lotus import LotusConfig
 
 TRAIN, FORGET, UNSEEN, TOKENS = 1000, 100, 800, 48
 
 
-def data(seed: int) -> datasets.DatasetDict:
+def data(seed: int) -> dict[str, Samples]:
     both, rng = newsgroups(), np.random.default_rng(seed)
     tokenizer = AutoTokenizer.from_pretrained(minilm())
 
-    def processed(texts: datasets.Dataset, n: int) -> datasets.Dataset:
-        chosen = texts.select(rng.permutation(len(texts))[:n])
-        tokens = tokenizer(chosen["text"][:], truncation=True, padding="max_length", max_length=TOKENS)
-        values = {**tokens, "labels": chosen["label"][:]}
-        return datasets.Dataset.from_dict(values).with_format("torch")
+    def processed(texts: datasets.Dataset, rows: np.ndarray) -> Samples:
+        texts = texts.select(rows)
+        length = {"truncation": True, "padding": "max_length", "max_length": TOKENS}
+        tokens = tokenizer(texts["text"][:], return_tensors="pt", **length)
+        return Samples(**tokens, labels=torch.tensor(texts["label"][:]))
 
-    known = processed(both["train"], TRAIN)
-    parts = {"forget": known.select(range(FORGET)), "retain": known.select(range(FORGET, TRAIN))}
-    return datasets.DatasetDict(**parts, unseen=processed(both["test"], UNSEEN))
+    chosen = rng.permutation(len(both["train"]))[:TRAIN]
+    return {
+        "forget": processed(both["train"], chosen[:FORGET]),
+        "retain": processed(both["train"], chosen[FORGET:]),
+        "unseen": processed(both["test"], rng.permutation(len(both["test"]))[:UNSEEN]),
+    }
 
 
-def fit(dataset: datasets.Dataset, seed: int):
+def fit(dataset: torch.utils.data.Dataset, seed: int):
     set_seed(seed)
     model = AutoModelForSequenceClassification.from_pretrained(minilm(), num_labels=20)
     arguments = {"learning_rate": 3e-4, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32}

@@ -2,8 +2,9 @@
 
 import tempfile
 
-from hf_unlearn.quickstart import main
 from study import record
+
+from hf_unlearn.quickstart import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

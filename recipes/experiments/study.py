@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 import transformers
+from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import hf_unlearn
@@ -24,7 +24,7 @@ from hf_unlearn.methods import MethodConfig
 RESULTS = Path(__file__).parent / "results"
 
 
-def train(model: PreTrainedModel, dataset: datasets.Dataset, seed: int, **arguments: Any) -> PreTrainedModel:
+def train(model: PreTrainedModel, dataset: Dataset, seed: int, **arguments: Any) -> PreTrainedModel:
     """Plain training with transformers."""
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
@@ -35,8 +35,8 @@ def train(model: PreTrainedModel, dataset: datasets.Dataset, seed: int, **argume
 
 
 def study(
-    data: Callable[[int], datasets.DatasetDict],
-    fit: Callable[[datasets.Dataset, int], PreTrainedModel],
+    data: Callable[[int], dict[str, Dataset]],
+    fit: Callable[[Dataset, int], PreTrainedModel],
     methods: dict[str, tuple[str | MethodConfig, dict[str, Any]]],
     seeds: int = 3,
 ) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def study(
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
         parts = data(seed)
-        original = fit(datasets.concatenate_datasets([parts["forget"], parts["retain"]]), seed)
+        original = fit(ConcatDataset([parts["forget"], parts["retain"]]), seed)
         since = time.perf_counter()
         retrained = [fit(parts["retain"], seed + 100), fit(parts["retain"], seed + 200)]
         seconds = (time.perf_counter() - since) / 2
