@@ -23,9 +23,10 @@ TASKS = ("image-classification", "text-classification", "causal-lm", "multi-task
 def run(argv: Sequence[str]) -> None:
     """unlearn as a recipe says: run RECIPE.yaml [key=value ...]"""
     from . import recipe
+    from .settings import read_settings
 
     if not argv or {"-h", "--help"} & set(argv):
-        settings = recipe.read_settings([word for word in argv if word not in ("-h", "--help")])
+        settings = read_settings([word for word in argv if word not in ("-h", "--help")])
         print("usage: hf-unlearn run [RECIPE.yaml] [key=value | --key value ...]\n")
         print("The settings, in the file or on the command line, which wins. For those of another method than lotus:")
         print("hf-unlearn run --help method=NAME\n")

@@ -1,24 +1,19 @@
 """Recipes: a whole unlearning run as one flat list of settings, from a YAML file and the command line.
 
-A setting is a field of `RecipeArguments`, of the method's config or of `UnlearningArguments`. Its type decides how its
-text is read, so that `1e-4` is a number, `save_strategy: no` is a word, and a revision called `1.10` keeps its zero.
+A setting is a field of `RecipeArguments`, of the method's config or of `UnlearningArguments`.
 """
 
 import dataclasses
 import difflib
-import enum
 import inspect
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import datasets
-import yaml
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
@@ -28,6 +23,7 @@ from .arguments import UnlearningArguments
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
 from .methods import METHODS, Method, MethodConfig, get_method
+from .settings import Setting, expected, field_types, read_settings, show_default, typed
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
@@ -101,73 +97,6 @@ class RecipeArguments:
 # Reading settings
 
 
-class Unquoted(str):
-    """Text that stood without quotes: it may mean a number, true, false or null."""
-
-
-class Setting(NamedTuple):
-    value: Any  # text, or a list or mapping of texts
-    origin: str  # where it was given, for error messages
-
-
-class _Loader(yaml.BaseLoader):
-    """YAML's structure with all scalars left as text, because YAML 1.1 takes `no` for false and 1e-4 for text."""
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
-        text = super().construct_scalar(node)
-        return Unquoted(text) if node.style is None else text
-
-
-def read_settings(argv: Sequence[str], recipe_file: str | Path | None = None) -> dict[str, Setting]:
-    """Settings by name; the command line goes before the file.
-
-    Args:
-        argv: `key=value`, `--key=value` and `--key value`; `--key` alone is true. `--config FILE`, or a FILE without
-            `=`, names the recipe file.
-        recipe_file: a YAML file.
-    """
-    given: dict[str, Setting] = {}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        key, equals, text = word.removeprefix("--").partition("=")
-        if not equals and word.startswith("--"):
-            text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        elif not equals:
-            key, text = "config", word
-        if key != "config":
-            given[key.replace("-", "_")] = Setting(_read_value(text), "on the command line")
-        elif recipe_file is None:
-            recipe_file = text
-        else:
-            raise UnlearningError(
-                f"There is {text!r} beside the recipe {str(recipe_file)!r}; expected one recipe file, and settings "
-                "written as key=value."
-            )
-    return {**(_read_file(recipe_file) if recipe_file else {}), **given}
-
-
-def _read_value(text: str) -> Any:
-    if text[:1] in ("[", "{", '"', "'"):
-        try:
-            return yaml.load(text, _Loader)
-        except yaml.YAMLError:
-            pass  # text that happens to begin like that
-    return Unquoted(text)
-
-
-def _read_file(path: str | Path) -> dict[str, Setting]:
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UnlearningError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UnlearningError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(content or {}, dict):
-        raise UnlearningError(f"The recipe {str(path)!r} holds no settings; expected lines such as `method: lotus`.")
-    return {key.replace("-", "_"): Setting(value, f"in {path}") for key, value in (content or {}).items()}
-
-
 def parse(
     argv: Sequence[str] | None = None, recipe_file: str | Path | None = None
 ) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
@@ -175,13 +104,13 @@ def parse(
     settings = read_settings(sys.argv[1:] if argv is None else argv, recipe_file)
     method = method_of(settings)
     classes = (RecipeArguments, method.config_class, UnlearningArguments)
-    hints = [_hints(cls) for cls in classes]
+    known = [field_types(cls) for cls in classes]
     values: list[dict[str, Any]] = [{} for _ in classes]
     for key, setting in settings.items():
-        home = next((i for i, known in enumerate(hints) if key in known), None)
+        home = next((i for i, fields in enumerate(known) if key in fields), None)
         if home is None:
-            raise UnlearningError(_unknown(key, setting, method, [name for known in hints for name in known]))
-        values[home][key] = _typed(key, setting, hints[home][key])
+            raise UnlearningError(_unknown(key, setting, method, [name for fields in known for name in fields]))
+        values[home][key] = typed(key, setting, known[home][key])
     for f in dataclasses.fields(RecipeArguments):
         if f.default is dataclasses.MISSING and f.name not in values[0]:
             raise UnlearningError(f"The recipe has no {f.name}; expected {f.metadata['help']}.")
@@ -195,7 +124,7 @@ def parse(
 
 def method_of(settings: dict[str, Setting]) -> type[Method]:
     """The method that the settings name."""
-    return get_method(_typed("method", settings.get("method", Setting(RecipeArguments.method, "by default")), str))
+    return get_method(typed("method", settings.get("method", Setting(RecipeArguments.method, "by default")), str))
 
 
 def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> MethodConfig:
@@ -218,109 +147,13 @@ def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> M
     return dataclasses.replace(base, **values)
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    """The types of the fields that can be set; what a config asks of the training is set directly."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name != "arguments"}
-
-
 def _unknown(key: str, setting: Setting, method: type[Method], known: list[str]) -> str:
     message = f"There is no setting {key!r} ({setting.origin})"
-    if owners := [name for name, other in METHODS.items() if key in _hints(other.config_class)]:
+    if owners := [name for name, other in METHODS.items() if key in field_types(other.config_class)]:
         return f"{message} with the method {method.info.name}; it belongs to {', '.join(owners)}. Remove it."
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{message}{hint} `hf-unlearn run --help method={method.info.name}` lists all of them."
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From text to a field's type
-
-NULL = ("", "~", "null")
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-}
-
-
-def _typed(key: str, setting: Setting, hint: Any) -> Any:
-    try:
-        return _convert(setting.value, hint)
-    except ValueError:
-        raise UnlearningError(f"{key} is {setting.value!r} ({setting.origin}); expected {_expected(hint)}.") from None
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """`value` as the first of the hint's types that it can be; text is tried last. A ValueError if it can be none."""
-    options = _options(hint)
-    if types.NoneType in options and isinstance(value, Unquoted) and value.lower() in NULL:
-        return None
-    takes_text = str in options and isinstance(value, str)
-    if takes_text and not isinstance(value, Unquoted):
-        return value
-    for option in sorted(options, key=lambda option: option is str):
-        if takes_text and _kind(option) is list:
-            continue  # one text is not a list of one where it may stand for itself
-        try:
-            return _as(value, option)
-        except (ValueError, TypeError, KeyError):
-            continue
-    raise ValueError(value)
-
-
-def _as(value: Any, option: Any) -> Any:
-    kind, inner = _kind(option), typing.get_args(option)
-    if kind is list:
-        if isinstance(value, str):
-            value = [Unquoted(part.strip()) for part in value.split(",")] if isinstance(value, Unquoted) else [value]
-        items = [_convert(item, inner[0] if inner else str) for item in value]
-        return tuple(items) if typing.get_origin(option) is tuple else items
-    if kind is dict and isinstance(value, dict):
-        return {key: _guess(item) for key, item in value.items()}
-    if not isinstance(value, str):
-        raise TypeError(value)
-    if kind is Literal:
-        return {str(choice).lower(): choice for choice in inner}[value.lower()]
-    if kind is bool:
-        return BOOLEANS[value.lower()]
-    if kind in (int, float, str) or issubclass(kind, enum.Enum):
-        return kind(value)
-    raise TypeError(value)
-
-
-def _guess(value: Any) -> Any:
-    """A value inside a mapping, whose type nothing tells."""
-    if isinstance(value, dict):
-        return {key: _guess(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_guess(item) for item in value]
-    return _convert(value, bool | int | float | str | None)
-
-
-def _options(hint: Any) -> tuple:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _kind(option: Any) -> Any:
-    origin = typing.get_origin(option) or option
-    return list if origin is tuple else origin
-
-
-def _expected(hint: Any) -> str:
-    words = []
-    for option in _options(hint):
-        kind = _kind(option)
-        if kind is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
-            choices = typing.get_args(option) if kind is Literal else [member.value for member in kind]
-            words.append("one of " + ", ".join(map(str, choices)))
-        elif kind in WORDS and not (kind is str and words and words[-1].startswith("one of")):
-            words.append(WORDS[kind])
-    return " or ".join(dict.fromkeys(words)) or "nothing, because it cannot be set in a recipe"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,38 +164,22 @@ def help_text(method: str) -> str:
     """Every setting with its type, default and help, by the dataclass it belongs to."""
     config_class = get_method(method).config_class
     own = inspect.get_annotations(UnlearningArguments)
-    training = dict.fromkeys(_hints(UnlearningArguments))
+    training = dict.fromkeys(field_types(UnlearningArguments))
     groups = {
-        "What to unlearn": (RecipeArguments, list(_hints(RecipeArguments))),
-        f"How: {method} ({config_class.__name__})": (config_class, list(_hints(config_class))),
+        "What to unlearn": (RecipeArguments, list(field_types(RecipeArguments))),
+        f"How: {method} ({config_class.__name__})": (config_class, list(field_types(config_class))),
         "Training and measuring (UnlearningArguments)": (UnlearningArguments, [n for n in training if n in own]),
         "Training (transformers.TrainingArguments)": (UnlearningArguments, [n for n in training if n not in own]),
     }
     lines = []
     for title, (cls, names) in groups.items():
         lines += ["", f"{title}:" if names else f"{title}: no settings of its own"]
-        fields, hints = {f.name: f for f in dataclasses.fields(cls)}, _hints(cls)
+        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, field_types(cls)
         for name in names:
-            lines.append(f"  {name}: {_expected(hints[name])}; {show_default(fields[name])}")
+            lines.append(f"  {name}: {expected(kinds[name])}; {show_default(fields[name])}")
             text = fields[name].metadata.get("help") or ""
             lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
-
-
-def show_default(f: dataclasses.Field) -> str:
-    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-        return "required"
-    value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-    return f"default {show(value)}"
-
-
-def show(value: Any) -> str:
-    """A value as a recipe has it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value.value if isinstance(value, enum.Enum) else value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import pytest
 from hf_unlearn import UnlearningArguments, UnlearningError, cli
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.lotus import LotusConfig
-from hf_unlearn.recipe import RecipeArguments, help_text, parse, show
+from hf_unlearn.recipe import RecipeArguments, help_text, parse
+from hf_unlearn.settings import show
 
 ROOT = Path(__file__).parents[1]
 BASIC = ["model=m", "dataset=d", "forget_fraction=0.1"]

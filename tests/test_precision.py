@@ -1,6 +1,7 @@
 """Number formats, checkpointed activations, compiled models, BatchNorm and adapters."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -91,19 +92,23 @@ class TestMemoryAndSpeed:
             found[on] = weights(result.model)
         assert all(torch.allclose(found[True][name], tensor, atol=1e-6) for name, tensor in found[False].items())
 
-    @pytest.mark.slow
-    def test_compiled_model(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("backend", "method"), [("eager", "lotus"), pytest.param("inductor", "finetune", marks=pytest.mark.slow)]
+    )
+    def test_compiled_model(self, tmp_path, backend, method):
+        if backend == "inductor" and not (shutil.which("c++") or shutil.which("g++")):
+            pytest.skip("there is no C++ compiler")
         found = {}
-        for on in (False, True):
-            args = arguments(tmp_path / str(on), torch_compile=on, optim="sgd", learning_rate=0.05, weight_decay=0.0)
-            result = unlearn(fitted(), **learnt(), args=args)
-            assert hasattr(result.trainer.model_wrapped, "_orig_mod") == on
-            found[on] = weights(result.model)
-            result.save(tmp_path / str(on) / "saved")
+        for compiled in (False, True):
+            changes = {"torch_compile": True, "torch_compile_backend": backend} if compiled else {}
+            args = arguments(tmp_path, optim="sgd", learning_rate=0.05, weight_decay=0.0, **changes)
+            result = unlearn(fitted(), **learnt(), method=method, args=args)
+            assert hasattr(result.trainer.model_wrapped, "_orig_mod") == compiled
+            found[compiled] = weights(result.model)
         assert all(torch.allclose(found[True][name], tensor, atol=1e-5) for name, tensor in found[False].items())
         assert not same_bits(found[True], weights(fitted()))
-        saved = type(fitted()).from_pretrained(tmp_path / "True" / "saved")
-        assert same_bits(weights(saved), found[True])
+        result.save(tmp_path / "saved")
+        assert same_bits(weights(type(fitted()).from_pretrained(tmp_path / "saved")), found[True])
 
 
 def statistics(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -169,7 +169,7 @@ def two_processes(tmp_path_factory) -> Path:
     script = ROOT / "tests" / "distributed" / "trajectories.py"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*launch, script, folder], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-10000:]
     return folder
 
 

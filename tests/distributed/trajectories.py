@@ -28,6 +28,8 @@ def main(folder: Path) -> None:
             about = {"metrics": trainer.metrics, "logs": trainer.state.log_history}
             about["world_size"] = int(os.environ["WORLD_SIZE"])
             (folder / f"{name}.json").write_text(json.dumps(about))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # or the process that ends first may take the other one down
 
 
 if __name__ == "__main__":
