@@ -40,10 +40,10 @@ class UnlearningResult:
         `jsd` and `activation_distance` are means over the forget samples; `avg_gap` and `tow` need retained and unseen
         samples.
         """
+        before, after = self._measured()
         trainer = self.trainer
         retrained = retrained.to(trainer.args.device)
         reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.class_request)
-        before, after = self._measured()
         rows = {"original": before, "unlearned": after, "retrained": reference}
         forget = trainer.indices["forget"]
         with trainer.original_model() as original:  # under an adapter this is `self.model`, with the adapter off

@@ -157,7 +157,7 @@ def _datasheet(method: type["Method"]) -> str:
     import dataclasses
     import inspect
 
-    from .recipe import show
+    from .settings import show
 
     info, config_class = method.info, method.config_class
     paper = config_class.paper() if hasattr(config_class, "paper") else None

@@ -171,6 +171,7 @@ class Source:
                 f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
             )
         self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
+        self.num_labels: int | None = None  # of the model
         self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
 
     def __len__(self) -> int:
@@ -178,6 +179,9 @@ class Source:
 
     def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
         rows = self._read(indices, epoch)
+        if self.is_stream and self.num_labels is not None:
+            for row in rows:
+                self._check_label(row)
         return rows if self._class_numbers is None else [self._renumbered(row) for row in rows]
 
     def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
@@ -204,6 +208,15 @@ class Source:
             logger.warning(
                 f"The classes of {self.name} are numbered in another order than the model's ({names[0]!r} is 0 there and "
                 f"{numbers[0]} in model.config.label2id): its labels are matched by name."
+            )
+
+    def _check_label(self, row: dict) -> None:
+        """Labels of a stream can only be checked as they come."""
+        label = row[self.label_column]
+        if label is None or isinstance(label, str) or not 0 <= int(label) < self.num_labels:
+            raise UnlearningError(
+                f"A sample of {self.name} has the label {label!r}; expected 0 to {self.num_labels - 1}, the classes of the "
+                "model's head."
             )
 
     def _renumbered(self, row: dict) -> dict:

@@ -33,7 +33,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 def load_digits(
-    seed: int = 0, flipped: float = 0.2, forget: float = 0.15, forget_class: int | None = None
+    seed: int = 0, flipped: float = 0.3, forget: float = 0.15, forget_class: int | None = None
 ) -> dict[str, Samples]:
     """Processed digits as `forget`, `retain` (together 1,000 samples) and `unseen` (the other 797).
 

@@ -52,7 +52,7 @@ def main(output: str = "quickstart", seed: int = 0) -> dict:
     everything = torch.utils.data.ConcatDataset([data["forget"], data["retain"]])
     results = {}
     for name, (make, epochs) in MODELS.items():
-        print(f"\n{name}: training the original on {len(everything)} digits, a fifth of them with wrong labels")
+        print(f"\n{name}: training the original on {len(everything)} digits, three in ten with a wrong label")
         original = train(make(seed), everything, epochs, seed, folder / name)
         print(f"{name}: retraining without the {len(data['forget'])} forget samples, for reference")
         since = time.perf_counter()

@@ -659,12 +659,12 @@ class UnlearningTrainer(Trainer):
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """The first Ctrl-C ends the step, saves a checkpoint and says how to resume; the second one is immediate."""
-        self._interrupted = False
+        self._signalled = self._interrupted = False
 
         def on_interrupt(*_: Any) -> None:
-            if self._interrupted:
+            if self._signalled:
                 raise KeyboardInterrupt
-            self._interrupted = True
+            self._signalled = True
             logger.warning("Interrupted: finishing this step and saving. Press Ctrl-C again to stop at once.")
 
         try:
@@ -677,21 +677,25 @@ class UnlearningTrainer(Trainer):
         finally:
             signal.signal(signal.SIGINT, before)
         if self._interrupted:
-            print(
-                f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call with "
-                f"resume_from_checkpoint={str(self._last_complete())!r}",
-                flush=True,
-            )
+            if self.is_world_process_zero():
+                print(
+                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call with "
+                    f"resume_from_checkpoint={str(self._last_complete())!r}",
+                    flush=True,
+                )
             raise KeyboardInterrupt
 
-    _interrupted = False
+    _signalled = False  # this process was interrupted
+    _interrupted = False  # some process was, and all know it
 
     def interrupted(self) -> bool:
-        """Whether any process was interrupted."""
+        """Whether any process was interrupted; all of them ask at the same time."""
         if self.accelerator.num_processes == 1:
-            return self._interrupted
-        flag = torch.tensor(int(self._interrupted), device=self.args.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
+            self._interrupted = self._signalled
+        elif not self._interrupted:
+            flag = torch.tensor(int(self._signalled), device=self.args.device)
+            self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+        return self._interrupted
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Not the Trainer's: it would push several commits, to the main branch."""
@@ -825,6 +829,7 @@ def _open_sources(given: dict[str, Any], args: UnlearningArguments) -> dict[str,
 
 def _check_labels(sources: dict[str, Source], num_labels: int) -> None:
     for name, source in sources.items():
+        source.num_labels = num_labels
         if source.is_stream:
             continue
         bad = np.flatnonzero((source.labels < 0) | (source.labels >= num_labels))

@@ -34,9 +34,10 @@ from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert}
 TRAINED = [name for name, method in METHODS.items() if method.info.kind != "surgery"]
 
-# In steps of 8 samples the last one of an epoch has a single sample, whether it is one of retained samples (33), of all
-# samples (41), or of LoTUS's forget samples and 0.3 of the retained ones (8 + 9).
-SIZES = {"forget": 8, "retain": 33, "unseen": 24}
+# Odd numbers, so that two processes never have the same share: of what is measured (unseen samples are halved), and of
+# what is trained on. In steps of 8, an epoch ends with one or two samples: of 33 retained ones, of 9 to forget, of both,
+# or of LoTUS's 9 + ⌊0.3 · 33⌋.
+SIZES = {"forget": 9, "retain": 33, "unseen": 26}
 LABELS = 3
 
 

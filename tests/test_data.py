@@ -547,9 +547,9 @@ class TestDeterminism:
         assert not is_deterministic(source, Collator(source, tiny_tokenizer(), None))
 
 
-def png(pixels: np.ndarray) -> bytes:
+def encoded(pixels: np.ndarray, kind: str = "png") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
+    Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
 
@@ -590,7 +590,7 @@ class TestOverlap:
 
     def test_images_on_disk_and_embedded(self, tmp_path):
         rng = np.random.default_rng(0)
-        contents = [png(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(3)]
+        contents = [encoded(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in range(3)]
         for i, content in enumerate(contents):
             (tmp_path / f"{i}.png").write_bytes(content)
         on_disk = {"image": [str(tmp_path / f"{i}.png") for i in range(2)], "label": [0, 1]}
@@ -616,7 +616,7 @@ class TestOverlap:
 
 class TestUnreadable:
     def broken(self, content) -> datasets.Dataset:
-        good = [{"bytes": png(np.full((4, 4, 3), i, np.uint8)), "path": None} for i in range(4)]
+        good = [{"bytes": encoded(np.full((4, 4, 3), i, np.uint8)), "path": None} for i in range(4)]
         features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
         stored = {"image": [*good[:2], content, *good[2:]], "label": [0, 1, 2, 3, 0]}
         return datasets.Dataset.from_dict(stored, features=features)
@@ -625,7 +625,7 @@ class TestUnreadable:
         "content",
         [
             {"bytes": b"no image", "path": None},
-            {"bytes": png(np.zeros((30, 30, 3), np.uint8))[:-20], "path": None},
+            {"bytes": encoded(np.zeros((30, 30, 3), np.uint8))[:-20], "path": None},
             {"bytes": None, "path": "/nowhere/cat.png"},
             None,
         ],
@@ -636,7 +636,13 @@ class TestUnreadable:
             check_overlap(Source(self.broken(content), "forget"), [])
 
     @pytest.mark.parametrize(
-        "content", [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "/nowhere.png"}]
+        "content",
+        [
+            {"bytes": b"no image", "path": None},
+            {"bytes": None, "path": "/nowhere.png"},
+            {"bytes": encoded(np.arange(2700, dtype=np.uint8).reshape(30, 30, 3), "jpeg")[:-200], "path": None},
+        ],
+        ids=["text", "missing file", "truncated"],
     )
     def test_row_is_named_when_it_is_read(self, content):
         with pytest.raises(UnlearningError, match="Row 2 of forget cannot be read"):

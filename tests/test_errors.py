@@ -104,6 +104,13 @@ class TestData:
     def test_labels(self, tmp_path, which, labels, message):
         refused(tmp_path / "out", message.format(which), **{which: labelled(labels)})
 
+    @pytest.mark.parametrize("label", [None, 4, "cat"])
+    def test_labels_of_a_stream(self, tmp_path, label):
+        rows = [{**row, "label": label if i == 20 else int(row["label"])} for i, row in enumerate(request()["retain"])]
+        retain = datasets.IterableDataset.from_generator(lambda: iter(rows))
+        message = f"A sample of retain has the label {label!r}; expected 0 to 3, the classes of the model's head"
+        refused_late(tmp_path, message, args={"retain_size": 24}, **(request() | {"retain": retain}))
+
     def test_unreadable_image(self, tmp_path):
         broken = pictures(6).cast_column("image", datasets.Image(decode=False))
         broken = broken.map(lambda row, i: {"image": row["image"] if i != 4 else {"bytes": b"x"}}, with_indices=True)

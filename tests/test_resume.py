@@ -104,31 +104,34 @@ def test_killed_again_and_again_at_random_moments(seed, tmp_path, uninterrupted)
 
 
 @pytest.mark.slow
-def test_two_processes_killed(tmp_path):
-    settings = EVERYTHING | {"batch": 2}
-    expected = Runs(tmp_path / "uninterrupted", processes=2, **settings).finish()
-    runs = Runs(tmp_path / "killed", processes=2, **settings)
+def test_two_processes_killed(tmp_path, uninterrupted):
+    settings = EVERYTHING | {"batch": 2, "processes": 2}
+    runs = Runs(tmp_path, **settings)
     runs.killed("optimizer", 4)
     result = runs.finish(resume=True)
     assert result.first_step == 2
-    assert same_bits(result.weights, expected.weights)
+    assert same_bits(result.weights, uninterrupted(**settings).weights)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save_strategy", ["no", "epoch"])
-def test_interrupted(save_strategy, tmp_path, uninterrupted):
-    """Ctrl-C in the middle of an epoch: a checkpoint at once, no evaluation out of turn, and a hint."""
+@pytest.mark.parametrize("save_strategy, processes", [("no", 1), ("epoch", 1), ("no", 2)])
+def test_interrupted(save_strategy, processes, tmp_path, uninterrupted):
+    """Ctrl-C in the middle of an epoch: a checkpoint at once, no evaluation out of turn, and a hint.
+
+    Of two processes the second one is interrupted, and both of them stop.
+    """
     settings = {"method": "lotus", "family": "vit", "num_train_epochs": 4, "dropout": 0.1}
     if save_strategy == "epoch":
         settings |= EVERY_EPOCH | {"load_best_model_at_end": True, "save_total_limit": 1, "num_train_epochs": 4}
-    expected = uninterrupted(**settings)
-    runs = Runs(tmp_path, **settings)
-    process = runs.start(pause=0.2)[0]
-    while not (tmp_path / "step-4").exists() and process.is_alive():
+    expected = uninterrupted(processes=processes, **settings)
+    runs = Runs(tmp_path, processes=processes, **settings)
+    started = runs.start(pause=0.2)
+    while not (tmp_path / "step-4").exists() and started[0].is_alive():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(60)
-    assert process.exitcode not in (0, None)
+    os.kill(started[-1].pid, signal.SIGINT)
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == processes * [1]
     assert not (tmp_path / "result.json").exists()
     hint = runs.output.strip().splitlines()[-1]
     before, checkpoint = hint.rstrip("'").split("resume_from_checkpoint='")
@@ -309,9 +312,9 @@ def evaluations(trainer) -> dict[int, dict[str, float]]:
 def test_every_epoch_is_evaluated(tmp_path):
     trainer = train(tmp_path, method="own_phases", eval_strategy="epoch")
     found = evaluations(trainer)
-    assert list(found) == [0, 1, 6, 7, 12]  # one step up on 8 forget samples, five down on 33 retained ones
+    assert list(found) == [0, 2, 7, 9, 14]  # two steps up on 9 forget samples, five down on 33 retained ones
     assert [line["epoch"] for line in found.values()] == [0, 1, 2, 3, 4]
-    for step, when in ((0, "before"), (12, "after")):
+    for step, when in ((0, "before"), (14, "after")):
         figures = {name: value for name, value in trainer.metrics[when].items() if value is not None}
         assert len(figures) >= 9
         assert {name: found[step][f"eval_{name}"] for name in figures} == pytest.approx(figures, abs=1e-12)
@@ -323,7 +326,7 @@ def test_every_epoch_is_evaluated(tmp_path):
 def test_evaluated_against_the_original_even_if_that_is_not_asked_to_be_measured(tmp_path):
     settings = {"method": "own_phases", "eval_strategy": "epoch"}
     found, expected = (evaluations(train(tmp_path / name, measure=name == "b", **settings)) for name in "ab")
-    for step in (1, 6):
+    for step in (2, 7):
         assert found[step]["eval_rf_jsd"] == expected[step]["eval_rf_jsd"]
         assert found[step]["eval_gap"] == expected[step]["eval_gap"]
     trainer = train(tmp_path / "c", measure=False)

@@ -114,7 +114,7 @@ class TestLength:
         assert orders[0] != orders[1] != orders[2]
         assert list(long.step(29)) == ["retain"]
 
-    @pytest.mark.parametrize("epochs, steps", [(2, 2 * 6), (1.5, 9), (0.5, 3), (0.01, 1)])
+    @pytest.mark.parametrize("epochs, steps", [(2, 2 * 7), (1.5, 10), (0.5, 4), (0.01, 1)])
     def test_a_fraction_of_the_epochs(self, epochs, steps, tmp_path):
         """Of all that the method makes of them: here every epoch is one on forget and one on retained samples."""
         trainer = make_trainer("own_phases", "vit", tmp_path, num_train_epochs=epochs)
