@@ -44,6 +44,15 @@ def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+@contextmanager
+def _clear_misfits() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UnlearningError(f"peft_config does not fit the model: {reason.rstrip('.')}.") from error
+
+
 def attach(model: nn.Module, peft_config: Any) -> Adapter:
     """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
     if peft_config is None:
@@ -64,7 +73,8 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             "adapter only. Name those modules in target_modules instead."
         )
     if not is_adapted(model):
-        return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))
+        with _clear_misfits():
+            return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))
     if NAME in model.peft_config:
         raise UnlearningError(
             f"The model already carries an adapter named {NAME!r} of an earlier request: merge it first, with "
@@ -76,11 +86,10 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             f"{peft_config.peft_type.value}; expected the same type, or a model without adapter (merge_and_unload())."
         )
     active = [*model.active_adapters, NAME]
-    PeftModel.add_adapter(model, NAME, peft_config)  # not the one of a subclass, which may train a copy of the head
+    with _clear_misfits():
+        PeftModel.add_adapter(model, NAME, peft_config)  # not a subclass's, which may train a copy of the head
     # Not `model.set_adapter`: where the model's own adapter has a head, it accepts no second adapter.
     for layer in tuner_layers(model):
-        if layer.merged:
-            layer.unmerge()
         layer.set_adapter(active)
     model.base_model.active_adapter = active
     for name, parameter in model.named_parameters():

@@ -374,8 +374,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     settings, rows = {"batch_size": args.batch_size, "image_size": args.image_size, "clock": args.clock}, []
     for name in args.models:
+        print(f"timing {name} ...", file=sys.stderr)
         rows += compare_steps(name, steps=args.steps, **settings)
         if args.whole_run:
+            print(f"timing whole runs of {name} ...", file=sys.stderr)
             rows.append(compare_runs(name, runs=args.runs, **settings))
     memory = None if args.no_memory else compare_memory()
     print(report(rows))
@@ -386,11 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.json:
         settings["batchnorm"] = "in training mode on both sides"
-        content = {
-            "command": shlex.join(["hf-unlearn", "benchmark", *argv]),
-            "machine": machine(),
-            "versions": versions(),
-        }
-        content |= {"settings": settings, "rows": rows, "memory": memory}
+        content = {"command": shlex.join(["hf-unlearn", "benchmark", *argv]), "machine": machine()}
+        content |= {"versions": versions(), "settings": settings, "rows": rows, "memory": memory}
         args.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0

@@ -508,6 +508,10 @@ class UnlearningTrainer(Trainer):
         yield models.load_model(kept, revision=revision).to(self.args.device)
 
     def start_from_base(self) -> None:
+        if self.adapter:
+            raise UnlearningError(
+                f"{self.method.info.name} trains all weights from base_model on; leave out peft_config."
+            )
         self._accuracies = {}
         torch.manual_seed(self.args.seed)
         base = self.base_model
@@ -517,6 +521,10 @@ class UnlearningTrainer(Trainer):
             base = models.load_model(str(base), task=self.task, num_labels=self.num_labels)
         elif callable(base) and not isinstance(base, nn.Module):
             base = base()
+        if not isinstance(base, nn.Module):
+            raise UnlearningError(
+                f"base_model is a {type(base).__name__}; expected a model, a Hub id, a folder or a function."
+            )
         found, own = base.state_dict(), self.model.state_dict()
         shapes = ({(name, tensor.shape) for name, tensor in state.items()} for state in (found, own))
         if unlike := set.symmetric_difference(*shapes):
@@ -749,9 +757,8 @@ class _Flow(TrainerCallback):
                 control.should_training_stop = True
             self.next_logs, trainer.pending_logs = trainer.pending_logs, due  # of the next epoch, not of this one
         if trainer.interrupted():
-            self.done = (
-                step  # only save: an evaluation in the middle of an epoch could change what the best checkpoint is
-            )
+            # Only save: an evaluation in the middle of an epoch could change which checkpoint is the best.
+            self.done = step
             control.should_save = True
         if step % 10 == 0 or control.should_log:
             trainer._check_finite()
@@ -775,6 +782,8 @@ def _check_arguments(args: UnlearningArguments) -> None:
         raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
     if args.fp16 and args.device.type == "cpu":
         raise UnlearningError("fp16 needs a GPU; pass bf16=True and use_cpu=True, or neither, on this machine.")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
     if args.auto_find_batch_size:
         raise UnlearningError(
             "auto_find_batch_size would change the schedule in the middle; set the batch size yourself."

@@ -126,6 +126,16 @@ class OwnDifference(Method):
         return [r - 0.5 * f for r, f in zip(gradients["retain"], gradients["forget"], strict=True)]
 
 
+class OwnDifferenceAsLoss(OwnDifference):
+    """The same rule as one loss, since a gradient is linear in it."""
+
+    info = MethodInfo("own_difference_as_loss", "loss", "the difference of two losses", needs=("forget", "retain"))
+
+    def losses(self, model, batch):
+        losses = dict(super().losses(model, batch))
+        return {"loss": losses["retain"] - 0.5 * losses["forget"]}
+
+
 class OwnPhases(Method):
     """A loss method: one epoch up on forget samples, one down on retained ones, and a part that is only logged."""
 
@@ -160,6 +170,7 @@ class OwnStopping(OwnPhases):
 
 OWN = {
     "own_difference": OwnDifference,
+    "own_difference_as_loss": OwnDifferenceAsLoss,
     "own_phases": OwnPhases,
     "own_stopping": functools.partial(OwnStopping, last=1),
     "own_never": functools.partial(OwnStopping, last=0),

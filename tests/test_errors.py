@@ -156,6 +156,10 @@ class TestModel:
         refused(
             tmp_path / "out", r"modules_to_save=\['classifier'\], which would be trained in full", peft_config=full
         )
+        nowhere = LoraConfig(target_modules=["no_such_layer"])
+        refused(
+            tmp_path / "out", "peft_config does not fit the model: .*no_such_layer.* not found", peft_config=nowhere
+        )
         again = get_peft_model(tiny_vit(), lora, adapter_name="unlearn")
         refused(tmp_path / "out", "already carries an adapter named 'unlearn'.*merge", again, peft_config=lora)
 
@@ -199,6 +203,7 @@ class TestArguments:
         ("args", "message"),
         [
             ({"fp16": True}, "fp16 needs a GPU; pass bf16=True and use_cpu=True"),
+            ({"num_train_epochs": 0}, "num_train_epochs is 0; expected a positive number"),
             ({"auto_find_batch_size": True}, "auto_find_batch_size would change the schedule"),
             ({"push_to_hub": True}, "push_to_hub=True would push checkpoints; push the result when the run is over"),
             ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed is not supported; use DDP or FSDP2"),
@@ -359,7 +364,7 @@ class TestNotFinite:
     @pytest.mark.parametrize("at", ["a step that saves", "the last step"])
     def test_no_poisoned_checkpoint(self, tmp_path, at):
         """The step that ruins the weights still had a finite loss."""
-        saving = {"save_strategy": "steps", "save_steps": 1 if at == "a step that saves" else 10}
+        saving = {"save_strategy": "steps", "save_steps": 1} if at == "a step that saves" else {}
         args = arguments(tmp_path / "out", max_steps=3, optim="sgd", **saving)
 
         trainer = UnlearningTrainer(tiny_vit(), args, method="finetune", **for_trainer(request()))

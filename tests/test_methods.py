@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig
 from scipy import stats
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, get_method, list_methods, unlearn
@@ -174,6 +175,20 @@ class TestRetrain:
             ):
                 self.retrained(tmp_path, model, base)
             assert same_bits(weights(model), before)
+
+    def test_what_cannot_be_a_base(self, tmp_path):
+        with pytest.raises(
+            UnlearningError, match="base_model is a int; expected a model, a Hub id, a folder or a functi"
+        ):
+            self.retrained(tmp_path, fitted(), 3)
+
+    def test_not_in_an_adapter(self, tmp_path):
+        config = LoraConfig(target_modules=["q_proj"])
+        with pytest.raises(
+            UnlearningError, match="retrain trains all weights from base_model on; leave out peft_config"
+        ):
+            args = arguments(tmp_path)
+            unlearn(fitted(), **learnt(), method="retrain", base_model="scratch", peft_config=config, args=args)
 
     def test_a_base_with_another_head_gets_a_new_one(self, tmp_path):
         """A public checkpoint was trained on other classes."""

@@ -125,6 +125,11 @@ def test_the_schedule_has_every_kind_of_step():
     assert sizes == {1, 2, 8}
 
 
+def test_a_gradient_method_is_the_loss_method_of_the_same_rule():
+    found, expected = run(case("own_difference")), run(case("own_difference_as_loss"))
+    assert distance(found.weights, expected.weights, expected.start) < 1e-10
+
+
 def test_the_teacher_online_is_the_teacher_in_a_table(tmp_path):
     trainers = []
     for cache in ("always", "never"):
