@@ -43,7 +43,7 @@ class UnlearningResult:
         before, after = self._measured()
         trainer = self.trainer
         retrained = retrained.to(trainer.args.device)
-        reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.class_request)
+        reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.request.is_class)
         rows = {"original": before, "unlearned": after, "retrained": reference}
         forget = trainer.indices["forget"]
         with trainer.original_model() as original:  # under an adapter this is `self.model`, with the adapter off

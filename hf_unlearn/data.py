@@ -7,9 +7,7 @@ rows hold raw columns (an image, or a text or a pair of texts, and a label), or 
 import hashlib
 import io
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +17,8 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import default_collate
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .errors import UnlearningError
-from .schedule import Draw
 
 logger = logging.getLogger(__name__)
 
@@ -38,29 +32,6 @@ PAIR_COLUMNS = (
 )
 LABEL_COLUMNS = ("labels", "label")
 MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
-
-
-class Batch(dict):
-    """Model inputs, with what unlearning needs to know about each sample beside them."""
-
-    EXTRAS = ("labels", "is_forget", "sample_index", "epoch", "weight")
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """What the model is called with."""
-        return {key: value for key, value in self.items() if key not in self.EXTRAS}
-
-    def __getattr__(self, name: str) -> Tensor:
-        if name in self.EXTRAS and name in self:
-            return self[name]
-        raise AttributeError(name)
-
-    def mean(self, per_sample: Tensor) -> Tensor:
-        """The mean over the whole global batch of the step, of which this micro-batch is a part.
-
-        Summed over micro-batches and averaged over processes it gives the same loss however the batch is split.
-        """
-        return (per_sample * self.weight.to(per_sample.dtype)).sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,165 +355,3 @@ def check_overlap(forget: Source, others: Sequence[Source]) -> None:
                 f"{len(shared)} of the {len(forget)} forget samples stand in {other.name} too (rows {rows} of forget); "
                 f'remove them from {other.name}, or pass overlap="allow" if you mean it.'
             )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
-
-
-class Collator:
-    """Rows to a `Batch`: raw columns through the processing class, processed ones through the data collator."""
-
-    def __init__(
-        self, example: Source, processing_class: Any, data_collator: Callable | None, image_channels: int = 3
-    ):
-        self.processing_class, self.data_collator = processing_class, data_collator
-        self.example, self.image_channels = example, image_channels
-        self.raw_columns, self.label_column = None, example.label_column
-        if not example.processed_inputs and data_collator is None:
-            self.raw_columns = example.input_columns
-            if processing_class is None:
-                raise UnlearningError(
-                    f"The data has raw columns ({', '.join(self.raw_columns)}) but there is no processing class to make "
-                    "model inputs of them: pass processing_class=AutoImageProcessor or AutoTokenizer.from_pretrained(...)."
-                )
-
-    def check(self, source: Source) -> None:
-        """Refuse a set that cannot stand in one batch with the example."""
-        expected, found = (
-            (s.processed_inputs or s.input_columns, s.label_column) if self.data_collator is None else s.label_column
-            for s in (self.example, source)
-        )
-        if found != expected:
-            raise UnlearningError(
-                f"{source.name} has the columns {', '.join(source.column_names)}, and {self.example.name} has "
-                f"{', '.join(self.example.column_names)}; expected the same input and label columns in both."
-            )
-
-    def __call__(self, rows: list[dict]) -> Batch:
-        if self.raw_columns is None:
-            return Batch(self._labelled(self._collate(rows)))
-        values = [[row[column] for row in rows] for column in self.raw_columns]
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            longest = min(self.processing_class.model_max_length, 2**15)
-            inputs = self.processing_class(
-                *values, padding=True, truncation=longest < 2**15, max_length=longest, return_tensors="pt"
-            )
-        else:
-            inputs = self.processing_class([self._image(image) for image in values[0]], return_tensors="pt")
-        return Batch(inputs, labels=self._labels(rows))
-
-    def _collate(self, rows: list[dict]) -> dict:
-        if self.data_collator is not None:
-            return dict(self.data_collator(rows))
-        if "input_ids" in rows[0] and isinstance(self.processing_class, PreTrainedTokenizerBase):
-            keep = set(self.processing_class.model_input_names)
-            inputs = self.processing_class.pad(
-                [{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt"
-            )
-            return {**inputs, "labels": self._labels(rows)}
-        keep = [key for key in rows[0] if key == self.label_column or not isinstance(rows[0][key], str)]
-        return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
-
-    def _labels(self, rows: list[dict]) -> Tensor:
-        column = self.label_column if self.label_column in rows[0] else "labels"  # a transform may have renamed it
-        return torch.tensor([int(row[column]) for row in rows])
-
-    def _labelled(self, batch: dict) -> dict:
-        if self.label_column != "labels" and self.label_column in batch:
-            batch["labels"] = batch.pop(self.label_column)
-        return batch
-
-    def _image(self, image: Any) -> Any:
-        if isinstance(image, Image.Image):
-            mode = "L" if self.image_channels == 1 else "RGB"
-            return image if image.mode == mode else image.convert(mode)
-        return image
-
-
-def _tensor(value: Any) -> Any:
-    return torch.as_tensor(np.asarray(value)) if isinstance(value, (list, np.ndarray)) else value
-
-
-class DrawnSamples(torch.utils.data.Dataset):
-    """A map-style dataset over `Draw`s: a list of draws gives rows, with what the batch must know about each of them.
-
-    `augment` is a transform of the raw image or text. It, and any other randomness in reading a sample, is seeded by
-    (seed, epoch, sample), so that every layout of batches and every resumed run sees the same augmented samples.
-    """
-
-    def __init__(
-        self, sources: dict[str, Source], augment: Callable | None = None, seed: int = 0, seeded: bool = False
-    ):
-        self.sources, self.augment, self.seed = sources, augment, seed
-        self.seeded = seeded or augment is not None
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources.values())
-
-    def __getitems__(self, draws: list[Draw]) -> list[tuple[Draw, int, dict]]:
-        if self.seeded:
-            rows = [self._seeded_row(draw) for draw in draws]
-        else:
-            rows = [None] * len(draws)
-            for name, source in self.sources.items():
-                places = [i for i, draw in enumerate(draws) if draw.source == name]
-                read = source.rows([draws[i].index for i in places], draws[places[0]].epoch) if places else []
-                for i, row in zip(places, read, strict=True):
-                    rows[i] = row
-        return [(draw, self.sample_index(draw), row) for draw, row in zip(draws, rows, strict=True)]
-
-    def sample_index(self, draw: Draw) -> int:
-        """One number for each sample: forget samples first, the others behind them."""
-        return draw.index if draw.source == "forget" else len(self.sources["forget"]) + draw.index
-
-    def _seeded_row(self, draw: Draw) -> dict:
-        source = self.sources[draw.source]
-        with seeded(self.seed, draw.epoch, self.sample_index(draw)):
-            row = source.rows([draw.index], draw.epoch)[0]
-            if self.augment is None:
-                return row
-            column = source.input_columns[0]
-            return {**row, column: self.augment(row[column])}
-
-
-@contextmanager
-def seeded(*key: int):
-    """Python, NumPy and torch (CPU) random numbers that depend on `key` only; the generators are put back after."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    seed = int(np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1)[0])
-    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.random.set_rng_state(states[2])
-
-
-class TrainingCollator:
-    """`DrawnSamples` to what a method's `losses` gets: one `Batch`, or one for each group of a paired step."""
-
-    def __init__(self, collator: Collator):
-        self.collator = collator
-
-    def __call__(self, samples: list[tuple[Draw, int, dict]]) -> Batch | dict[str, Batch]:
-        groups = {}
-        for sample in samples:
-            groups.setdefault(sample[0].group, []).append(sample)
-        batches = {group: self._batch(members) for group, members in groups.items()}
-        return batches if len(batches) > 1 else next(iter(batches.values()))
-
-    def _batch(self, samples: list[tuple[Draw, int, dict]]) -> Batch:
-        batch = self.collator([row for _, _, row in samples])
-        batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
-        batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
-        batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
-        batch["weight"] = torch.tensor([draw.weight for draw, _, _ in samples], dtype=torch.float64)
-        return batch
-
-
-def is_deterministic(source: Source, collator: Collator, samples: int = 4) -> bool:
-    """Whether reading a sample in two epochs gives the same inputs; not so after a random transform, or in a stream
-    that is shuffled anew in every epoch."""
-    indices = list(range(min(samples, len(source))))
-    first, second = (collator(source.rows(indices, epoch)).inputs for epoch in range(2))
-    return all(first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .data import Batch, DrawnSamples, TrainingCollator
+from .batches import Batch, DrawnSamples, TrainingCollator
 from .errors import UnlearningError
 from .metrics import functional
 from .schedule import Draw

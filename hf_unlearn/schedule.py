@@ -133,5 +133,9 @@ class Schedule:
 
     def _cycled_forget(self, epoch: int, start: int, count: int) -> list[int]:
         """Samples `start` to `start + count` of an endless shuffled cycle over the forget set."""
-        cycles = (divmod(start + i, self.n_forget) for i in range(count))
-        return [self._order(1000 * epoch + cycle, "forget")[i] for cycle, i in cycles]
+        first, last = start // self.n_forget, (start + count - 1) // self.n_forget
+        # A step holds many rounds of a small set, which would push the order of the retained samples out of the cache.
+        order = Schedule._order if last - first < 3 else Schedule._order.__wrapped__
+        rounds = [order(self, 1000 * epoch + cycle, "forget") for cycle in range(first, last + 1)]
+        places = (divmod(start + i, self.n_forget) for i in range(count))
+        return [rounds[cycle - first][i] for cycle, i in places]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import Batch
+from .batches import Batch
 from .evaluation import Evaluator, evaluating
 
 

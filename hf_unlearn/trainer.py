@@ -1,14 +1,9 @@
 """`UnlearningTrainer`: a `transformers.Trainer` that trains on a schedule of forget and retained samples."""
 
 import copy
-import errno
 import json
-import logging
 import os
-import shutil
-import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,36 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from . import adapters, models
 from .arguments import UnlearningArguments
-from .data import (
-    Collator,
-    DrawnSamples,
-    Source,
-    TrainingCollator,
-    check_overlap,
-    is_deterministic,
-    seeded,
-    split_unseen,
-)
+from .batches import Collator, DrawnSamples, TrainingCollator, is_deterministic, seeded
+from .checkpoints import ResumableTrainer, check_room
 from .errors import UnlearningError
 from .evaluation import Evaluator, Measurement, figures, to_model
 from .methods import Method, MethodConfig, create_method
+from .request import Request, check_needs
 from .schedule import Schedule
 from .teacher import OnlineTeacher, TableTeacher
-
-logger = logging.getLogger(__name__)
-
-PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
-COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
-METHOD_STATE = "method.safetensors"
 
 
 class Context:
@@ -56,7 +36,7 @@ class Context:
         self._trainer = trainer
         self.seed: int = trainer.args.seed
         self.num_labels: int = trainer.num_labels
-        self.forget_classes: list[int] = trainer.forget_classes
+        self.forget_classes: list[int] = trainer.request.forget_classes
 
     @property
     def model(self) -> nn.Module:
@@ -80,7 +60,7 @@ class Context:
         self._trainer.pending_logs.update(values)
 
 
-class UnlearningTrainer(Trainer):
+class UnlearningTrainer(ResumableTrainer):
     """Unlearns `forget_dataset` from `model`, in place.
 
     Args:
@@ -124,14 +104,8 @@ class UnlearningTrainer(Trainer):
         self.base_model = base_model
         args = args or UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}")
         _check_arguments(args)
-        given = {
-            "forget": forget_dataset,
-            "retain": retain_dataset,
-            "unseen": unseen_dataset,
-            "test": test_dataset,
-            "base_model": base_model,
-        }
-        _check_needs(self.method, given)
+        datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
+        check_needs(self.method, {**datasets, "base_model": base_model})
         self.origin = None  # the Hub id and commit of the original, where it is known
         if isinstance(model, (str, os.PathLike)):
             name, model = str(model), models.load_model(str(model))
@@ -143,19 +117,8 @@ class UnlearningTrainer(Trainer):
         models.check_single_label(model)
         self.num_labels = models.num_labels(model)
 
-        sources = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
-        self.sources = _open_sources(sources, args)
-        for source in self.sources.values():
-            source.align_labels(model.config.label2id)
-        _check_labels(self.sources, self.num_labels)
-        self.forget_classes = sorted(set(self.sources["forget"].labels.tolist()))
-        if overlap not in ("error", "allow"):
-            raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
-        if overlap == "error":
-            others = [s for name, s in self.sources.items() if name != "forget" and not s.is_stream]
-            check_overlap(self.sources["forget"], others)
-        self.indices = _split_indices(self.sources, args)
-        self.class_request = _is_class_request(self.sources, self.method, self.forget_classes)
+        self.request = Request(datasets, self.method, model.config, args, overlap)
+        self.sources, self.indices = self.request.sources, self.request.indices
 
         channels = models.image_channels(model)
         self.collate = Collator(self.sources["forget"], processing_class, data_collator, channels)
@@ -172,7 +135,7 @@ class UnlearningTrainer(Trainer):
             **self.method.config.arguments,
         }
         args = args.resolved(defaults)
-        if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self._why_no_gap()):
+        if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self.request.why_no_gap()):
             if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
                 raise UnlearningError(
                     f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
@@ -379,17 +342,6 @@ class UnlearningTrainer(Trainer):
             for split, (name, indices) in self.indices.items()
         }
 
-    def _why_no_gap(self) -> str | None:
-        if missing := [
-            name for name, split in (("retain", "retain"), ("unseen", "control")) if split not in self.indices
-        ]:
-            return f"no {missing[0]} samples were given"
-        name, control = self.indices["control"]
-        absent = np.setdiff1d(self.forget_classes, self.sources[name].labels[control])
-        if len(absent) and not self.class_request:
-            return f"the control half of the unseen samples has none of the forget set's class {absent[0]}"
-        return None
-
     @property
     def _forward_model(self) -> nn.Module:
         """What a forward pass goes through: sharded models only work through their wrapper."""
@@ -418,7 +370,7 @@ class UnlearningTrainer(Trainer):
                     "The original was not measured, so there is nothing to compare with; set measure=True or eval_strategy."
                 )
             self.original = measured
-        values, self.reasons = figures(measured, self.original, class_request=self.class_request)
+        values, self.reasons = figures(measured, self.original, class_request=self.request.is_class)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         self.log(metrics)
@@ -430,8 +382,8 @@ class UnlearningTrainer(Trainer):
         """Figures before and after unlearning, and why those that are None could not be had."""
         if not self.unlearned:
             return {}
-        before, _ = figures(self.original, self.original, class_request=self.class_request)
-        after, reasons = figures(self.unlearned, self.original, class_request=self.class_request)
+        before, _ = figures(self.original, self.original, class_request=self.request.is_class)
+        after, reasons = figures(self.unlearned, self.original, class_request=self.request.is_class)
         return {"before": before, "after": after, "reasons": reasons}
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -458,41 +410,11 @@ class UnlearningTrainer(Trainer):
         forget, retain = used[used < n_forget], used[used >= n_forget] - n_forget
         n_retain = len(self.sources["retain"]) if "retain" in self.sources else 0
         path = self._private / "teacher"
-        _check_room(self.args, 4 * len(used) * self.num_labels)  # a full disk under a memory map kills the process
+        check_room(self.args, 4 * len(used) * self.num_labels)  # a full disk under a memory map kills the process
         table = TableTeacher(self.evaluator, self._forward_model, path, forget, retain, n_forget, n_retain)
         if len(forget):
             self._accuracies["forget"] = table.forget_accuracy
         return table
-
-    @property
-    def _private(self) -> Path:
-        return Path(self.args.output_dir, PRIVATE)
-
-    def _keep_original(self, checkpoint: str | None) -> None:
-        """Keep the original once, or where on the Hub it is; a resumed run checks that it was given the same one."""
-        about = self._private / "original.json"
-        if not self.args.should_save:
-            return
-        digest = models.weights_digest(self.model)
-        if checkpoint is not None:
-            begun = Path(checkpoint).absolute().parent / PRIVATE / about.name
-            if begun.exists() and json.loads(begun.read_text())["digest"] != digest:
-                raise UnlearningError(
-                    f"{begun.parents[1]} holds a run on another original model: pass the model that run began with, or "
-                    "choose another output_dir."
-                )
-            if begun.exists() and begun == about.absolute():
-                return
-        _check_disk(self.model, self.args)
-        with _clear_write_errors(self.args.output_dir):
-            self._private.mkdir(parents=True, exist_ok=True)
-            about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
-            folder = None
-            if self.origin is None and self.adapter is None:
-                folder = "original"
-                models.save_model(self.model, self._private / folder)
-            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
-            _write_last(about, content)
 
     @contextmanager
     def original_model(self) -> Iterator[nn.Module]:
@@ -539,176 +461,6 @@ class UnlearningTrainer(Trainer):
             )
         self.model.load_state_dict(found)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Saving and resuming
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Weights as safetensors, the processing class and the method's config; no pickled arguments.
-
-        Overridden because the Trainer's writes `training_args.bin`, a pickle with paths and a token in it, and because
-        a timm model must stay readable by timm.
-        """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        with _clear_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            models.save_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
-            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED}
-            self.method.config.save(
-                folder, training=used, schedule=getattr(self, "schedule", None) and self.schedule.epochs
-            )
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """The Trainer's checkpoint, with the method's state, counted as complete only by a marker that is written last.
-
-        Overridden because no public hook comes before older checkpoints are deleted: a kill in between would leave none.
-        """
-        self._check_finite(weights=True)
-        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-        if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with _clear_write_errors(folder):
-                super()._save_checkpoint(model, trial)
-                if self.args.should_save:
-                    save_file(self.method.state_dict(), folder / METHOD_STATE)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # every process has written its random state
-        if self.args.should_save:
-            with _clear_write_errors(folder):
-                _write_last(folder / COMPLETE, self._marker())
-            self._delete_older_checkpoints(limit)
-
-    def _marker(self) -> dict[str, Any]:
-        step = self.state.global_step
-        return {
-            "run": self._run_id(),
-            "step": step,
-            "time": time.time_ns(),
-            # A method or a callback has ended the run here; resumed, it must not go on.
-            "stopped": self.control.should_training_stop and step < self.state.max_steps,
-            "resumable": not self.args.save_only_model,
-        }
-
-    def _delete_older_checkpoints(self, limit: int | None) -> None:
-        """Of this run, the best one excepted. What an older run left in the folder is not touched."""
-        if limit is None or limit <= 0:
-            return
-        checkpoints = self._complete_checkpoints()
-        best = Path(self.state.best_model_checkpoint or "").name
-        old = [checkpoint for checkpoint in checkpoints[:-1] if checkpoint.name != best]
-        for checkpoint in old[: max(0, len(checkpoints) - limit)]:
-            (checkpoint / COMPLETE).unlink()
-            shutil.rmtree(checkpoint, ignore_errors=True)
-
-    def _run_id(self) -> str | None:
-        about = self._private / "original.json"
-        return json.loads(about.read_text())["run"] if about.exists() else None
-
-    def _complete_checkpoints(self) -> list[Path]:
-        """The complete checkpoints of the run in this output folder, in the order in which they were written."""
-        paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
-        markers = {path.parent: json.loads(path.read_text()) for path in paths}
-        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self._run_id()]
-        return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
-
-    def _last_complete(self) -> Path | None:
-        return next(reversed(self._complete_checkpoints()), None)
-
-    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
-        if not resume:
-            return None
-        if resume is True:
-            newest = self._last_complete()
-            if newest is None:
-                raise UnlearningError(
-                    f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
-                )
-            resume = newest
-        elif not Path(resume, COMPLETE).exists():
-            raise UnlearningError(
-                f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
-                "complete one."
-            )
-        if not json.loads(Path(resume, COMPLETE).read_text())["resumable"]:
-            raise UnlearningError(
-                f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
-                "end elsewhere; start without resume_from_checkpoint."
-            )
-        return str(resume)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        """Overridden because the Trainer's ignores missing keys, which loses weights whose names `save_pretrained`
-        converted."""
-        if self.is_fsdp_enabled:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        models.load_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`."""
-        self._accuracies = {}
-        if self.is_fsdp_enabled:
-            return super()._load_best_model()
-        models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
-
-    def _resume(self, checkpoint: str) -> None:
-        """What the Trainer does not bring back by itself."""
-        self.method.load_state_dict(load_file(Path(checkpoint, METHOD_STATE)))
-        self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
-        marker = json.loads(Path(checkpoint, COMPLETE).read_text())
-        if marker["stopped"]:
-            self.schedule.max_steps = self.args.max_steps = marker["step"]
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the step, saves a checkpoint and says how to resume; the second one is immediate."""
-        self._signalled = self._interrupted = False
-
-        def on_interrupt(*_: Any) -> None:
-            if self._signalled:
-                raise KeyboardInterrupt
-            self._signalled = True
-            logger.warning("Interrupted: finishing this step and saving. Press Ctrl-C again to stop at once.")
-
-        try:
-            before = signal.signal(signal.SIGINT, on_interrupt)
-        except ValueError:  # not in the main thread
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-        if self._interrupted:
-            if self.is_world_process_zero():
-                print(
-                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call with "
-                    f"resume_from_checkpoint={str(self._last_complete())!r}",
-                    flush=True,
-                )
-            raise KeyboardInterrupt
-
-    _signalled = False  # this process was interrupted
-    _interrupted = False  # some process was, and all know it
-
-    def interrupted(self) -> bool:
-        """Whether any process was interrupted; all of them ask at the same time."""
-        if self.accelerator.num_processes == 1:
-            self._interrupted = self._signalled
-        elif not self._interrupted:
-            flag = torch.tensor(int(self._signalled), device=self.args.device)
-            self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
-        return self._interrupted
-
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Not the Trainer's: it would push several commits, to the main branch."""
-        raise UnlearningError("Save the model with save_model(folder), and push that folder to a branch of its own.")
-
 
 class _MicroBatches:
     """The batch sampler of this process."""
@@ -736,7 +488,7 @@ class _Flow(TrainerCallback):
         state.epoch = trainer.schedule.progress(state.global_step)
         trainer._parts_since = state.global_step
         if state.global_step == 0 and trainer.original:
-            values, _ = figures(trainer.original, trainer.original, class_request=trainer.class_request)
+            values, _ = figures(trainer.original, trainer.original, class_request=trainer.request.is_class)
             trainer.log({f"eval_{name}": value for name, value in values.items() if value is not None})
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -798,22 +550,6 @@ def _check_arguments(args: UnlearningArguments) -> None:
         )
 
 
-def _check_needs(method: Method, given: dict[str, Any]) -> None:
-    for name in method.info.needs:
-        value = given.get(name)
-        if value is None:
-            what = {
-                "forget": "the samples to forget (forget=)",
-                "retain": "samples to keep (retain=)",
-                "unseen": "samples the model was never trained on (unseen=)",
-                "base_model": 'what the original was trained from (base_model=: a Hub id, a model, or "scratch")',
-            }[name]
-            raise UnlearningError(f"{method.info.name} needs {what}, which was not given.")
-    for name, dataset in given.items():
-        if hasattr(dataset, "__len__") and len(dataset) == 0:
-            raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
-
-
 def _check_task(method: Method, task: str) -> None:
     if task not in method.info.applies_to:
         raise UnlearningError(
@@ -822,129 +558,6 @@ def _check_task(method: Method, task: str) -> None:
         )
 
 
-def _open_sources(given: dict[str, Any], args: UnlearningArguments) -> dict[str, Source]:
-    sources = {}
-    for name, dataset in given.items():
-        if dataset is None:
-            continue
-        source = Source(dataset, name, args.columns, size=args.retain_size)
-        if source.is_stream and name != "retain":
-            raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
-        if source.is_stream and args.retain_size is None:
-            raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")
-        sources[name] = source
-    return sources
-
-
-def _check_labels(sources: dict[str, Source], num_labels: int) -> None:
-    for name, source in sources.items():
-        source.num_labels = num_labels
-        if source.is_stream:
-            continue
-        bad = np.flatnonzero((source.labels < 0) | (source.labels >= num_labels))
-        if len(bad):
-            label = source.labels[bad[0]]
-            what = "no label" if label == -1 else f"label {label}"
-            raise UnlearningError(
-                f"{len(bad)} of the {len(source)} samples of {name} have labels the model does not have (row {bad[0]}: "
-                f"{what}); expected 0 to {num_labels - 1}, the classes of the model's head."
-            )
-
-
-def _split_indices(sources: dict[str, Source], args: UnlearningArguments) -> dict[str, tuple[str, np.ndarray]]:
-    """What is measured: split -> (source, indices)."""
-    indices = {"forget": ("forget", np.arange(len(sources["forget"])))}
-    if "retain" in sources:
-        size = len(sources["retain"])
-        if sources["retain"].is_stream:
-            chosen = np.arange(min(size, args.retain_eval_size))
-        else:
-            rng = np.random.default_rng([args.seed, 3])
-            chosen = np.sort(rng.choice(size, min(size, args.retain_eval_size), replace=False))
-        indices["retain"] = ("retain", chosen)
-    if "test" in sources:
-        indices["evidence"] = ("test", np.arange(len(sources["test"])))
-    if "unseen" in sources:
-        if "test" in sources:
-            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
-        else:
-            control, evidence = split_unseen(sources["unseen"].labels, args.seed)
-            indices["control"], indices["evidence"] = ("unseen", control), ("unseen", evidence)
-    return {split: value for split, value in indices.items() if len(value[1])}
-
-
-def _is_class_request(sources: dict[str, Source], method: Method, forget_classes: list[int]) -> bool:
-    """Whether whole classes are forgotten: none of them is among the retained samples."""
-    asked = getattr(method.config, "class_mode", None)
-    retain = sources.get("retain")
-    if retain is None or retain.is_stream:
-        return bool(asked)
-    whole = not np.isin(forget_classes, retain.labels).any()
-    if whole and asked is False:
-        logger.warning(
-            f"The forget set is all there is of label {', '.join(map(str, forget_classes))}: {method.info.name} has a "
-            "class_mode for that, which is off."
-        )
-    return whole
-
-
-def _check_disk(model: nn.Module, args: UnlearningArguments) -> None:
-    """Room for the original, the result and one checkpoint with two moments of the optimizer."""
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    _check_room(args, 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained))
-
-
-def _check_room(args: UnlearningArguments, needed: int) -> None:
-    folder = Path(args.output_dir).absolute()
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-    if free < needed:
-        raise UnlearningError(
-            f"{args.output_dir} has {free / 2**20:.0f} MiB free, and this run needs about {needed / 2**20:.0f} MiB; free "
-            "some space, or choose another output_dir."
-        )
-
-
-# What safetensors says, and what torch.save says: its zip writer only notices that fewer bytes arrived than it wrote.
-_DISK_FULL = ("No space left", "File too large", "quota exceeded", "iostream", "inline_container", "StreamWriter")
-
-
-@contextmanager
-def _clear_write_errors(folder: str | Path) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written, in one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in _DISK_FULL)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        why = "the disk is full" if full else str(error)
-        raise UnlearningError(
-            f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
-            "were; make room and save again, or resume."
-        ) from error
-
-
 def _swap(parameters: list[nn.Parameter], gradients: list[Tensor | None]) -> None:
     for i, parameter in enumerate(parameters):
         parameter.grad, gradients[i] = gradients[i], parameter.grad
-
-
-def _write_last(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-_RECORDED = (
-    "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
-    "optim", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "freeze_batchnorm", "max_steps", "seed", "bf16", "fp16",
-)  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-import hf_unlearn.trainer as trainer_module
+import hf_unlearn.checkpoints as checkpoints
 from hf_unlearn import models
 from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo
@@ -312,15 +312,15 @@ def _kill(trainer: UnlearningTrainer, moment: str, step: int) -> None:
 
         torch.save = save_half_of_the_optimizer
     elif moment == "marker":
-        write = trainer_module._write_last
-        trainer_module._write_last = lambda path, content: _die() if path.parent.name == name else write(path, content)
+        write = checkpoints._write_last
+        checkpoints._write_last = lambda path, content: _die() if path.parent.name == name else write(path, content)
     elif moment == "rotation":
 
         def remove_one_file(folder, **kwargs):
             next(Path(folder).rglob("*model.safetensors")).unlink()
             _die()
 
-        trainer_module.shutil.rmtree = remove_one_file
+        checkpoints.shutil.rmtree = remove_one_file
     else:
         raise ValueError(moment)
 
@@ -409,4 +409,4 @@ class Runs:
 
     @property
     def complete(self) -> list[str]:
-        return [name for name in self.checkpoints if (self.folder / "run" / name / trainer_module.COMPLETE).exists()]
+        return [name for name in self.checkpoints if (self.folder / "run" / name / checkpoints.COMPLETE).exists()]

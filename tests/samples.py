@@ -1,6 +1,8 @@
 """Small data sets and short runs that several tests share."""
 
+import atexit
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from hf_unlearn import UnlearningArguments
 from tests.tiny import WORDS, tiny_vit
 
 torch.set_num_threads(1)
+gc.freeze()  # every run ends in a gc.collect(), which takes half a second over all that is imported
+atexit.register(gc.unfreeze)
 
 
 def images(n: int, seed: int = 0, num_labels: int = 4, size: int = 16, noise: float = 0.5) -> datasets.Dataset:

@@ -120,7 +120,7 @@ def check_row(row):
 
 
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
-    command = ["--models", "tiny", "--batch-size", str(BATCH), "--image-size", "16", "--steps", str(STEPS)]
+    command = ["--models", "tiny", "--batch-size", str(BATCH), "--image-size", "16", "--steps", "12"]
     file = tmp_path / "benchmark.json"
     assert benchmark.main([*command, "--no-memory", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -138,7 +138,7 @@ def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     ]
     for row in rows:
         check_row(row)
-        assert (row["model"], row["steps"], row["pairs"], row["batch_size"]) == ("tiny", 9, 3, BATCH)
+        assert (row["model"], row["steps"], row["pairs"], row["batch_size"]) == ("tiny", 12, 4, BATCH)
     assert [row["wanted"] for row in rows] == [1.05, 1.4, None]
 
 
@@ -160,9 +160,9 @@ def test_row_and_report():
 
 @pytest.mark.slow
 def test_lotus_step_costs_little_more_than_a_plain_one(one_thread):
-    # `hf-unlearn benchmark` reports about 1.00 and 1.29 for these, and 1.05 and 1.4 are promised. Six short turns on a
+    # `hf-unlearn benchmark` reports about 1.00 and 1.29 for these, and 1.05 and 1.4 are promised. A few short turns on a
     # machine that runs other tests at the same time are off by several percent, and a test must not fail for that.
-    cached, online, again = benchmark.compare_steps("resnet18", steps=18, clock="cpu")
+    cached, online, again = benchmark.compare_steps("resnet18", steps=24, clock="cpu")
     assert cached["ratio"] < 1.25, (cached, again)
     assert online["ratio"] < 1.6, (online, again)
 

@@ -13,18 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, TimmWrapperImageProcessor, default_data_collator
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, split_dataset
-from hf_unlearn.data import (
-    Batch,
-    Collator,
-    Columns,
-    DrawnSamples,
-    Source,
-    StreamReader,
-    TrainingCollator,
-    check_overlap,
-    is_deterministic,
-    split_unseen,
-)
+from hf_unlearn.batches import Batch, Collator, DrawnSamples, TrainingCollator, is_deterministic
+from hf_unlearn.data import Columns, Source, StreamReader, check_overlap, split_unseen
 from hf_unlearn.schedule import Draw, Schedule
 from hf_unlearn.teacher import OnlineTeacher, TableTeacher
 from tests.samples import arguments, for_trainer, images, pictures, request, sentences

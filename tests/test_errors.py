@@ -420,7 +420,7 @@ class TestMissingFigures:
         data["forget"] = data["forget"].filter(lambda row: int(row["label"]) == 1)
         data["retain"] = data["retain"].filter(lambda row: int(row["label"]) != 1)
         result = unlearn(tiny_vit(), **data, method=LotusConfig(class_mode=True), args=arguments(tmp_path))
-        assert result.trainer.class_request
+        assert result.trainer.request.is_class
         assert result.metrics["after"]["rf_jsd"] is None
         assert result.metrics["reasons"]["rf_jsd"].startswith("a whole class is forgotten")
         assert result.metrics["after"]["gap"] is not None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer, unlearn
-from hf_unlearn.data import Batch
+from hf_unlearn.batches import Batch
 from hf_unlearn.evaluation import Evaluator
 from hf_unlearn.methods import Lotus, LotusConfig, list_methods, lotus
 from hf_unlearn.methods.lotus import targets, temperature

@@ -115,7 +115,7 @@ class TestUnlearn:
     def test_a_model_with_a_request_split_off_its_data(self, tmp_path):
         parts = split_dataset(images(32), labels=2, fraction=0.5)
         result = unlearn(tiny_vit(), **parts, unseen=images(16, seed=3), args=arguments(tmp_path))
-        assert len(parts["forget"]) == 4 and not result.trainer.class_request
+        assert len(parts["forget"]) == 4 and not result.trainer.request.is_class
         assert "| unlearned |" in result.summary()
 
     def test_default_output_folder_is_named_after_the_method(self, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningError, models
-from hf_unlearn.trainer import COMPLETE
+from hf_unlearn.checkpoints import COMPLETE
 from tests.runs import TRAINED, OwnPhases, Runs, distance, make_trainer, original, request, same_bits, weights
 
 EVERY_TWO = {"save_strategy": "steps", "save_steps": 2}
@@ -205,6 +205,16 @@ def test_resumed_in_this_process(tmp_path):
     assert same_bits(weights(resumed.model), weights(expected.model))
     resumed.save_model(str(tmp_path / "b" / "result"))
     check_no_pickled_arguments(tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_a_stream_is_resumed(tmp_path):
+    data = request("bert")
+    settings = {"family": "bert", "data": data | {"retain": data["retain"].to_iterable_dataset()}, "retain_size": 33}
+    expected = train(tmp_path / "a", **settings)
+    train(tmp_path / "b", stop_at=5, **settings, **EVERY_TWO)
+    resumed = train(tmp_path / "b", resume=True, **settings)
+    assert same_bits(weights(resumed.model), weights(expected.model))
 
 
 def test_an_incomplete_checkpoint_is_refused(tmp_path):

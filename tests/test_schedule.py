@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import gumbel_r, kstest
 
-from hf_unlearn.data import Batch
+from hf_unlearn.batches import Batch
 from hf_unlearn.randomness import gumbel, uniform
 from hf_unlearn.schedule import Schedule
 from tests.runs import make_trainer
@@ -79,6 +79,11 @@ class TestEpochs:
             assert len(rounds[3]) == len(set(rounds[3])) == N_RETAIN - 3 * N_FORGET
             assert len({tuple(r) for r in rounds}) == 4
         assert samples(draws(plan, 0), "forget") != samples(draws(plan, 1), "forget")
+
+    def test_pairs_with_a_few_forget_samples(self):
+        cycled = [index for _, index in samples(draws(schedule("paired", n_forget=2)), "forget")]
+        rounds = [tuple(cycled[i : i + 2]) for i in range(0, N_RETAIN - 1, 2)]
+        assert set(rounds) == {(0, 1), (1, 0)}
 
     def test_phases(self):
         plan = schedule("forget", "retain", "mixed")

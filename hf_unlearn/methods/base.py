@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ..data import Batch
+from ..batches import Batch
 from ..errors import UnlearningError
 
 if TYPE_CHECKING:

@@ -1,0 +1,290 @@
+"""Complete checkpoints only: saving, finding and resuming them, and the original that they belong to."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from . import models
+from .arguments import UnlearningArguments
+from .errors import UnlearningError
+
+logger = logging.getLogger(__name__)
+
+PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
+COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
+METHOD_STATE = "method.safetensors"
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose run, killed at any moment, goes on from its newest complete checkpoint with the same bits."""
+
+    @property
+    def _private(self) -> Path:
+        return Path(self.args.output_dir, PRIVATE)
+
+    def _keep_original(self, checkpoint: str | None) -> None:
+        """Keep the original once, or where on the Hub it is; a resumed run checks that it was given the same one."""
+        about = self._private / "original.json"
+        if not self.args.should_save:
+            return
+        digest = models.weights_digest(self.model)
+        if checkpoint is not None:
+            begun = Path(checkpoint).absolute().parent / PRIVATE / about.name
+            if begun.exists() and json.loads(begun.read_text())["digest"] != digest:
+                raise UnlearningError(
+                    f"{begun.parents[1]} holds a run on another original model: pass the model that run began with, or "
+                    "choose another output_dir."
+                )
+            if begun.exists() and begun == about.absolute():
+                return
+        check_disk(self.model, self.args)
+        with _clear_write_errors(self.args.output_dir):
+            self._private.mkdir(parents=True, exist_ok=True)
+            about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
+            folder = None
+            if self.origin is None and self.adapter is None:
+                folder = "original"
+                models.save_model(self.model, self._private / folder)
+            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
+            _write_last(about, content)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights as safetensors, the processing class and the method's config; no pickled arguments.
+
+        Overridden because the Trainer's writes `training_args.bin`, a pickle with paths and a token in it, and because
+        a timm model must stay readable by timm.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        with _clear_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            models.save_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED}
+            self.method.config.save(
+                folder, training=used, schedule=getattr(self, "schedule", None) and self.schedule.epochs
+            )
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The Trainer's checkpoint, with the method's state, counted as complete only by a marker that is written last.
+
+        Overridden because no public hook comes before older checkpoints are deleted: a kill in between would leave none.
+        """
+        self._check_finite(weights=True)
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / COMPLETE).unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with _clear_write_errors(folder):
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    save_file(self.method.state_dict(), folder / METHOD_STATE)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            with _clear_write_errors(folder):
+                _write_last(folder / COMPLETE, self._marker())
+            self._delete_older_checkpoints(limit)
+
+    def _marker(self) -> dict[str, Any]:
+        step = self.state.global_step
+        return {
+            "run": self._run_id(),
+            "step": step,
+            "time": time.time_ns(),
+            # A method or a callback has ended the run here; resumed, it must not go on.
+            "stopped": self.control.should_training_stop and step < self.state.max_steps,
+            "resumable": not self.args.save_only_model,
+        }
+
+    def _delete_older_checkpoints(self, limit: int | None) -> None:
+        """Of this run, the best one excepted. What an older run left in the folder is not touched."""
+        if limit is None or limit <= 0:
+            return
+        checkpoints = self._complete_checkpoints()
+        best = Path(self.state.best_model_checkpoint or "").name
+        old = [checkpoint for checkpoint in checkpoints[:-1] if checkpoint.name != best]
+        for checkpoint in old[: max(0, len(checkpoints) - limit)]:
+            (checkpoint / COMPLETE).unlink()
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _run_id(self) -> str | None:
+        about = self._private / "original.json"
+        return json.loads(about.read_text())["run"] if about.exists() else None
+
+    def _complete_checkpoints(self) -> list[Path]:
+        """The complete checkpoints of the run in this output folder, in the order in which they were written."""
+        paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
+        markers = {path.parent: json.loads(path.read_text()) for path in paths}
+        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self._run_id()]
+        return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
+
+    def _last_complete(self) -> Path | None:
+        return next(reversed(self._complete_checkpoints()), None)
+
+    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
+        if not resume:
+            return None
+        if resume is True:
+            newest = self._last_complete()
+            if newest is None:
+                raise UnlearningError(
+                    f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
+                )
+            resume = newest
+        elif not Path(resume, COMPLETE).exists():
+            raise UnlearningError(
+                f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
+                "complete one."
+            )
+        if not json.loads(Path(resume, COMPLETE).read_text())["resumable"]:
+            raise UnlearningError(
+                f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
+                "end elsewhere; start without resume_from_checkpoint."
+            )
+        return str(resume)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Overridden because the Trainer's ignores missing keys, which loses weights whose names `save_pretrained`
+        converted."""
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        models.load_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`."""
+        self._accuracies = {}
+        if self.is_fsdp_enabled:
+            return super()._load_best_model()
+        models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
+    def _resume(self, checkpoint: str) -> None:
+        """What the Trainer does not bring back by itself."""
+        self.method.load_state_dict(load_file(Path(checkpoint, METHOD_STATE)))
+        self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
+        marker = json.loads(Path(checkpoint, COMPLETE).read_text())
+        if marker["stopped"]:
+            self.schedule.max_steps = self.args.max_steps = marker["step"]
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the step, saves a checkpoint and says how to resume; the second one is immediate."""
+        self._signalled = self._interrupted = False
+
+        def on_interrupt(*_: Any) -> None:
+            if self._signalled:
+                raise KeyboardInterrupt
+            self._signalled = True
+            logger.warning("Interrupted: finishing this step and saving. Press Ctrl-C again to stop at once.")
+
+        try:
+            before = signal.signal(signal.SIGINT, on_interrupt)
+        except ValueError:  # not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self._interrupted:
+            if self.is_world_process_zero():
+                print(
+                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call with "
+                    f"resume_from_checkpoint={str(self._last_complete())!r}",
+                    flush=True,
+                )
+            raise KeyboardInterrupt
+
+    _signalled = False  # this process was interrupted
+    _interrupted = False  # some process was, and all know it
+
+    def interrupted(self) -> bool:
+        """Whether any process was interrupted; all of them ask at the same time."""
+        if self.accelerator.num_processes == 1:
+            self._interrupted = self._signalled
+        elif not self._interrupted:
+            flag = torch.tensor(int(self._signalled), device=self.args.device)
+            self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+        return self._interrupted
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Not the Trainer's: it would push several commits, to the main branch."""
+        raise UnlearningError("Save the model with save_model(folder), and push that folder to a branch of its own.")
+
+
+def check_disk(model: nn.Module, args: UnlearningArguments) -> None:
+    """Room for the original, the result and one checkpoint with two moments of the optimizer."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    check_room(args, 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained))
+
+
+def check_room(args: UnlearningArguments, needed: int) -> None:
+    """Refuse to begin what the disk of the output folder has no room for."""
+    folder = Path(args.output_dir).absolute()
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if free < needed:
+        raise UnlearningError(
+            f"{args.output_dir} has {free / 2**20:.0f} MiB free, and this run needs about {needed / 2**20:.0f} MiB; free "
+            "some space, or choose another output_dir."
+        )
+
+
+# What safetensors says, and what torch.save says: its zip writer only notices that fewer bytes arrived than it wrote.
+_DISK_FULL = ("No space left", "File too large", "quota exceeded", "iostream", "inline_container", "StreamWriter")
+
+
+@contextmanager
+def _clear_write_errors(folder: str | Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, in one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in _DISK_FULL)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        why = "the disk is full" if full else str(error)
+        raise UnlearningError(
+            f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
+            "were; make room and save again, or resume."
+        ) from error
+
+
+def _write_last(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+_RECORDED = (
+    "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
+    "optim", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "freeze_batchnorm", "max_steps", "seed", "bf16", "fp16",
+)  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

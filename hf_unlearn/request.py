@@ -1,0 +1,134 @@
+"""A request: what must go, what must stay, what was never seen. Checked whole, before any compute."""
+
+import logging
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedConfig
+
+from .arguments import UnlearningArguments
+from .data import Source, check_overlap, split_unseen
+from .errors import UnlearningError
+from .methods import Method
+
+logger = logging.getLogger(__name__)
+
+WHAT_IS_MISSING = {
+    "forget": "the samples to forget (forget=)",
+    "retain": "samples to keep (retain=)",
+    "unseen": "samples the model was never trained on (unseen=)",
+    "base_model": 'what the original was trained from (base_model=: a Hub id, a model, or "scratch")',
+}
+
+
+class Request:
+    """The sets of one request.
+
+    Attributes:
+        sources: `forget`, `retain`, `unseen` and `test`, those of them that were given.
+        indices: what is measured: split -> (source, indices), for `forget`, `retain` (at most `retain_eval_size`), and
+            the two halves of unseen: `control`, which may steer the method, and `evidence`, which is only measured.
+        forget_classes: the labels in the forget set.
+        is_class: whether whole classes are forgotten: none of them is among the retained samples.
+    """
+
+    def __init__(
+        self,
+        datasets: dict[str, Any],
+        method: Method,
+        config: PreTrainedConfig,
+        args: UnlearningArguments,
+        overlap: str = "error",
+    ):
+        self.sources = _open(datasets, args)
+        for source in self.sources.values():
+            source.align_labels(config.label2id)
+            _check_labels(source, config.num_labels)
+        self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
+        self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
+        if overlap not in ("error", "allow"):
+            raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
+        if overlap == "error":
+            others = [s for name, s in self.sources.items() if name != "forget" and not s.is_stream]
+            check_overlap(self.forget, others)
+        self.indices = self._measured(args)
+        self.is_class = self._is_class(method)
+
+    def _measured(self, args: UnlearningArguments) -> dict[str, tuple[str, np.ndarray]]:
+        sources = self.sources
+        indices = {"forget": ("forget", np.arange(len(self.forget)))}
+        if self.retain:
+            size = min(len(self.retain), args.retain_eval_size)
+            rng = np.random.default_rng([args.seed, 3])
+            chosen = range(size) if self.retain.is_stream else rng.choice(len(self.retain), size, replace=False)
+            indices["retain"] = ("retain", np.sort(chosen))
+        if "test" in sources:
+            indices["evidence"] = ("test", np.arange(len(sources["test"])))
+        if "unseen" in sources and "test" in sources:
+            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
+        elif "unseen" in sources:
+            control, evidence = split_unseen(sources["unseen"].labels, args.seed)
+            indices["control"], indices["evidence"] = ("unseen", control), ("unseen", evidence)
+        return {split: value for split, value in indices.items() if len(value[1])}
+
+    def _is_class(self, method: Method) -> bool:
+        asked = getattr(method.config, "class_mode", None)
+        if self.retain is None or self.retain.is_stream:
+            return bool(asked)
+        whole = not np.isin(self.forget_classes, self.retain.labels).any()
+        if whole and asked is False:
+            logger.warning(
+                f"The forget set is all there is of label {', '.join(map(str, self.forget_classes))}: "
+                f"{method.info.name} has a class_mode for that, which is off."
+            )
+        return whole
+
+    def why_no_gap(self) -> str | None:
+        """Why the metric that steers by default cannot be had, if so."""
+        if missing := [
+            name for name, split in (("retain", "retain"), ("unseen", "control")) if split not in self.indices
+        ]:
+            return f"no {missing[0]} samples were given"
+        name, control = self.indices["control"]
+        absent = np.setdiff1d(self.forget_classes, self.sources[name].labels[control])
+        if len(absent) and not self.is_class:
+            return f"the control half of the unseen samples has none of the forget set's class {absent[0]}"
+        return None
+
+
+def check_needs(method: Method, given: dict[str, Any]) -> None:
+    """Refuse a method that is not given what its datasheet says it needs, and sets without samples."""
+    for name in method.info.needs:
+        if given.get(name) is None:
+            raise UnlearningError(f"{method.info.name} needs {WHAT_IS_MISSING[name]}, which was not given.")
+    for name, dataset in given.items():
+        if hasattr(dataset, "__len__") and len(dataset) == 0:
+            raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
+
+
+def _open(datasets: dict[str, Any], args: UnlearningArguments) -> dict[str, Source]:
+    sources = {}
+    for name, dataset in datasets.items():
+        if dataset is None:
+            continue
+        source = Source(dataset, name, args.columns, size=args.retain_size)
+        if source.is_stream and name != "retain":
+            raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
+        if source.is_stream and args.retain_size is None:
+            raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")
+        sources[name] = source
+    return sources
+
+
+def _check_labels(source: Source, num_labels: int) -> None:
+    source.num_labels = num_labels
+    if source.is_stream:
+        return
+    bad = np.flatnonzero((source.labels < 0) | (source.labels >= num_labels))
+    if len(bad):
+        label = source.labels[bad[0]]
+        what = "no label" if label == -1 else f"label {label}"
+        raise UnlearningError(
+            f"{len(bad)} of the {len(source)} samples of {source.name} have labels the model does not have (row {bad[0]}: "
+            f"{what}); expected 0 to {num_labels - 1}, the classes of the model's head."
+        )
