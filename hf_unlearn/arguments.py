@@ -76,6 +76,11 @@ class UnlearningArguments(TrainingArguments):
 
     def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":
         """A copy in which `defaults` fill what the user left unset."""
+        if unknown := sorted(set(defaults) - set(METHOD_DEFAULTS)):
+            raise UnlearningError(
+                f"A method or its config has a default for {unknown[0]!r}; expected one of {', '.join(METHOD_DEFAULTS)}. "
+                "Set others in UnlearningArguments."
+            )
         args = copy.copy(self)
         for name in self._unset:
             if name in defaults:

@@ -44,10 +44,15 @@ class Collator:
     """Rows to a `Batch`: raw columns through the processing class, processed ones through the data collator."""
 
     def __init__(
-        self, example: Source, processing_class: Any, data_collator: Callable | None, image_channels: int = 3
+        self,
+        example: Source,
+        processing_class: Any,
+        data_collator: Callable | None,
+        image_channels: int = 3,
+        max_tokens: int | None = None,
     ):
         self.processing_class, self.data_collator = processing_class, data_collator
-        self.example, self.image_channels = example, image_channels
+        self.example, self.image_channels, self.max_tokens = example, image_channels, max_tokens
         self.raw_columns, self.label_column = None, example.label_column
         if not example.processed_inputs and data_collator is None:
             self.raw_columns = example.input_columns
@@ -74,9 +79,9 @@ class Collator:
             return Batch(self._labelled(self._collate(rows)))
         values = [[row[column] for row in rows] for column in self.raw_columns]
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            longest = min(self.processing_class.model_max_length, 2**15)
+            longest = min(self.processing_class.model_max_length, self.max_tokens or 2**20)  # 1e30: not known
             inputs = self.processing_class(
-                *values, padding=True, truncation=longest < 2**15, max_length=longest, return_tensors="pt"
+                *values, padding=True, truncation=True, max_length=longest, return_tensors="pt"
             )
         else:
             inputs = self.processing_class([self._image(image) for image in values[0]], return_tensors="pt")

@@ -363,6 +363,14 @@ def _attends(module: nn.Module) -> bool:
     )
 
 
+def max_tokens(model: nn.Module) -> int | None:
+    """The longest text that the model has positions for."""
+    config = _base_model(model).config
+    positions = getattr(config, "max_position_embeddings", None)
+    # RoBERTa counts positions from behind the padding token
+    return positions - config.pad_token_id - 1 if positions and "roberta" in config.model_type else positions
+
+
 def width(model: nn.Module) -> int:
     """The number of features of a transformer's tokens."""
     model = _base_model(model)

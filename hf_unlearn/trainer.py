@@ -112,6 +112,7 @@ class UnlearningTrainer(ResumableTrainer):
             if commit := getattr(model.config, "_commit_hash", None):
                 self.origin = {"repo": name, "revision": commit}
             processing_class = processing_class or models.load_processor(name, model)
+        models.own_memory(model)
         self.task = models.task_of(model)
         _check_task(self.method, self.task)
         models.check_single_label(model)
@@ -120,8 +121,8 @@ class UnlearningTrainer(ResumableTrainer):
         self.request = Request(datasets, self.method, model.config, args, overlap)
         self.sources, self.indices = self.request.sources, self.request.indices
 
-        channels = models.image_channels(model)
-        self.collate = Collator(self.sources["forget"], processing_class, data_collator, channels)
+        limits = {"image_channels": models.image_channels(model), "max_tokens": models.max_tokens(model)}
+        self.collate = Collator(self.sources["forget"], processing_class, data_collator, **limits)
         for source in self.sources.values():
             self.collate.check(source)
         trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]

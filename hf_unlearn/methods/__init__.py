@@ -37,4 +37,6 @@ def create_method(method: "str | MethodConfig | Method") -> Method:
         return method
     if isinstance(method, MethodConfig):
         return get_method(method.method)(method)
+    if not isinstance(method, str):
+        raise UnlearningError(f"method is {method!r}; expected a name, a config such as LotusConfig(), or a Method.")
     return get_method(method)()

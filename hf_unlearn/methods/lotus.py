@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UnlearningError
 from ..randomness import gumbel
 from .base import Method, MethodConfig, MethodInfo, Paper
 
@@ -85,16 +86,15 @@ class LotusConfig(MethodConfig):
     def paper(cls, setting: str = "resnet18-cifar100") -> "LotusConfig":
         """The paper's values: `resnet18-cifar10`, `resnet18-cifar100` (also MUFAC and Tiny-ImageNet), `vit`,
         `vit-imagenet` or `resnet18-class`."""
+        settings = ("resnet18-cifar10", "resnet18-cifar100", "resnet18-class", "vit", "vit-imagenet")
+        if setting not in settings:
+            raise UnlearningError(f"LoTUS's paper has no setting {setting!r}; expected one of {', '.join(settings)}.")
         alpha = {"resnet18-cifar10": 8.0, "resnet18-class": 32.0}.get(setting, 2.0)
-        vit = {"learning_rate": 1e-6, "num_train_epochs": 3, "per_device_train_batch_size": 32}
-        resnet = {"learning_rate": 1e-4, "num_train_epochs": 10, "per_device_train_batch_size": 128}
-        arguments = {
-            "resnet18-cifar10": resnet,
-            "resnet18-cifar100": resnet,
-            "resnet18-class": resnet,
-            "vit": vit,
-            "vit-imagenet": vit | {"per_device_train_batch_size": 256},
-        }[setting]
+        if setting.startswith("vit"):
+            batch_size = 256 if setting == "vit-imagenet" else 32
+            arguments = {"learning_rate": 1e-6, "num_train_epochs": 3, "per_device_train_batch_size": batch_size}
+        else:
+            arguments = {"learning_rate": 1e-4, "num_train_epochs": 10, "per_device_train_batch_size": 128}
         arguments |= {"optim": "adamw_torch", "weight_decay": 5e-4, "lr_scheduler_type": "constant"}
         arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False}
         return cls(alpha=alpha, class_mode=setting == "resnet18-class", class_cure="none", arguments=arguments)
@@ -149,6 +149,10 @@ class Lotus(Method):
         self.tau = 1.0
         self.unseen_accuracy = 0.0 if self.config.class_mode else context.accuracy("control")
         self.forgotten = context.forget_classes if self.config.class_mode and self.config.class_cure == "mask" else []
+        if len(self.forgotten) == context.num_labels:
+            raise UnlearningError(
+                "lotus: class_mode is on and every class of the model is in the forget set; expected some."
+            )
 
     def on_epoch_begin(self, epoch: int) -> bool:
         forget_accuracy = self.context.accuracy("forget")
