@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 
 from . import adapters, models
 from .arguments import UnlearningArguments
@@ -27,6 +28,8 @@ from .methods import Method, MethodConfig, create_method
 from .request import Request, check_needs
 from .schedule import Schedule
 from .teacher import OnlineTeacher, TableTeacher
+
+logger = logging.getLogger(__name__)
 
 
 class Context:
@@ -200,13 +203,14 @@ class UnlearningTrainer(ResumableTrainer):
         if self.method.info.kind == "surgery":
             output = self._edit()
         else:
-            go_on = True
-            if checkpoint is None:
-                go_on = self.method.on_epoch_begin(0) is not False
-            else:
+            if checkpoint is not None:
                 self._resume(checkpoint)
-            with self._interruptible():
-                output = super().train(resume_from_checkpoint=checkpoint, **kwargs) if go_on else None
+            if checkpoint is None and self.method.on_epoch_begin(0) is False:
+                logger.warning(f"{self.method.info.name} found nothing to do: it ended before its first step.")
+                output = TrainOutput(0, 0.0, {})
+            else:
+                with self._interruptible():
+                    output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             self._check_finite(weights=True)
         self.runtime["unlearn"] = time.perf_counter() - started
         if self.args.measure:
