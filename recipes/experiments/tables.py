@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+from hf_unlearn.benchmark import report
 from hf_unlearn.methods import METHODS
 from hf_unlearn.report import table
 
@@ -34,6 +35,8 @@ def render(name: str) -> str:
         return _methods()
     file, _, setting = name.partition(".")
     results = _results(file)
+    if name == "benchmark":
+        return report(results["rows"])
     if setting:
         rows = results[setting]
         return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})

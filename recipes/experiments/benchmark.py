@@ -1,0 +1,18 @@
+"""What a LoTUS step and a whole run cost beside plain fine-tuning, as `hf-unlearn benchmark` measures it.
+
+About 10 minutes on 2 cores. Processor time of one thread is read, so that other work on the machine counts for less.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from hf_unlearn.benchmark import main
+from study import record
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "benchmark.json")
+        main(["--clock", "cpu", "--steps", "30", "--whole-run", "--runs", "2", "--json", str(path)])
+        measured = json.loads(path.read_text())
+    record("benchmark", {key: measured[key] for key in ("settings", "rows", "memory")})
