@@ -11,7 +11,7 @@ _MODULES = {
     "arguments": ["UnlearningArguments"],
     "data": ["split_dataset"],
     "errors": ["UnlearningError"],
-    "methods": ["get_method", "list_methods"],
+    "methods": ["FinetuneConfig", "LotusConfig", "RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"],
     "trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .arguments import UnlearningArguments
     from .data import split_dataset
     from .errors import UnlearningError
-    from .methods import get_method, list_methods
+    from .methods import FinetuneConfig, LotusConfig, RandomLabelConfig, RetrainConfig, get_method, list_methods
     from .trainer import UnlearningTrainer
 
 

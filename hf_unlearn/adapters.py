@@ -72,6 +72,11 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             f"peft_config has modules_to_save={peft_config.modules_to_save}, which would be trained in full; expected an "
             "adapter only. Name those modules in target_modules instead."
         )
+    if getattr(peft_config, "init_lora_weights", True) not in (True, "gaussian"):
+        raise UnlearningError(
+            f"peft_config has init_lora_weights={peft_config.init_lora_weights!r}, which begins at another model than the "
+            'original; expected True or "gaussian".'
+        )
     if not is_adapted(model):
         with _clear_misfits():
             return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))

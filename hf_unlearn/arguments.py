@@ -65,13 +65,16 @@ class UnlearningArguments(TrainingArguments):
             raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
         fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
-        for name in self._unset:
-            setattr(self, name, fields.get(name))
+        self._placeholders = {name: fields.get(name) for name in self._unset}
+        for name, value in self._placeholders.items():
+            setattr(self, name, value)
         if self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "gap", False
         self.remove_unused_columns = False
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise each process of a distributed launch takes itself for the only one
+        if torch.backends.mps.is_available():
+            self.use_cpu = True  # sums and noise are in float64, which MPS does not have
         super().__post_init__()
 
     def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":
@@ -83,7 +86,7 @@ class UnlearningArguments(TrainingArguments):
             )
         args = copy.copy(self)
         for name in self._unset:
-            if name in defaults:
+            if name in defaults and getattr(args, name) == self._placeholders[name]:  # else it was set afterwards
                 setattr(args, name, defaults[name])
         args.optim, args.lr_scheduler_type = OptimizerNames(args.optim), SchedulerType(args.lr_scheduler_type)
         return args

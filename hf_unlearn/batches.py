@@ -50,9 +50,11 @@ class Collator:
         data_collator: Callable | None,
         image_channels: int = 3,
         max_tokens: int | None = None,
+        accepts: set[str] | None = None,
     ):
         self.processing_class, self.data_collator = processing_class, data_collator
         self.example, self.image_channels, self.max_tokens = example, image_channels, max_tokens
+        self.accepts = accepts  # names of the model's inputs; other columns stay out of the batch
         self.raw_columns, self.label_column = None, example.label_column
         if not example.processed_inputs and data_collator is None:
             self.raw_columns = example.input_columns
@@ -96,7 +98,11 @@ class Collator:
                 [{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt"
             )
             return {**inputs, "labels": self._labels(rows)}
-        keep = [key for key in rows[0] if key == self.label_column or not isinstance(rows[0][key], str)]
+        keep = [
+            key
+            for key in rows[0]
+            if key == self.label_column or self.accepts is None or key in self.accepts | {"labels"}
+        ]
         return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
 
     def _labels(self, rows: list[dict]) -> Tensor:
@@ -195,9 +201,12 @@ class TrainingCollator:
         return batch
 
 
-def is_deterministic(source: Source, collator: Collator, samples: int = 4) -> bool:
+def is_deterministic(source: Source, collator: Collator, samples: int = 16) -> bool:
     """Whether reading a sample in two epochs gives the same inputs; not so after a random transform, or in a stream
     that is shuffled anew in every epoch."""
-    indices = list(range(min(samples, len(source))))
-    first, second = (collator(source.rows(indices, epoch)).inputs for epoch in range(2))
+    indices, read = list(range(min(samples, len(source)))), []
+    for epoch in range(2):
+        with seeded(epoch):  # every process finds the same
+            read.append(collator(source.rows(indices, epoch)).inputs)
+    first, second = read
     return all(first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first)

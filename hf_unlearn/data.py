@@ -63,7 +63,7 @@ def split_dataset(
     if len(given) > 1 or (not given and fraction is None):
         raise UnlearningError(
             f"split_dataset got {' and '.join(given) or 'no choice of rows'}; expected one of indices, labels, where "
-            "(with a fraction of them, if you like), or a fraction alone."
+            "or a fraction, alone or beside labels or where."
         )
     source = Source(dataset, "the dataset", Columns(label=label_column))
     if not isinstance(dataset, datasets.Dataset):
@@ -89,6 +89,10 @@ def split_dataset(
     else:
         chosen = np.arange(len(dataset))
     if fraction is not None:
+        if indices is not None:
+            raise UnlearningError(
+                "Both indices and a fraction are given; the rows named by indices are forgotten whole."
+            )
         if not 0 < fraction < 1:
             raise UnlearningError(f"fraction is {fraction}; expected a share between 0 and 1.")
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, round(fraction * len(chosen)), replace=False))

@@ -168,13 +168,13 @@ def to_model(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
 
 
 def figures(
-    model: dict[str, Measurement], original: dict[str, Measurement], *, class_request: bool = False
+    model: dict[str, Measurement], original: dict[str, Measurement], *, class_request: bool = False, bootstrap: int = 0
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """The metrics of a model from its measurements of `forget`, `retain`, `control` and `evidence` samples.
 
     `control` and `evidence` are the two halves of the unseen samples; only `gap`, which steers (early stopping, choice
     of a checkpoint), reads the control half, and it reads nothing else of the unseen samples. A figure that cannot be
-    had is None, with the reason in the second dictionary.
+    had is None, with the reason in the second dictionary. `bootstrap` resamplings give the interval of the AUC.
     """
     forget, evidence = model["forget"], model.get("evidence")
     values: dict[str, float | None] = {}
@@ -186,8 +186,9 @@ def figures(
         if not measured:
             reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
 
-    if class_request and evidence:
-        values["kept_accuracy"] = float(evidence.signals["correct"][~np.isin(evidence.labels, forget.labels)].mean())
+    kept = ~np.isin(evidence.labels, forget.labels) if class_request and evidence else np.zeros(0, bool)
+    if kept.any():
+        values["kept_accuracy"] = float(evidence.signals["correct"][kept].mean())
 
     def attempt(name: str, compute: Callable[[], float | None], *needed: str) -> None:
         values[name] = None
@@ -209,10 +210,17 @@ def figures(
 
     def auc() -> float:
         result = functional.matched_auc(
-            signal("forget", "margin"), forget.labels, signal("evidence", "margin"), evidence.labels, bootstrap=0
+            signal("forget", "margin"),
+            forget.labels,
+            signal("evidence", "margin"),
+            evidence.labels,
+            bootstrap=bootstrap,
         )
         if result.auc is None:
             raise ValueError(result.reason)
+        if result.unmatched_classes:
+            reasons["auc"] = f"of the classes with unseen samples only; {list(result.unmatched_classes)} have none"
+        values["auc_low"], values["auc_high"] = result.low, result.high
         return result.auc
 
     def rf_jsd() -> float:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -361,6 +362,11 @@ def _attends(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) or (
         any(word in name for word in ATTENTION_NAMES) and not any(word in name for word in REWEIGHTING_NAMES)
     )
+
+
+def inputs(model: nn.Module) -> set[str]:
+    """The names of what the model is called with."""
+    return set(inspect.signature(_base_model(model).forward).parameters)
 
 
 def max_tokens(model: nn.Module) -> int | None:

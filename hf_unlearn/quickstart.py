@@ -16,8 +16,8 @@ from .report import table
 MODELS = {"resnet": (small_resnet, 30), "vit": (small_vit, 40)}  # how each is made, and for how many epochs trained
 METHODS = ("finetune", "lotus")
 READ_NEXT = """
-JSD to retrained is the distance that matters: 0 would be a model that never saw the forget set. RF-JSD needs no retrained
-model. MIA is the share of forget samples that an attack takes for members: closer to the retrained model's is better.
+JSD to retrained is the distance that matters; two models retrained with different seeds are not at 0 either. RF-JSD needs
+no retrained model. MIA is the share of forget samples that an attack takes for members: closer to the retrained model's is better.
 
 {output}/<model>/lotus holds the unlearned models, {output}/results.json and results.md the table.
 Next: your own model and data, in ten lines: README.md, "In a script". Every method: hf-unlearn methods.
@@ -63,10 +63,10 @@ def main(output: str = "quickstart", seed: int = 0) -> dict:
             print(f"{name}: {method}")
             original.load_state_dict(weights)
             args = UnlearningArguments(
-                str(folder / name / method), seed=seed, logging_strategy="no", save_strategy="no"
+                str(folder / name / f"{method}-run"), seed=seed, logging_strategy="no", save_strategy="no"
             )
             result = unlearn(original, **data, method=method, args=args)
-            result.save(args.output_dir)
+            result.save(folder / name / method)
             compared = result.compare(retrained)
             rows |= {
                 "original": compared["original"],

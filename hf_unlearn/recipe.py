@@ -89,6 +89,11 @@ class RecipeArguments:
                 f"What to forget is given by {' and '.join(given) or 'nothing'}; expected exactly one of "
                 f"{', '.join(FORGET_CHOICES)}, or forget_fraction alone."
             )
+        if self.forget_ids is not None and self.forget_fraction is not None:
+            raise UnlearningError(
+                f"forget_ids names the rows to forget and forget_fraction is {self.forget_fraction}; expected one of them: "
+                "add forget_fraction=null to forget every row in the file."
+            )
         if self.id_column and not self.forget_ids:
             raise UnlearningError("id_column says what the lines of forget_ids are, and there is no forget_ids file.")
 
@@ -243,7 +248,7 @@ def load_data(
 def save_and_report(result: UnlearningResult) -> None:
     """Save the result in the output folder and print, once, what was done, the figures, and where it lies."""
     trainer = result.trainer
-    folder = result.save(trainer.args.output_dir)
+    folder = result.save(Path(trainer.args.output_dir, "model"))  # apart from checkpoints and the original
     if trainer.is_world_process_zero():
         sizes = " and ".join(f"{len(trainer.sources[name])} {name}" for name in ("forget", "retain"))
         print(

@@ -76,6 +76,11 @@ class Request:
         if self.retain is None or self.retain.is_stream:
             return bool(asked)
         whole = not np.isin(self.forget_classes, self.retain.labels).any()
+        if asked and not whole:
+            raise UnlearningError(
+                f"class_mode is on, and there are retained samples of label {self.forget_classes[0]} or another one in the "
+                "forget set; expected whole classes, or class_mode off."
+            )
         if whole and asked is False:
             logger.warning(
                 f"The forget set is all there is of label {', '.join(map(str, self.forget_classes))}: "

