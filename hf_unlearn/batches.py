@@ -98,12 +98,11 @@ class Collator:
                 [{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt"
             )
             return {**inputs, "labels": self._labels(rows)}
-        keep = [
-            key
-            for key in rows[0]
-            if key == self.label_column or self.accepts is None or key in self.accepts | {"labels"}
-        ]
+        keep = [key for key, value in rows[0].items() if key == self.label_column or self._is_input(key, value)]
         return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
+
+    def _is_input(self, name: str, value: Any) -> bool:
+        return name == "labels" or name in self.accepts if self.accepts else not isinstance(value, str)
 
     def _labels(self, rows: list[dict]) -> Tensor:
         column = self.label_column if self.label_column in rows[0] else "labels"  # a transform may have renamed it

@@ -144,7 +144,7 @@ def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> M
     try:
         inspect.signature(paper).bind(*arguments)
         base = paper(*arguments)
-    except (TypeError, KeyError):  # it takes no setting, or does not know this one
+    except TypeError:  # it takes no setting
         raise UnlearningError(
             f"preset is {preset!r}, which {method.info.name} has no values for; `hf-unlearn methods {method.info.name}` "
             "names the settings of its paper."

@@ -129,7 +129,7 @@ def test_labels(tmp_path, text, labels):
         (["preset=papr"], "preset is 'papr'; expected default, paper or paper:SETTING."),
         (
             ["preset=paper:vgg"],
-            "preset is 'paper:vgg', which lotus has no values for; `hf-unlearn methods lotus` names",
+            "LoTUS's paper has no setting 'vgg'; expected one of resnet18-cifar10, resnet18-cifar100",
         ),
         (["preset=paper", "method=finetune"], "preset is 'paper'; expected default, all that finetune has."),
         (["preset=paper:once", "method=random_label"], "preset is 'paper:once', which random_label has no values for"),
