@@ -14,6 +14,6 @@ from hf_unlearn.benchmark import main
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "benchmark.json")
-        main(["--clock", "cpu", "--steps", "30", "--whole-run", "--runs", "2", "--json", str(path)])
+        main(["--clock", "cpu", "--steps", "12", "--whole-run", "--runs", "1", "--json", str(path)])
         measured = json.loads(path.read_text())
     record("benchmark", {key: measured[key] for key in ("settings", "rows", "memory")})
