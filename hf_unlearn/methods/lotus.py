@@ -170,8 +170,8 @@ class Lotus(Method):
         return forget_accuracy - self.unseen_accuracy <= -self.config.stop_margin + 1e-9
 
     def losses(self, model, batch) -> dict[str, Tensor]:
+        teacher = self.teacher.logits(batch)  # first: reading the table does not wait for the student on a GPU
         student = model(**batch.inputs).logits
-        teacher = self.teacher.logits(batch)
         if self.forgotten:
             teacher[:, self.forgotten] = torch.where(batch.is_forget[:, None], -torch.inf, teacher[:, self.forgotten])
         if self.config.gumbel:
