@@ -103,10 +103,13 @@ def run(argv: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def check_result(folder: Path) -> None:
+def check_result(run: Path) -> None:
+    folder = run / "model"  # nothing else is for others
     names = {path.name for path in folder.iterdir()}
     assert {"model.safetensors", "config.json", "unlearning_config.json", "metrics.json"} <= names
     assert not [name for name in names if Path(name).suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
+    assert not {"_unlearn"} & names and not list(folder.glob("checkpoint-*"))
+    assert not list(run.glob("_unlearn/teacher*")), "what the original said of the forget set is left behind"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["before"]["forget_accuracy"] is not None and metrics["after"]["forget_accuracy"] is not None
 
@@ -248,15 +251,15 @@ def test_image_recipe(models, images, tmp_path):
     assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
     assert "| unlearned |" in out and out.endswith("Saved in out\n")
     check_result(tmp_path / "out")
-    config = json.loads((tmp_path / "out" / "unlearning_config.json").read_text())
+    config = json.loads((tmp_path / "out/model/unlearning_config.json").read_text())
     assert config["method"] == "lotus" and config["config"]["class_mode"] is True
     assert config["training"]["learning_rate"] == 1e-3
 
-    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out/model")
     original = AutoModelForImageClassification.from_pretrained(models / "vit")
     assert model.config.id2label == dict(enumerate(ANIMALS))
     assert any((a != b).any() for a, b in zip(model.parameters(), original.parameters(), strict=True))
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out/model")
     image = Image.open(next(images.glob("test/*/*.png")))
     assert model(**processor(image, return_tensors="pt")).logits.isfinite().all()
 
@@ -268,8 +271,8 @@ def test_text_recipe(models, texts, tmp_path):
     out = hf_unlearn("run", *settings, "id_column=user", "output_dir=out", *QUICK, folder=tmp_path)
     assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
     check_result(tmp_path / "out")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
     assert model(**tokenizer("the cat sees a bird", return_tensors="pt")).logits.isfinite().all()
 
 
@@ -287,11 +290,13 @@ def test_two_processes_through_accelerate(models, images, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launch += ["--main_process_port", "0", str(script)]
     out = run([*launch, *settings, "--per_device_train_batch_size=4", "--output_dir=two"], tmp_path)
-    assert out.count("processes: 2;") == 1 and out.count("Saved in two") == 1
+    assert out.count("processes: 2;") == 1 and out.count("Saved in two/model") == 1
     check_result(tmp_path / "two")
 
     assert cli.main(["run", *settings, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'one'}"]) == 0
-    one, two, original = (weights(folder) for folder in (tmp_path / "one", tmp_path / "two", models / "vit"))
+    one, two, original = (
+        weights(folder) for folder in (tmp_path / "one/model", tmp_path / "two/model", models / "vit")
+    )
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
     assert max((one[name] - original[name]).abs().max() for name in one) > 1e-4
 
@@ -308,13 +313,13 @@ def test_text_script_and_a_resumed_run(models, texts, tmp_path, capsys):
     argv += ["--num_train_epochs=3", "--per_device_train_batch_size=8", "--save_strategy=epoch", "--disable_tqdm"]
     argv += ["--report_to=none", f"--output_dir={tmp_path / 'out'}"]
     main(argv)
-    expected = weights(tmp_path / "out")
+    expected = weights(tmp_path / "out/model")
     checkpoints = sorted(tmp_path.glob("out/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     assert len(checkpoints) == 3
     shutil.rmtree(checkpoints[-1])
-    (tmp_path / "out" / "model.safetensors").unlink()
+    (tmp_path / "out/model/model.safetensors").unlink()
     main([*argv, "--resume"])
-    resumed = weights(tmp_path / "out")
+    resumed = weights(tmp_path / "out/model")
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     check_result(tmp_path / "out")
 
