@@ -249,7 +249,7 @@ def test_image_recipe(models, images, tmp_path):
     )
     out = hf_unlearn("run", "recipe.yaml", *QUICK, folder=tmp_path)
     assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
-    assert "| unlearned |" in out and out.endswith("Saved in out\n")
+    assert "| unlearned |" in out and out.endswith("Saved in out/model\n")
     check_result(tmp_path / "out")
     config = json.loads((tmp_path / "out/model/unlearning_config.json").read_text())
     assert config["method"] == "lotus" and config["config"]["class_mode"] is True
