@@ -31,14 +31,14 @@ def test_instances():
 
 
 def test_a_class():
-    methods = {"lotus": (LotusConfig(class_mode=True), {}), "paper": (LotusConfig.paper("resnet18-class"), {})}
-    results = study(lambda seed: load_digits(seed, forget_class=3), fit, methods, seeds=1)
+    methods = {"lotus": (LotusConfig(class_mode=True), {})}
+    results = study(lambda seed: load_digits(seed, forget_class=seed), fit, methods, seeds=2)
     original, retrained, lotus = (results[row]["mean"] for row in ("original", "retrained", "lotus"))
     assert original["forget_accuracy"] > 0.99
     assert retrained["forget_accuracy"] == 0
     assert lotus["forget_accuracy"] < 0.05  # and it stays forgotten
     assert lotus["closed"] >= 0.5
-    # Judged on unseen samples of the kept classes. One seed: the deviation between two trainings is about 0.02.
+    # Judged on unseen samples of the kept classes. Two seeds: a single model deviates by 0.02 from the next.
     assert abs(lotus["kept_accuracy"] - retrained["kept_accuracy"]) <= 0.05
     assert lotus["rf_jsd"] is None
     assert np.isfinite(lotus["jsd"])

@@ -326,6 +326,7 @@ def test_every_epoch_is_evaluated(tmp_path):
     assert [line["epoch"] for line in found.values()] == [0, 1, 2, 3, 4]
     for step, when in ((0, "before"), (14, "after")):
         figures = {name: value for name, value in trainer.metrics[when].items() if value is not None}
+        assert figures.pop("auc_low") <= figures["auc"] <= figures.pop("auc_high")  # an interval is for the end only
         assert len(figures) >= 9
         assert {name: found[step][f"eval_{name}"] for name in figures} == pytest.approx(figures, abs=1e-12)
     losses = [line["eval_forget_loss"] for line in found.values()]
