@@ -42,7 +42,7 @@ class RandomLabel(Method):
         kind="loss",
         summary="trains wrong labels onto the forget samples, right ones onto the retained samples",
         needs=("forget", "retain"),
-        cost=11,
+        cost=5.5,
         paper=Paper(
             title="Amnesiac Machine Learning",
             arxiv="2010.10981",
