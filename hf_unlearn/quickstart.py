@@ -46,7 +46,9 @@ def train(
 def main(output: str = "quickstart", seed: int = 0) -> dict:
     """Runs the quickstart and returns its rows: model -> row -> figures."""
     transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)  # models this small gain nothing from more, and wait for each other where the cores are busy
+    torch.set_num_threads(
+        1
+    )  # models this small gain nothing from more, and wait for each other where the cores are busy
     started = time.perf_counter()
     folder = Path(output)
     data = load_digits(seed)
