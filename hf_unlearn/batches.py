@@ -32,12 +32,15 @@ class Batch(dict):
             return self[name]
         raise AttributeError(name)
 
-    def mean(self, per_sample: Tensor) -> Tensor:
+    def mean(self, per_sample: Tensor, column: int | None = None) -> Tensor:
         """The mean over the whole global batch of the step, of which this micro-batch is a part.
 
-        Summed over micro-batches and averaged over processes it gives the same loss however the batch is split.
+        Summed over micro-batches and averaged over processes it gives the same loss however the batch is split. Samples
+        count as the schedule's `sizes` say: those of a language model by their completion tokens, so that of means over
+        each sample's own tokens this is the mean over all tokens. `column` chooses one of several sizes a sample.
         """
-        return (per_sample * self.weight.to(per_sample.dtype)).sum()
+        weight = self.weight if column is None else self.weight[:, column]
+        return (per_sample * weight.to(per_sample.dtype)).sum()
 
 
 class Collator:
@@ -75,6 +78,10 @@ class Collator:
                 f"{source.name} has the columns {', '.join(source.column_names)}, and {self.example.name} has "
                 f"{', '.join(self.example.column_names)}; expected the same input and label columns in both."
             )
+
+    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray | None:
+        """How much each sample counts in a mean, by `sample_index`; None: all count the same."""
+        return None
 
     def __call__(self, rows: list[dict]) -> Batch:
         if self.raw_columns is None:

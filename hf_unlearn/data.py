@@ -1,11 +1,13 @@
 """Forget, retain and unseen data: from the user's datasets to batches of model inputs.
 
 A dataset is a `datasets.Dataset`, a torch `Dataset` of dicts, or (retained data only) a `datasets.IterableDataset`. Its
-rows hold raw columns (an image, or a text or a pair of texts, and a label), or are processed already.
+rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
+completion, or a text), or are processed already.
 """
 
 import hashlib
 import io
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ PAIR_COLUMNS = (
     ("question1", "question2"),
     ("text", "text_pair"),
 )
+PROMPT_COLUMNS = ("prompt", "completion")
 LABEL_COLUMNS = ("labels", "label")
 MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
 
@@ -134,10 +137,21 @@ class Columns:
 
 
 class Source:
-    """One of the user's datasets: rows by index, labels, and what identifies a row."""
+    """One of the user's datasets: rows by index, labels, and what identifies a row.
 
-    def __init__(self, dataset: Any, name: str, columns: Columns | None = None, size: int | None = None):
+    The samples of a language model have no classes (`has_classes=False`); their `labels` are all 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        columns: Columns | None = None,
+        size: int | None = None,
+        has_classes: bool = True,
+    ):
         self.dataset, self.name, self.given = dataset, name, columns or Columns()
+        self.has_classes = has_classes
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
         if isinstance(dataset, (datasets.DatasetDict, Mapping)):
             raise UnlearningError(f"{name} is a {type(dataset).__name__} with {', '.join(dataset)}; pass one of them.")
@@ -215,6 +229,8 @@ class Source:
 
     @cached_property
     def label_column(self) -> str:
+        if not self.has_classes:
+            return "labels"
         return self._find(self.given.label, LABEL_COLUMNS, self.column_names, "label", "label_column")
 
     @property
@@ -229,14 +245,25 @@ class Source:
 
     @cached_property
     def input_columns(self) -> list[str]:
-        """The stored columns that hold what the model sees: an image, a text or a pair, or processed inputs."""
+        """The stored columns that hold what the model sees: an image, a text or a pair, a prompt and a completion, or
+        processed inputs."""
         names, given = self.column_names, self.given
         if given.image or given.text:
             wanted = [name for name in (given.image or given.text, given.text_pair) if name]
             return [self._find(name, (), names, "input", "image_column or text_column") for name in wanted]
-        for choice in [(n,) for n in MODEL_INPUTS + IMAGE_COLUMNS] + list(PAIR_COLUMNS) + [(n,) for n in TEXT_COLUMNS]:
+        if self.has_classes:
+            choices = [(n,) for n in MODEL_INPUTS + IMAGE_COLUMNS] + list(PAIR_COLUMNS) + [(n,) for n in TEXT_COLUMNS]
+        else:
+            choices = [("input_ids",), PROMPT_COLUMNS] + [(n,) for n in TEXT_COLUMNS]
+        for choice in choices:
             if set(choice) <= set(names):
                 return list(choice)
+        if not self.has_classes:
+            raise UnlearningError(
+                f"{self.name} has the columns {', '.join(names)}; expected {' and '.join(PROMPT_COLUMNS)}, a text "
+                f"({', '.join(TEXT_COLUMNS)}) or input_ids. Name yours with text_column= (the prompt, or the whole text) "
+                "and text_pair_column= (the completion)."
+            )
         raise UnlearningError(
             f"{self.name} has the columns {', '.join(names)}; expected an image ({', '.join(IMAGE_COLUMNS)}), a text "
             f"({', '.join(TEXT_COLUMNS)}) or processed inputs ({', '.join(MODEL_INPUTS)}). Name yours with "
@@ -255,6 +282,8 @@ class Source:
     @cached_property
     def labels(self) -> np.ndarray:
         """All labels as integers; -1 where a label is missing."""
+        if not self.has_classes:
+            return np.zeros(len(self), np.int64)
         column = self.label_column
         if isinstance(self.dataset, datasets.Dataset):
             values = self.dataset.with_format(None)[column][:]
@@ -292,10 +321,13 @@ class Source:
             for column, feature in stored.features.items():
                 if isinstance(feature, datasets.Image):
                     stored = stored.cast_column(column, datasets.Image(decode=False))
-                elif not isinstance(feature, datasets.Value):
+                elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
                     stored = stored.with_format("numpy")  # nested lists would be much slower
             inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
         return np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
+
+    def _holds_conversations(self, column: str) -> bool:
+        return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])
 
     def _digest(self, values: list, index: int) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
@@ -304,6 +336,8 @@ class Source:
                 raise _unreadable(index, self.name, "nothing is stored")
             if isinstance(value, dict):  # a stored image
                 digest.update(_image_bytes(value, index, self.name))
+            elif is_conversation(value):
+                digest.update(json.dumps(value, sort_keys=True).encode())
             elif isinstance(value, str):
                 digest.update(value.encode() + b"\0")
             elif isinstance(value, Image.Image):
@@ -312,6 +346,11 @@ class Source:
                 array = np.ascontiguousarray(value)
                 digest.update(repr(array.shape).encode() + array.tobytes())
         return digest.digest()
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages such as `[{"role": "user", "content": "Hello"}]`."""
+    return isinstance(value, list) and len(value) > 0 and isinstance(value[0], Mapping)
 
 
 def _image_bytes(stored: dict, index: int, name: str) -> bytes:

@@ -1,6 +1,8 @@
 """Forward passes over forget, retained and unseen samples, and the figures that are read off them.
 
-A pass keeps a handful of numbers for each sample and one sum of probabilities for each class, never all logits.
+A pass keeps a handful of numbers for each sample and one sum of probabilities for each class, never all logits. For a
+language model the numbers of a sample are means over its own completion tokens, and every sample counts the same,
+however long it is.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .batches import Batch, DrawnSamples, TrainingCollator
 from .errors import UnlearningError
+from .losses import IGNORED, next_tokens
 from .metrics import functional
 from .schedule import Draw
 
@@ -26,13 +29,23 @@ SIGNALS = ("loss", "entropy", "confidence", "margin", "correct")
 class Measurement:
     """What one model says about one set of samples: per-sample signals, and summed probabilities for each class."""
 
-    labels: np.ndarray
+    labels: np.ndarray  # all 0 for a language model
     signals: dict[str, np.ndarray]
-    class_sums: np.ndarray  # class of the sample x predicted class
+    class_sums: np.ndarray | None  # class of the sample x predicted class; None for a language model
 
     @property
     def accuracy(self) -> float:
+        """The share of right predictions; of a language model, the mean of each sample's share of tokens."""
         return float(self.signals["correct"].mean())
+
+    def mean(self, signal: str, like: np.ndarray | None = None) -> float:
+        """The mean of a signal; with labels to be `like`, classes count as they do there, as far as there are any here."""
+        values = self.signals[signal]
+        if like is None:
+            return float(values.mean())
+        classes, counts = np.unique(like[np.isin(like, self.labels)], return_counts=True)
+        means = [values[self.labels == c].mean() for c in classes]
+        return float(np.average(means, weights=counts)) if means else float(values.mean())
 
     def class_means(self, classes: np.ndarray) -> np.ndarray:
         return self.class_sums[classes] / self.class_sums[classes].sum(axis=1, keepdims=True)
@@ -99,20 +112,22 @@ class Evaluator:
         return self.accelerator.process_index, self.accelerator.num_processes
 
     def accuracy(self, model: nn.Module, name: str, indices: np.ndarray) -> float:
-        """A ratio of counts, hence the same for any number of processes."""
-        correct = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+        """A ratio of counts, hence the same for any number of processes (to rounding, for a language model)."""
+        correct = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for _, batch, logits in self.logits(model, name, indices):
-            correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()
+            correct += (_share_correct(logits, batch.labels) * (batch.weight > 0)).sum()
         return self.accelerator.reduce(correct, "sum").item() / len(indices)
 
     def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
         columns, rows = {key: [] for key in (*SIGNALS, "labels", "positions")}, []
         sums = torch.zeros(self.num_labels, self.num_labels, dtype=torch.float64, device=self.accelerator.device)
         for positions, batch, logits in self.logits(model, name, indices):
+            per_token = logits.ndim == 3
             try:
-                statistics = functional.sample_statistics(logits, batch.labels)
+                compute = functional.token_statistics if per_token else functional.sample_statistics
+                statistics = compute(logits, batch.labels)
             except ValueError:
-                bad = (~logits.isfinite()).any(dim=-1)
+                bad = (~logits.isfinite()).flatten(1).any(dim=-1)
                 if not bad.any():
                     raise
                 row = indices[positions[bad.int().argmax().item()]]
@@ -122,27 +137,48 @@ class Evaluator:
                 ) from None
             for key, value in statistics.items():
                 columns[key].append(value.double())
-            columns["labels"].append(batch.labels)
+            columns["labels"].append(torch.zeros_like(batch.labels[:, 0]) if per_token else batch.labels)
             columns["positions"].append(torch.as_tensor(positions, device=logits.device))
-            sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
+            if not per_token:
+                sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
         rows = {key: self.accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in columns.items()}
         order = rows.pop("positions")
         ordered = {key: np.empty(len(indices), value.dtype) for key, value in rows.items()}
         for key, value in rows.items():
             ordered[key][order] = value
         labels = ordered.pop("labels")
-        return Measurement(labels, ordered, self.accelerator.reduce(sums, "sum").cpu().numpy())
+        class_sums = self.accelerator.reduce(sums, "sum").cpu().numpy() if self.num_labels else None
+        return Measurement(labels, ordered, class_sums)
 
     def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
-        """Mean JSD and activation distance between two models on the same samples."""
+        """Mean JSD and activation distance between two models on the same samples.
+
+        For a language model, of their predictions of each completion token, then over the tokens of each sample.
+        """
         totals = torch.zeros(2, dtype=torch.float64)
         passes = self.logits(model, name, indices), self.logits(other, name, indices)
         for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
-            p, q, weight = a.double().softmax(-1).cpu(), b.double().softmax(-1).cpu(), batch.weight.cpu()
-            totals[0] += (torch.as_tensor(functional.jsd_rows(p, q)) * weight).sum()
-            totals[1] += ((p - q).norm(dim=-1) * weight).sum()
+            weights = batch.weight
+            if a.ndim == 3:
+                kept = next_tokens(batch.labels) != IGNORED
+                a, b, weights = a[kept], b[kept], (weights / kept.sum(dim=1))[:, None].expand(kept.shape)[kept]
+            parts = (x.split(functional.rows_at_once(a.shape[1])) for x in (a, b, weights))
+            for x, y, weight in zip(*parts, strict=True):
+                p, q, weight = x.double().softmax(-1).cpu(), y.double().softmax(-1).cpu(), weight.cpu()
+                totals[0] += (torch.as_tensor(functional.jsd_rows(p, q)) * weight).sum()
+                totals[1] += ((p - q).norm(dim=-1) * weight).sum()
         jsd, distance = (self.accelerator.reduce(totals.to(self.accelerator.device), "sum") / len(indices)).tolist()
         return {"jsd": jsd, "activation_distance": distance}
+
+
+def _share_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 or 0 for each sample; of a language model, the share of the sample's completion tokens that is predicted."""
+    right = logits.argmax(dim=-1)
+    if logits.ndim == 2:
+        return (right == labels).double()
+    labels = next_tokens(labels)
+    kept = labels != IGNORED
+    return ((right == labels) & kept).sum(dim=1).double() / kept.sum(dim=1)
 
 
 @contextlib.contextmanager
@@ -224,6 +260,8 @@ def figures(
         return result.auc
 
     def rf_jsd() -> float:
+        if forget.class_sums is None:
+            raise ValueError("a language model has no classes whose predictions could be compared")
         if class_request:
             raise ValueError("a whole class is forgotten, so the original's view of it is not what one aims at")
         classes = np.unique(forget.labels)

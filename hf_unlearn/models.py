@@ -123,12 +123,8 @@ def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
 
 
 def num_labels(model: nn.Module) -> int:
-    """The number of classes of a classifier."""
-    if task_of(model) == "causal-lm":
-        raise UnlearningError(
-            f"{type(_base_model(model)).__name__} is a language model and has no classes: pass a classifier."
-        )
-    return _base_model(model).config.num_labels
+    """The number of classes of a classifier; 0 for a language model, which has none."""
+    return 0 if task_of(model) == "causal-lm" else _base_model(model).config.num_labels
 
 
 def check_single_label(model: nn.Module) -> None:

@@ -46,7 +46,7 @@ class RecipeArguments:
         default=None,
         metadata={"help": 'what the model was trained from: a Hub id, a folder, or "scratch"; retrain needs it'},
     )
-    task: Literal["image-classification", "text-classification"] | None = field(
+    task: Literal["image-classification", "text-classification", "causal-lm"] | None = field(
         default=None, metadata={"help": "what the model is for; default: found from the model"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset, if it has any"})
@@ -297,7 +297,9 @@ def _take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.D
 def _number_labels(
     data: datasets.Dataset, model: PreTrainedModel, key: str, args: UnlearningArguments
 ) -> datasets.Dataset:
-    """Labels that are text become the model's class numbers."""
+    """Labels that are text become the model's class numbers; a language model's samples have none."""
+    if models.task_of(model) == "causal-lm":
+        return data
     column = Source(data, key, Columns(label=args.label_column)).label_column
     feature, label2id = data.features[column], model.config.label2id
     if not (isinstance(feature, datasets.Value) and feature.dtype.endswith("string")):
@@ -317,6 +319,11 @@ def _forget_choice(
     if recipe.forget_ids is not None:
         return {"indices": _read_rows(recipe.forget_ids, recipe.id_column, train)}
     if recipe.forget_labels is not None:
+        if models.task_of(model) == "causal-lm":
+            raise UnlearningError(
+                "forget_labels names classes, and the samples of a language model have none; expected forget_ids, "
+                "forget_where or forget_fraction."
+            )
         named = Source(train, "train_split", Columns(label=args.label_column)).class_names
         numbers = {} if named else model.config.label2id
         return {"labels": [numbers.get(label, label) for label in recipe.forget_labels]}

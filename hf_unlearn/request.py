@@ -28,7 +28,7 @@ class Request:
         sources: `forget`, `retain`, `unseen` and `test`, those of them that were given.
         indices: what is measured: split -> (source, indices), for `forget`, `retain` (at most `retain_eval_size`), and
             the two halves of unseen: `control`, which may steer the method, and `evidence`, which is only measured.
-        forget_classes: the labels in the forget set.
+        forget_classes: the labels in the forget set; of a language model, whose samples have none, the 0 of them all.
         is_class: whether whole classes are forgotten: none of them is among the retained samples.
     """
 
@@ -39,11 +39,13 @@ class Request:
         config: PreTrainedConfig,
         args: UnlearningArguments,
         overlap: str = "error",
+        task: str = "image-classification",
     ):
-        self.sources = _open(datasets, args)
+        self.sources = _open(datasets, args, has_classes=task != "causal-lm")
         for source in self.sources.values():
-            source.align_labels(config.label2id)
-            _check_labels(source, config.num_labels)
+            if source.has_classes:
+                source.align_labels(config.label2id)
+                _check_labels(source, config.num_labels)
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
@@ -111,14 +113,19 @@ def check_needs(method: Method, given: dict[str, Any]) -> None:
             raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
 
 
-def _open(datasets: dict[str, Any], args: UnlearningArguments) -> dict[str, Source]:
+def _open(datasets: dict[str, Any], args: UnlearningArguments, has_classes: bool) -> dict[str, Source]:
     sources = {}
     for name, dataset in datasets.items():
         if dataset is None:
             continue
-        source = Source(dataset, name, args.columns, size=args.retain_size)
+        source = Source(dataset, name, args.columns, args.retain_size, has_classes)
         if source.is_stream and name != "retain":
             raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
+        if source.is_stream and not has_classes:
+            raise UnlearningError(
+                "The retained set is a stream, and the tokens of a language model's samples are counted before the first "
+                "step; make it a datasets.Dataset."
+            )
         if source.is_stream and args.retain_size is None:
             raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")
         sources[name] = source

@@ -15,13 +15,14 @@ KINDS = ("mixed", "paired", "forget", "retain")
 
 
 class Draw(NamedTuple):
-    """One sample of one step. `weight` is its share in the mean over the global batch (0 for padding)."""
+    """One sample of one step. `weight` is its share in the mean over the global batch (0 for padding), or its shares in
+    several means."""
 
     group: str  # the part of the batch it belongs to: "mixed", "forget" or "retain"
     source: str  # the dataset it is read from: "forget" or "retain"
     index: int
     epoch: int
-    weight: float = 1.0
+    weight: float | tuple[float, ...] = 1.0
 
 
 class Schedule:
@@ -34,6 +35,9 @@ class Schedule:
 
     The last step of an epoch may be smaller. `retain_fraction` keeps one random subset of the retained samples, drawn
     once, for all epochs. A retained set that is a stream is read in its own order.
+
+    `sizes` says how much each sample counts in a mean, in whole numbers by `sample_index` (forget samples first, retained
+    ones behind): [N], or [N, T] for T means of their own. Without it, all samples count the same.
     """
 
     def __init__(
@@ -47,10 +51,12 @@ class Schedule:
         retain_fraction: float = 1.0,
         retain_is_stream: bool = False,
         max_steps: int | None = None,
+        sizes: np.ndarray | None = None,
     ):
         if unknown := set(epochs) - set(KINDS):
             raise ValueError(f"unknown kind of epoch {sorted(unknown)[0]!r}; expected one of {', '.join(KINDS)}")
         self.n_forget, self.batch_size, self.seed, self.retain_is_stream = n_forget, batch_size, seed, retain_is_stream
+        self.sizes = sizes
         rng = np.random.default_rng([seed, 0])
         kept = math.floor(retain_fraction * n_retain + 1e-9)  # 0.29 * 100 is 28.999999999999996
         self.retain_subset = np.sort(rng.choice(n_retain, kept, replace=False))
@@ -102,14 +108,24 @@ class Schedule:
         """
         parts = world_size * accumulation
         for step in range(first_step, self.max_steps):
-            groups = self.step(step)
+            groups = [self.weighted(draws, world_size) for draws in self.step(step).values()]
             for part in range(rank * accumulation, (rank + 1) * accumulation):
                 batch = []
-                for draws in groups.values():
-                    weight = world_size / len(draws)
+                for draws in groups:
                     lo, hi = part * len(draws) // parts, (part + 1) * len(draws) // parts
-                    batch += [draw._replace(weight=weight) for draw in draws[lo:hi]] or [draws[0]._replace(weight=0.0)]
+                    batch += draws[lo:hi] or [_padding(draws[0])]
                 yield batch
+
+    def weighted(self, draws: list[Draw], world_size: int = 1) -> list[Draw]:
+        """The draws, of forget or retained samples, with the weights of a mean over them all."""
+        if self.sizes is None:
+            return [draw._replace(weight=world_size / len(draws)) for draw in draws]
+        sizes = self.sizes[[d.index if d.source == "forget" else self.n_forget + d.index for d in draws]]
+        weights = world_size * sizes / np.maximum(sizes.sum(axis=0), 1)
+        return [
+            draw._replace(weight=tuple(weight.tolist()) if weights.ndim == 2 else float(weight))
+            for draw, weight in zip(draws, weights, strict=True)
+        ]
 
     def used(self) -> np.ndarray:
         """The `sample_index` of all samples that some step can draw: forget samples first, retained ones behind."""
@@ -139,3 +155,7 @@ class Schedule:
         rounds = [order(self, 1000 * epoch + cycle, "forget") for cycle in range(first, last + 1)]
         places = (divmod(start + i, self.n_forget) for i in range(count))
         return [rounds[cycle - first][i] for cycle, i in places]
+
+
+def _padding(draw: Draw) -> Draw:
+    return draw._replace(weight=(0.0,) * len(draw.weight) if isinstance(draw.weight, tuple) else 0.0)

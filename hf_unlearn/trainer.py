@@ -13,20 +13,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
+from transformers.training_args import OptimizerNames
 
 from . import adapters, models
 from .arguments import UnlearningArguments
-from .batches import Collator, DrawnSamples, TrainingCollator, is_deterministic, seeded
+from .batches import Batch, Collator, DrawnSamples, TrainingCollator, is_deterministic, seeded
 from .checkpoints import ResumableTrainer, check_room
+from .completions import CompletionCollator
 from .errors import UnlearningError
-from .evaluation import Evaluator, Measurement, figures, to_model
+from .evaluation import Evaluator, Measurement, evaluating, figures, to_model
+from .gradients import clip_
 from .methods import Method, MethodConfig, create_method
 from .request import Request, check_needs
-from .schedule import Schedule
+from .schedule import Draw, Schedule
 from .teacher import OnlineTeacher, TableTeacher
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,13 @@ class Context:
         self.seed: int = trainer.args.seed
         self.num_labels: int = trainer.num_labels
         self.forget_classes: list[int] = trainer.request.forget_classes
+        self.is_class_request: bool = trainer.request.is_class
+        self.parameter_names: list[str] = [name for name, _ in trainer.trained()]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the order of every gradient."""
+        return [parameter for _, parameter in self._trainer.trained()]
 
     @property
     def model(self) -> nn.Module:
@@ -51,6 +62,34 @@ class Context:
     def accuracy(self, split: str) -> float:
         """Accuracy of the model as it is now, in eval mode, on `forget`, `retain` or the `control` half of unseen."""
         return self._trainer.accuracy(split)
+
+    def has(self, split: str) -> bool:
+        """Whether there are samples of `retain` or `control`."""
+        return split in self._trainer.indices
+
+    def measure(self, split: str) -> Measurement:
+        """What the model as it is now says about each sample of `forget`, `retain` or `control`."""
+        return self._trainer.measure_split(split)
+
+    def gradients(
+        self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
+    ) -> list[list[Tensor]]:
+        """The whole gradient of `loss(model, batch)` over each group of samples, given as (source, index).
+
+        The loss is made with `batch.mean`, here a mean over the group. The model is in eval mode. Groups are cut to the
+        batch size and shared out over the processes, and every process gets all gradients.
+        """
+        return self._trainer.gradients(loss, groups)
+
+    def step_samples(self, group: str) -> list[tuple[str, int]]:
+        """The samples of the coming step, of all processes."""
+        draws = self._trainer.schedule.step(self._trainer.state.global_step)[group]
+        return [(draw.source, draw.index) for draw in draws]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming update."""
+        return self._trainer.optimizer.param_groups[0]["lr"]
 
     def teacher(self, cache: str = "auto") -> TableTeacher | OnlineTeacher:
         """The frozen original: `teacher.logits(batch)`."""
@@ -63,6 +102,11 @@ class Context:
     def log(self, values: dict[str, float]) -> None:
         """Log `values` together with the next losses."""
         self._trainer.pending_logs.update(values)
+
+    def log_step(self, values: dict[str, Tensor]) -> None:
+        """Log the means of these over processes and over the steps since the last log, as the losses are logged."""
+        for name, value in values.items():
+            self._trainer._add_part(name, value)
 
 
 class UnlearningTrainer(ResumableTrainer):
@@ -77,7 +121,8 @@ class UnlearningTrainer(ResumableTrainer):
         unseen_dataset: samples that were never trained on. One half (control) may steer the method, the other half
             (evidence) is only measured.
         test_dataset: measured instead of that evidence half; then all of `unseen_dataset` is control.
-        peft_config: train a new PEFT adapter instead of the weights.
+        peft_config: train a new PEFT adapter instead of the weights. Some methods do so by default on language models;
+            False trains the weights.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
         overlap: `"error"` refuses forget samples that are in another set too, `"allow"` does not look.
@@ -123,7 +168,7 @@ class UnlearningTrainer(ResumableTrainer):
         models.check_single_label(model)
         self.num_labels = models.num_labels(model)
 
-        self.request = Request(datasets, self.method, model.config, args, overlap)
+        self.request = Request(datasets, self.method, model.config, args, overlap, self.task)
         self.sources, self.indices = self.request.sources, self.request.indices
 
         limits = {
@@ -131,11 +176,23 @@ class UnlearningTrainer(ResumableTrainer):
             "max_tokens": models.max_tokens(model),
             "accepts": models.inputs(model),
         }
-        self.collate = Collator(self.sources["forget"], processing_class, data_collator, **limits)
+        collator = CompletionCollator if self.task == "causal-lm" else Collator
+        self.collate = collator(self.sources["forget"], processing_class, data_collator, **limits)
         for source in self.sources.values():
             self.collate.check(source)
+        self.sizes = self.collate.sizes(self.sources, progress=not args.disable_tqdm)
         trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
+        if self.task == "causal-lm" and not self.deterministic:
+            raise UnlearningError(
+                "The samples are different every time they are read (augment, or a random transform), and the tokens of a "
+                "language model's samples are counted before the first step; expected fixed texts."
+            )
+        if peft_config is None and (lora := self.method.adapter(self.task)):
+            logger.info(
+                f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains all weights."
+            )
+            peft_config = LoraConfig(**lora)
         with seeded(args.seed):  # where an adapter starts is drawn
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
@@ -168,12 +225,17 @@ class UnlearningTrainer(ResumableTrainer):
         self.reasons: dict[str, str] = {}  # why a metric is missing
         self.runtime: dict[str, float] = {}
         self._accuracies: dict[str, float] = {}  # of the model as it is now
+        self._measured: dict[str, Measurement] = {}  # of the model as it is now
         self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self._finite: Tensor | None = None
         # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
         streams = any(source.is_stream for source in self.sources.values())
         self._workers = 0 if streams else args.dataloader_num_workers
         samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
+        self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
+        if self.method.info.kind == "gradient":
+            _check_gradient_method(self.method, args, kwargs)
+            self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         super().__init__(
             model,
             args,
@@ -259,6 +321,7 @@ class UnlearningTrainer(ResumableTrainer):
             retain_fraction=self.method.retain_fraction,
             retain_is_stream=bool(retain and retain.is_stream),
             max_steps=args.max_steps if args.max_steps > 0 else None,
+            sizes=self.sizes,
         )
         if args.max_steps <= 0 and args.num_train_epochs < whole:
             schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / whole))
@@ -295,12 +358,13 @@ class UnlearningTrainer(ResumableTrainer):
         """As the Trainer's; for a gradient method, one backward for each named loss, each into a gradient of its own.
 
         While a loss is at work, `.grad` holds its gradient alone, so that DDP's no_sync and its one all-reduce in the
-        last micro-batch act on every named gradient as they would on a single one.
+        last micro-batch act on every named gradient as they would on a single one. After that micro-batch the gradients
+        are whole: each is clipped by itself, and what the method makes of them is exactly what the optimizer gets.
         """
         if self.method.info.kind != "gradient":
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        parameters = [parameter for _, parameter in self.trained()]
         total = torch.zeros((), device=self.args.device)
         with self.compute_loss_context_manager():
             for name, loss in self.method.losses(model, self._ready(self._prepare_inputs(inputs))):
@@ -311,10 +375,53 @@ class UnlearningTrainer(ResumableTrainer):
                 self._add_part(f"{name}_loss", loss)
                 total += loss.detach()
         if self.accelerator.sync_gradients:
-            for parameter, gradient in zip(parameters, self.method.combine(self._gradients), strict=True):
-                parameter.grad = gradient
-            self._gradients = {}
+            whole, self._gradients = self._gradients, {}
+            for gradient in whole.values():
+                for i, parameter in enumerate(parameters):
+                    if gradient[i] is None:
+                        gradient[i] = torch.zeros_like(parameter)
+                if self._max_norm > 0:
+                    clip_(gradient, self._max_norm)
+            update = self.method.combine(whole)
+            for i, parameter in enumerate(parameters):
+                parameter.grad = None if update is None else update[i].to(parameter.dtype)
         return total
+
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def gradients(
+        self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
+    ) -> list[list[Tensor]]:
+        """See `Context.gradients`."""
+        if self.is_fsdp_enabled:
+            raise UnlearningError(
+                f"{self.method.info.name} takes gradients of single samples, which cannot be had of a sharded model; use "
+                "DDP, or an adapter."
+            )
+        parameters = [parameter for _, parameter in self.trained()]
+        totals = [[torch.zeros_like(parameter) for parameter in parameters] for _ in groups]
+        size, rank, processes = self.args.train_batch_size, self.args.process_index, self.args.world_size
+        pieces = [
+            (total, draws[i : i + size])
+            for total, draws in zip(totals, map(self._draws, groups), strict=True)
+            for i in range(0, len(draws), size)
+        ]
+        collate = TrainingCollator(self.collate)
+        with evaluating(self.model), self.compute_loss_context_manager():
+            for total, draws in pieces[rank::processes]:
+                batch = to_model(collate(self.evaluator.samples.__getitems__(draws)), self.model, self.args.device)
+                found = torch.autograd.grad(loss(self.model, batch), parameters, allow_unused=True)
+                for column, gradient in zip(total, found, strict=True):
+                    if gradient is not None:
+                        column += gradient
+        if processes > 1:
+            totals = [[self.accelerator.reduce(column, "sum") for column in total] for total in totals]
+        return totals
+
+    def _draws(self, samples: list[tuple[str, int]]) -> list[Draw]:
+        return self.schedule.weighted([Draw("group", source, index, 0) for source, index in samples])
 
     def _watch(self, loss: Tensor) -> None:
         """Remember on the device whether every loss was finite; `_check_finite` reads it now and then."""
@@ -370,6 +477,12 @@ class UnlearningTrainer(ResumableTrainer):
             name, indices = self.indices[split]
             self._accuracies[split] = self.evaluator.accuracy(self._forward_model, name, indices)
         return self._accuracies[split]
+
+    def measure_split(self, split: str) -> Measurement:
+        """`measure` of the model as it is now on one split, once a step."""
+        if split not in self._measured:
+            self._measured[split] = self.evaluator.measure(self._forward_model, *self.indices[split])
+        return self._measured[split]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Accuracy and loss on forget, retained and unseen samples, and what follows from them.
@@ -464,7 +577,7 @@ class UnlearningTrainer(ResumableTrainer):
         if base == "scratch":
             base = type(self.model)(copy.deepcopy(self.model.config))
         elif isinstance(base, (str, os.PathLike)):
-            base = models.load_model(str(base), task=self.task, num_labels=self.num_labels)
+            base = models.load_model(str(base), task=self.task, num_labels=self.num_labels or None)
         elif callable(base) and not isinstance(base, nn.Module):
             base = base()
         if not isinstance(base, nn.Module):
@@ -516,13 +629,18 @@ class _Flow(TrainerCallback):
             trainer.log({f"eval_{name}": value for name, value in values.items() if value is not None})
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer._accuracies = {}
+        self.trainer._accuracies, self.trainer._measured = {}, {}
+        self.trainer.method.on_step_begin(state.global_step)
         self.trainer.pending_logs |= self.next_logs
         self.next_logs = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, step = self.trainer, state.global_step
         state.epoch = trainer.schedule.progress(step)
+        trainer._accuracies, trainer._measured = {}, {}
+        with trainer.compute_loss_context_manager():
+            if trainer.method.on_step_end(step) is False:
+                control.should_training_stop = True
         if step in trainer.schedule.starts:  # the end of an epoch
             self.done = step
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
@@ -579,6 +697,34 @@ def _check_task(method: Method, task: str) -> None:
         raise UnlearningError(
             f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task}; "
             f"list_methods(task={task!r}) names the methods for it."
+        )
+
+
+def _check_gradient_method(method: Method, args: UnlearningArguments, kwargs: dict[str, Any]) -> None:
+    """What would scale gradients, or turn the update that the method asks for into another one."""
+    name = method.info.name
+    if args.fp16:
+        raise UnlearningError(
+            f"{name} computes with several gradients of a step, and fp16 scales them; use bf16=True."
+        )
+    if not method.plain_sgd:
+        return
+    optimizer, (own, _) = args.optim, kwargs.get("optimizers") or (None, None)
+    found = f"optim={optimizer.value!r}" if optimizer != OptimizerNames.SGD else None
+    if args.optim_args and "momentum" in args.optim_args:
+        found = f"optim_args={args.optim_args!r}"
+    if args.weight_decay:
+        found = f"weight_decay={args.weight_decay:g}"
+    if kwargs.get("optimizer_cls_and_kwargs"):
+        found = "an optimizer class of your own"
+    if own is not None:
+        groups = own.param_groups if isinstance(own, torch.optim.SGD) else []
+        plain = groups and not any(g["momentum"] or g["weight_decay"] or g["nesterov"] for g in groups)
+        found = None if plain else f"a {type(own).__name__} optimizer with momentum, weight decay or scaling"
+    if found:
+        raise UnlearningError(
+            f"{name} was given {found}, and its guarantee holds for the exact update only; expected plain SGD without "
+            'momentum and weight decay (leave optim unset, or optim="sgd").'
         )
 
 

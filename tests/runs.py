@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import redirect_stdout
@@ -26,13 +28,17 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 import hf_unlearn.checkpoints as checkpoints
 from hf_unlearn import models
 from hf_unlearn.arguments import UnlearningArguments
+from hf_unlearn.losses import cross_entropy
 from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo
-from hf_unlearn.methods.finetune import cross_entropy
 from hf_unlearn.trainer import UnlearningTrainer
 from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 
 BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert}
-TRAINED = [name for name, method in METHODS.items() if method.info.kind != "surgery"]
+TRAINED = [
+    name
+    for name, method in METHODS.items()
+    if method.info.kind != "surgery" and "image-classification" in method.info.applies_to
+]
 
 # Odd numbers, so that two processes never have the same share: of what is measured (unseen samples are halved), and of
 # what is trained on. In steps of 8, an epoch ends with one or two samples: of 33 retained ones, of 9 to forget, of both,
@@ -221,6 +227,16 @@ def make_trainer(
         base_model=functools.partial(build, family, dtype, seed=1),
         callbacks=callbacks,
     )
+
+
+def torchrun(script: str, folder: Path) -> None:
+    """A script of `tests/distributed` in two processes."""
+    root = Path(__file__).parents[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, root / "tests" / "distributed" / script, folder]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-10000:]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -1,15 +1,18 @@
 """The parsers and the cache of recipes/experiments/real_data.py, on tiny files made here; nothing is downloaded."""
 
 import json
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import DatasetDict, load_from_disk
 from PIL import Image
 
 from recipes.experiments import real_data
+from tests.tiny import tiny_llama_lm
 
 
 @pytest.fixture
@@ -96,6 +99,69 @@ def test_tab_with_other_columns_is_refused(tmp_path):
     write_tab(tmp_path / "other.tab", [("a", "b")], header="Text\tCategory")
     with pytest.raises(ValueError, match="other.tab has the columns .* expected"):
         real_data.read_tab(tmp_path / "other.tab")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_llama_as_llama2_c_writes_it(tied):
+    model = tiny_llama_lm(tie_word_embeddings=tied)
+    config, state = model.config, model.state_dict()
+    dim, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    size = dim // heads
+    # The two halves of a head become neighbours: 0, 4, 1, 5, ... of a head of 8.
+    rows = [head * size + half * size // 2 + i for head in range(heads) for i in range(size // 2) for half in (0, 1)]
+
+    def layer_by_layer(name: str, order: list[int] | None = None) -> list[torch.Tensor]:
+        found = [state[f"model.layers.{layer}.{name}.weight"] for layer in range(layers)]
+        return found if order is None else [weight[order] for weight in found]
+
+    parts = [state["model.embed_tokens.weight"], *layer_by_layer("input_layernorm")]
+    parts += layer_by_layer("self_attn.q_proj", rows) + layer_by_layer("self_attn.k_proj", rows)
+    for name in ("self_attn.v_proj", "self_attn.o_proj", "post_attention_layernorm"):
+        parts += layer_by_layer(name)
+    for name in ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj"):
+        parts += layer_by_layer(name)
+    parts += [state["model.norm.weight"], torch.zeros(config.max_position_embeddings, size)]
+    vocabulary = config.vocab_size if tied else -config.vocab_size
+    parts += [] if tied else [state["lm_head.weight"]]
+    sizes = (dim, config.intermediate_size, layers, heads, heads, vocabulary, config.max_position_embeddings)
+    content = struct.pack("<7i", *sizes) + b"".join(part.contiguous().numpy().tobytes() for part in parts)
+
+    found = real_data.read_llama(content)
+
+    assert found.config.tie_word_embeddings == tied
+    for name, weight in found.state_dict().items():
+        assert torch.equal(weight, state[name]), name
+    with pytest.raises(ValueError, match="number of weights of the Llama is .*, expected"):
+        real_data.read_llama(content[:-4])
+
+
+def test_tokenizer_as_llama2_c_writes_it():
+    pieces = [
+        "<unk>",
+        "\n<s>\n",
+        "\n</s>\n",
+        *map(chr, range(256)),
+        " c",
+        "at",
+        " cat",
+        "a",
+        "t",
+        "c",
+        " ",
+        "s",
+        "ats",
+    ]
+    content = struct.pack("<i", 5)
+    for piece in pieces:
+        content += struct.pack("<fi", 0.0, len(piece.encode())) + piece.encode()
+    tokenizer = real_data.read_llama_tokenizer(content, longest=64)
+    c, at, cat, s = (pieces.index(piece) for piece in (" c", "at", " cat", "s"))
+    space = pieces.index(" ", 3 + 256)
+    assert tokenizer("cat cats")["input_ids"] == [1, cat, cat, pieces.index("s", 3 + 256)]
+    assert tokenizer("at c")["input_ids"] == [1, space, at, c]
+    assert tokenizer("é")["input_ids"] == [1, space, 3 + 0xC3, 3 + 0xA9]
+    assert tokenizer.decode(tokenizer("cats é")["input_ids"], skip_special_tokens=True) == "cats é"
+    assert tokenizer.model_max_length == 64 and tokenizer.eos_token_id == 1
 
 
 def test_cache_is_built_once(cache):

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_unlearn.methods import LotusConfig
-from tests.runs import TRAINED, distance, make_trainer, weights
+from tests.runs import TRAINED, distance, make_trainer, torchrun, weights
 
-ROOT = Path(__file__).parents[1]
 METHODS = [*TRAINED, "own_difference", "own_phases"]
 
 
@@ -171,11 +167,7 @@ TWO_PROCESSES = {method: case(method) for method in METHODS} | {
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in TWO_PROCESSES.items()}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = ROOT / "tests" / "distributed" / "trajectories.py"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, script, folder], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-10000:]
+    torchrun("trajectories.py", folder)
     return folder
 
 

@@ -6,11 +6,17 @@ from fnmatch import fnmatch
 from ..errors import UnlearningError
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
+from .gru import Gru, GruConfig
+from .hamu import Hamu, HamuConfig
 from .lotus import Lotus, LotusConfig
+from .orthograd import Orthograd, OrthogradConfig
+from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
 
-METHODS: dict[str, type[Method]] = {method.info.name: method for method in (Lotus, Retrain, Finetune, RandomLabel)}
+METHODS: dict[str, type[Method]] = {
+    method.info.name: method for method in (Lotus, Hamu, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd)
+}
 
 
 def list_methods(filter: str | None = None, task: str | None = None) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "unlearning_config.json"
 CLASSIFICATION = ("image-classification", "text-classification")
+TASKS = (*CLASSIFICATION, "causal-lm")
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,11 @@ class Method:
 
     info: ClassVar[MethodInfo]
     config_class: ClassVar[type[MethodConfig]]
+    plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
 
     def __init__(self, config: MethodConfig | None = None):
         self.config = config if config is not None else self.config_class()
+        self.notes: list[str] = []  # what the user must know about the result, in sentences
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         """Training arguments that work without tuning, for a `convolutional` or a `transformer` model.
@@ -103,14 +106,25 @@ class Method:
     def prepare(self, context: "Context") -> None:
         """Called once, before the first step, while the model is still the original."""
 
+    def adapter(self, task: str) -> dict[str, Any] | None:
+        """Arguments of the `LoraConfig` that is used on models of this task unless the user says otherwise."""
+        return None
+
     def on_epoch_begin(self, epoch: int) -> bool | None:
         """Called before each epoch; `False` ends the run. What it sets belongs into `state_dict`."""
+
+    def on_step_begin(self, step: int) -> None:
+        """Called before each step, as often as there are steps and not micro-batches."""
+
+    def on_step_end(self, step: int) -> bool | None:
+        """Called after each update; `False` ends the run."""
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 
-    def combine(self, gradients: dict[str, list[Tensor]]) -> list[Tensor]:
-        """The gradient that the optimizer steps on, from the whole, reduced gradients of every named loss."""
+    def combine(self, gradients: dict[str, list[Tensor]]) -> list[Tensor] | None:
+        """The gradient that the optimizer steps on, from the whole, clipped gradients of every named loss; None for no
+        update. The lists belong to the method: memory is saved by putting the result in the place of one of them."""
         raise NotImplementedError
 
     def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:

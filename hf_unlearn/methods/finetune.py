@@ -3,16 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Method, MethodConfig, MethodInfo
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every sample, in float32 at least."""
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
+from ..losses import cross_entropy
+from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo
 
 
 @dataclass
@@ -30,6 +24,7 @@ class Finetune(Method):
         kind="loss",
         summary="continues the training on the retained samples alone",
         needs=("forget", "retain"),
+        applies_to=(*CLASSIFICATION, "causal-lm"),
         cost=10,
     )
     config_class = FinetuneConfig

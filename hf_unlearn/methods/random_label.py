@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..losses import cross_entropy
 from ..randomness import uniform
 from .base import Method, MethodConfig, MethodInfo, Paper
-from .finetune import cross_entropy
 
 
 def wrong_labels(labels: Tensor, u: Tensor, num_labels: int) -> Tensor:

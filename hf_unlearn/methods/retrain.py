@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .base import MethodInfo
+from .base import CLASSIFICATION, MethodInfo
 from .finetune import Finetune, FinetuneConfig
 
 
@@ -22,6 +22,7 @@ class Retrain(Finetune):
         kind="loss",
         summary="trains again from the original's starting point on the retained samples: the gold standard",
         needs=("forget", "retain", "base_model"),
+        applies_to=(*CLASSIFICATION, "causal-lm"),
         cost=30,
     )
     config_class = RetrainConfig

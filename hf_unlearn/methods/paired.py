@@ -1,0 +1,87 @@
+"""What the rules on a retain gradient and a forget gradient have in common."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..losses import cross_entropy
+from .base import Method, MethodConfig
+
+
+@dataclass
+class PairedConfig(MethodConfig):
+    """Settings of a rule on two gradients."""
+
+    until: Literal["unseen", "end"] = field(
+        default="unseen",
+        metadata={
+            "help": "unseen: end when the forget loss has risen to that of unseen samples, if there are any (in a class "
+            "request: when no forget sample is right any more), since it could rise for ever; end: run all epochs"
+        },
+    )
+    look: int = field(default=50, metadata={"help": "steps between looks at the forget set, for `until`"})
+
+    def __post_init__(self):
+        self.check("until", self.until in ("unseen", "end"), "unseen or end")
+        self.check("look", self.look >= 1, "at least 1")
+
+
+class PairedGradients(Method):
+    """Every step has as many forget as retained samples, and a whole gradient of the plain loss on each of them."""
+
+    config: PairedConfig
+    plain_sgd = True
+    learning_rate = 0.003
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": 20,
+            "per_device_train_batch_size": 64,
+            "lr_scheduler_type": "constant",
+            "optim": "sgd",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "freeze_batchnorm": True,
+        }
+
+    def adapter(self, task: str) -> dict[str, Any] | None:
+        return {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if task == "causal-lm" else None
+
+    def epochs(self, epochs: int) -> list[str]:
+        return ["paired"] * epochs
+
+    def prepare(self, context) -> None:
+        self.context = context
+        self.looks = self.config.until == "unseen" and context.has("control")
+        self.aim = math.inf  # the loss of unseen samples
+
+    def on_epoch_begin(self, epoch: int) -> bool | None:
+        if not self.looks:
+            return None
+        labels = self.context.measure("forget").labels
+        self.aim = self.context.measure("control").mean("loss", like=labels)
+        return self.is_below_aim()
+
+    def on_step_end(self, step: int) -> bool | None:
+        return self.is_below_aim() if self.looks and step % self.config.look == 0 else None
+
+    def is_below_aim(self) -> bool:
+        forget = self.context.measure("forget")
+        return forget.accuracy > 0 if self.context.is_class_request else forget.mean("loss") < self.aim
+
+    def losses(self, model, batch):
+        for name in ("retain", "forget"):
+            yield name, self.loss(model, batch[name])
+
+    def loss(self, model, part) -> Tensor:
+        return part.mean(cross_entropy(model(**part.inputs).logits, part.labels))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"aim": torch.tensor(self.aim, dtype=torch.float64)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.aim = state["aim"].item()

@@ -1,0 +1,52 @@
+"""PCGrad: gradient surgery for multi-task learning (NeurIPS 2020), on forgetting and retaining as two tasks."""
+
+from dataclasses import dataclass
+
+from ..gradients import Gradient, combination, dots
+from .base import TASKS, MethodInfo, Paper
+from .paired import PairedConfig, PairedGradients
+
+
+def pcgrad_update(retain: Gradient, forget: Gradient) -> Gradient:
+    """The descent gradient of the two tasks g_1 = g_r and g_2 = −g_f, each without its part against the other.
+
+        g_1·g_2 < 0:  g = (g_1 − (g_1·g_2/‖g_2‖²) g_2) + (g_2 − (g_1·g_2/‖g_1‖²) g_1)
+        otherwise:    g = g_1 + g_2
+
+    Inner products are over all tensors together. The gradients conflict when g_r·g_f > 0, with g_f as it is.
+    """
+    kappa, rr, ff = (dots(x, y).sum().item() for x, y in ((retain, forget), (retain, retain), (forget, forget)))
+    conflict = max(0.0, kappa)
+    a, b = 1 + (conflict / rr if rr else 0.0), -1 - (conflict / ff if ff else 0.0)
+    return [combination(a, r, b, f) for r, f in zip(retain, forget, strict=True)]
+
+
+@dataclass
+class PcgradConfig(PairedConfig):
+    """PCGrad. `until` is ours."""
+
+    method = "pcgrad"
+
+
+class Pcgrad(PairedGradients):
+    """Descend on the retain loss and ascend on the forget loss, each without its part against the other."""
+
+    info = MethodInfo(
+        name="pcgrad",
+        kind="gradient",
+        summary="descends on retained and ascends on forget samples, each without its part against the other",
+        needs=("forget", "retain"),
+        applies_to=TASKS,
+        cost=10,
+        paper=Paper(
+            title="Gradient Surgery for Multi-Task Learning",
+            arxiv="2001.06782",
+            bibtex="@inproceedings{yu2020gradient,\n  title={Gradient Surgery for Multi-Task Learning},\n  author={Yu, "
+            "Tianhe and Kumar, Saurabh and Gupta, Abhishek and Levine, Sergey and Hausman, Karol and Finn, Chelsea},\n"
+            "  booktitle={NeurIPS},\n  year={2020}\n}",
+        ),
+    )
+    config_class = PcgradConfig
+
+    def combine(self, gradients: dict[str, Gradient]) -> Gradient:
+        return pcgrad_update(gradients["retain"], gradients["forget"])
