@@ -11,7 +11,13 @@ _MODULES = {
     "arguments": ["UnlearningArguments"],
     "data": ["split_dataset"],
     "errors": ["UnlearningError"],
-    "methods": ["FinetuneConfig", "LotusConfig", "RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"],
+    "hardness": ["HardnessReport", "measure_hardness"],
+    "methods": [
+        *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
+        *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
+    ],
+    "methods.multitask": ["Multitask", "MultitaskConfig"],
+    "multitask_model": ["MultiTaskConfig", "MultiTaskModel"],
     "trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -23,7 +29,21 @@ if TYPE_CHECKING:
     from .arguments import UnlearningArguments
     from .data import split_dataset
     from .errors import UnlearningError
-    from .methods import FinetuneConfig, LotusConfig, RandomLabelConfig, RetrainConfig, get_method, list_methods
+    from .hardness import HardnessReport, measure_hardness
+    from .methods import (
+        FinetuneConfig,
+        GruConfig,
+        HamuConfig,
+        LotusConfig,
+        OrthogradConfig,
+        PcgradConfig,
+        RandomLabelConfig,
+        RetrainConfig,
+        get_method,
+        list_methods,
+    )
+    from .methods.multitask import Multitask, MultitaskConfig
+    from .multitask_model import MultiTaskConfig, MultiTaskModel
     from .trainer import UnlearningTrainer
 
 

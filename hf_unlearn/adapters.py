@@ -100,3 +100,17 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = f".{NAME}." in name  # set_adapter made its own adapter trainable again
     return Adapter(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Take out what `attach` has put into the model, if anything. Which weights are trained is not put back."""
+    if is_adapted(model):
+        if NAME in model.peft_config:
+            model.delete_adapter(NAME)
+        return
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    if layers:
+        del model.peft_config

@@ -11,9 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from .arguments import UnlearningArguments
 from .errors import UnlearningError
-from .evaluation import figures
 from .methods import Method, MethodConfig
-from .metrics import avg_gap, tow
 from .report import table
 from .trainer import UnlearningTrainer
 
@@ -41,19 +39,25 @@ class UnlearningResult:
         samples.
         """
         before, after = self._measured()
-        trainer = self.trainer
+        trainer, evaluator = self.trainer, self.trainer.evaluator
         retrained = retrained.to(trainer.args.device)
-        reference, _ = figures(trainer.measure(retrained), trainer.original, class_request=trainer.request.is_class)
+        measured = {
+            "original": trainer.original,
+            "unlearned": trainer.unlearned,
+            "retrained": trainer.measure(retrained),
+        }
+        reference, _ = evaluator.figures(
+            measured["retrained"], trainer.original, class_request=trainer.request.is_class
+        )
         rows = {"original": before, "unlearned": after, "retrained": reference}
         forget = trainer.indices["forget"]
         with trainer.original_model() as original:  # under an adapter this is `self.model`, with the adapter off
-            distances = {"original": trainer.evaluator.compare(original, retrained, *forget)}
+            distances = {"original": evaluator.compare(original, retrained, *forget)}
         for name, model in (("unlearned", self.model), ("retrained", retrained)):
-            distances[name] = trainer.evaluator.compare(model, retrained, *forget)
+            distances[name] = evaluator.compare(model, retrained, *forget)
         for name, row in rows.items():
-            rows[name] = row | distances[name] | {"avg_gap": None, "tow": None}
-            if all(reference[key] is not None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
-                rows[name] |= {"avg_gap": avg_gap(row, reference), "tow": tow(row, reference)}
+            beside = evaluator.beside(row, reference, measured[name], measured["retrained"])
+            rows[name] = row | distances[name] | beside
         return rows
 
     def summary(self) -> str:
@@ -61,6 +65,7 @@ class UnlearningResult:
         before, after = self._measured()
         lines = [table({"original": before, "unlearned": after})]
         lines += [f"{name}: {why}" for name, why in self.metrics["reasons"].items()]
+        lines += self.trainer.method.notes
         return "\n".join(lines)
 
     def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
@@ -73,7 +78,8 @@ class UnlearningResult:
         path = Path(path)
         self.trainer.save_model(str(path))
         if self.trainer.args.should_save:
-            content = {**self.metrics, "runtime": self.runtime}
+            method = self.trainer.method
+            content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
             (path / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
         return path
 
@@ -91,6 +97,7 @@ def unlearn(
     data_collator: Callable | None = None,
     peft_config: Any = None,
     base_model: Any = None,
+    tasks: Any = None,
     overlap: str = "error",
     augment: Callable | None = None,
     callbacks: list[TrainerCallback] | None = None,
@@ -110,6 +117,7 @@ def unlearn(
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
         peft_config: unlearn in a PEFT adapter instead of in the weights.
         base_model: what the original was trained from; `retrain` needs it.
+        tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.
         resume_from_checkpoint: a checkpoint, or True for the newest complete one in the output folder.
@@ -130,6 +138,7 @@ def unlearn(
         data_collator=data_collator,
         peft_config=peft_config,
         base_model=base_model,
+        tasks=tasks,
         overlap=overlap,
         augment=augment,
         callbacks=callbacks,

@@ -124,6 +124,11 @@ class Collator:
         if isinstance(image, Image.Image):
             mode = "L" if self.image_channels == 1 else "RGB"
             return image if image.mode == mode else image.convert(mode)
+        if isinstance(image, (str, bytes)):  # which an image processor would open, or fetch
+            raise UnlearningError(
+                f"The column {self.raw_columns[0]!r} holds text ({image[:40]!r}), and the model reads images; expected pictures "
+                "(cast the column to datasets.Image() where it holds paths), or image_column= with the name of theirs."
+            )
         return image
 
 

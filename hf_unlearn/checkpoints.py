@@ -78,7 +78,7 @@ class ResumableTrainer(Trainer):
             models.save_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED}
+            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self._own_clipping()
             self.method.config.save(
                 folder, training=used, schedule=getattr(self, "schedule", None) and self.schedule.epochs
             )

@@ -70,6 +70,68 @@ def quickstart(argv: Sequence[str]) -> None:
     module.main(options.output)
 
 
+def hardness(argv: Sequence[str]) -> None:
+    """measure, before unlearning, how hard it is to forget a set without harm to another one"""
+    parser = _parser(hardness)
+    parser.add_argument("model", help="a Hub id or a local folder")
+    what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
+    parser.add_argument("--forget", metavar="DATA", required=True, help=f"what must go: {what}")
+    parser.add_argument("--retain", metavar="DATA", required=True, help="what must stay, named in the same way")
+    parser.add_argument("--ratio", type=float, help="the quota; default 0.1 of what is reachable, 0.5 with --absolute")
+    parser.add_argument(
+        "--absolute", action="store_true", help="the ratio is the paper's Q/η, not a share of what is reachable"
+    )
+    parser.add_argument(
+        "--variant", choices=("q", "u"), default="q", help="q: a quota for forgetting; u: for retaining"
+    )
+    parser.add_argument(
+        "--block", choices=("tensor", "module", "global"), default="tensor", help="what is solved by itself"
+    )
+    parser.add_argument(
+        "--overlap", choices=("error", "allow"), default="error", help="allow: samples may be in both sets"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples of one forward and backward pass")
+    parser.add_argument("--max-samples", type=int, help="use at most so many samples of each set, drawn at random")
+    for column in ("image", "text", "text-pair", "label"):
+        parser.add_argument(f"--{column}-column", metavar="NAME", help="if it has an unusual name")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file too")
+    options = parser.parse_args(argv)
+    for name in ("batch_size", "max_samples"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UnlearningError(f"--{name.replace('_', '-')} is {value}; expected 1 or more.")
+    from . import models, recipe
+    from .arguments import UnlearningArguments
+    from .hardness import PAPER_RATIO, measure_hardness
+    from .methods import HamuConfig
+
+    ratio = options.ratio if options.ratio is not None else PAPER_RATIO if options.absolute else HamuConfig().ratio
+    scale = "absolute" if options.absolute else "relative"
+    method = HamuConfig(ratio=ratio, quota_scale=scale, variant=options.variant, block=options.block)
+    model = models.load_model(options.model, revision=options.revision)
+    sets = {}
+    for name in ("forget", "retain"):
+        data = recipe.read_set(getattr(options, name), name)
+        sets[name] = recipe.number_labels(recipe.drawn(data, options.max_samples), model, name, options.label_column)
+    columns = {
+        f"{name}_column": getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")
+    }
+    args = UnlearningArguments(
+        per_device_train_batch_size=options.batch_size, report_to="none", disable_tqdm=True, **columns
+    )
+    report = measure_hardness(
+        model,
+        **sets,
+        method=method,
+        args=args,
+        processing_class=models.load_processor(options.model, model, options.revision),
+        overlap=options.overlap,
+    )
+    print(report.summary())
+    if options.json:
+        report.save(options.json)
+
+
 def benchmark(argv: Sequence[str]) -> int:
     """measure what unlearning costs in time and memory, beside plain fine-tuning"""
     from . import benchmark as module
@@ -100,6 +162,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "quickstart": quickstart,
     "run": run,
     "methods": methods,
+    "hardness": hardness,
     "benchmark": benchmark,
     "env": env,
 }

@@ -139,7 +139,7 @@ class Columns:
 class Source:
     """One of the user's datasets: rows by index, labels, and what identifies a row.
 
-    The samples of a language model have no classes (`has_classes=False`); their `labels` are all 0.
+    Only the samples of a classifier have classes; elsewhere their `labels` are all 0.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class Source:
         name: str,
         columns: Columns | None = None,
         size: int | None = None,
-        has_classes: bool = True,
+        task: str = "image-classification",
     ):
-        self.dataset, self.name, self.given = dataset, name, columns or Columns()
-        self.has_classes = has_classes
+        self.dataset, self.name, self.given, self.task = dataset, name, columns or Columns(), task
+        self.has_classes = task.endswith("classification")
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
         if isinstance(dataset, (datasets.DatasetDict, Mapping)):
             raise UnlearningError(f"{name} is a {type(dataset).__name__} with {', '.join(dataset)}; pass one of them.")
@@ -161,6 +161,7 @@ class Source:
             )
         self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
         self.num_labels: int | None = None  # of the model
+        self.task_columns: list[str] = []  # the labels of a multi-task model
         self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
 
     def __len__(self) -> int:
@@ -235,8 +236,11 @@ class Source:
 
     @property
     def processed_inputs(self) -> list[str]:
-        """The model inputs that a row holds; none for raw columns."""
-        return [name for name in MODEL_INPUTS if name in self.first_row]
+        """The model inputs that a row holds; none for raw columns. A model of the user's own may have any."""
+        known = [name for name in MODEL_INPUTS if name in self.first_row]
+        if known or not self.task_columns or set(self.first_row) & {*IMAGE_COLUMNS, *TEXT_COLUMNS}:
+            return known
+        return [name for name in self.first_row if name not in self.task_columns]
 
     @property
     def class_names(self) -> list[str] | None:
@@ -251,14 +255,16 @@ class Source:
         if given.image or given.text:
             wanted = [name for name in (given.image or given.text, given.text_pair) if name]
             return [self._find(name, (), names, "input", "image_column or text_column") for name in wanted]
-        if self.has_classes:
+        if self.task != "causal-lm":
             choices = [(n,) for n in MODEL_INPUTS + IMAGE_COLUMNS] + list(PAIR_COLUMNS) + [(n,) for n in TEXT_COLUMNS]
         else:
             choices = [("input_ids",), PROMPT_COLUMNS] + [(n,) for n in TEXT_COLUMNS]
         for choice in choices:
             if set(choice) <= set(names):
                 return list(choice)
-        if not self.has_classes:
+        if self.task_columns and self.processed_inputs:
+            return self.processed_inputs
+        if self.task == "causal-lm":
             raise UnlearningError(
                 f"{self.name} has the columns {', '.join(names)}; expected {' and '.join(PROMPT_COLUMNS)}, a text "
                 f"({', '.join(TEXT_COLUMNS)}) or input_ids. Name yours with text_column= (the prompt, or the whole text) "
@@ -278,6 +284,13 @@ class Source:
             f"{self.name} has the columns {', '.join(names)}, and no {what} column "
             f"{repr(given) if given else '(' + ' or '.join(usual) + ')'}. Name yours with {argument}=."
         )
+
+    def label_rows(self, columns: Sequence[str], indices: Sequence[int]) -> list[dict]:
+        """Only these columns of the rows, where the others need not be read."""
+        if not isinstance(self.dataset, datasets.Dataset) or not set(columns) <= set(self.dataset.column_names):
+            return self._read(indices, 0)
+        read = self.dataset.with_format("numpy").select_columns(list(columns))[list(indices)]
+        return [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
 
     @cached_property
     def labels(self) -> np.ndarray:

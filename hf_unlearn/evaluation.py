@@ -8,6 +8,7 @@ however long it is.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .losses import IGNORED, next_tokens
 from .metrics import functional
 from .schedule import Draw
 
+Figures = tuple[dict[str, float | None], dict[str, str]]  # the values, and the reasons for those that are None
 SIGNALS = ("loss", "entropy", "confidence", "margin", "correct")
 
 
@@ -170,15 +172,15 @@ class Evaluator:
         jsd, distance = (self.accelerator.reduce(totals.to(self.accelerator.device), "sum") / len(indices)).tolist()
         return {"jsd": jsd, "activation_distance": distance}
 
+    def figures(self, model: dict[str, Measurement], original: dict[str, Measurement], **about: Any) -> Figures:
+        """See the function of this name."""
+        return figures(model, original, **about)
 
-def _share_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 or 0 for each sample; of a language model, the share of the sample's completion tokens that is predicted."""
-    right = logits.argmax(dim=-1)
-    if logits.ndim == 2:
-        return (right == labels).double()
-    labels = next_tokens(labels)
-    kept = labels != IGNORED
-    return ((right == labels) & kept).sum(dim=1).double() / kept.sum(dim=1)
+    def beside(self, row: dict, reference: dict, measured: dict, retrained: dict) -> dict[str, float | None]:
+        """What a model's figures and measurements are beside those of a retrained model."""
+        if any(reference[key] is None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
+            return {"avg_gap": None, "tow": None}
+        return {"avg_gap": functional.avg_gap(row, reference), "tow": functional.tow(row, reference)}
 
 
 @contextlib.contextmanager
@@ -197,6 +199,8 @@ def to_model(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
     """The batch on the device, with floating-point inputs in the model's precision."""
     dtype = next(model.parameters()).dtype
     moved = Batch({key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)})
+    if isinstance(batch.get("labels"), dict):  # of several tasks
+        moved["labels"] = {task: labels.to(device) for task, labels in batch["labels"].items()}
     for key, value in moved.inputs.items():
         if value.is_floating_point():
             moved[key] = value.to(dtype)
@@ -299,3 +303,13 @@ def _gap(model: dict[str, Measurement], original: dict[str, Measurement], class_
     )
     lost_retain = original["retain"].accuracy - model["retain"].accuracy
     return abs(forget.accuracy - target) + max(0.0, float(lost_unseen)) + max(0.0, lost_retain)
+
+
+def _share_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 or 0 for each sample; of a language model, the share of the sample's completion tokens that is predicted."""
+    right = logits.argmax(dim=-1)
+    if logits.ndim == 2:
+        return (right == labels).double()
+    labels = next_tokens(labels)
+    kept = labels != IGNORED
+    return ((right == labels) & kept).sum(dim=1).double() / kept.sum(dim=1)

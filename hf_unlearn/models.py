@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -29,6 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -40,17 +42,20 @@ from transformers import (
 )
 
 from .errors import UnlearningError
+from .multitask_model import MultiTaskModel
 
 # A task is told by what the name of the model's class contains: GPT2LMHeadModel, DeiTForImageClassificationWithTeacher.
 HEADS = {
     "image-classification": ("ForImageClassification",),
     "text-classification": ("ForSequenceClassification",),
     "causal-lm": ("ForCausalLM", "LMHeadModel"),
+    "multi-task": (MultiTaskModel.__name__,),
 }
 AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
     "text-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
+    "multi-task": AutoModel,
 }
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -104,13 +109,14 @@ _LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, EntryNotFoundErr
 
 
 def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
-    """One of "image-classification", "text-classification" and "causal-lm", from the head that the model has."""
+    """One of "image-classification", "text-classification", "causal-lm" and "multi-task", from the head that the model
+    has."""
     if isinstance(model_or_config, PreTrainedConfig):
         names = model_or_config.architectures or []
         if not names and model_or_config.model_type == "timm_wrapper":
             return "image-classification"  # a config exported by timm names its architecture, not a class
     else:
-        names = [cls.__name__ for cls in type(_base_model(model_or_config)).__mro__]
+        names = [cls.__name__ for cls in type(base_of(model_or_config)).__mro__]
     for name in names:
         for task, heads in HEADS.items():
             if any(head in name for head in heads):
@@ -123,15 +129,15 @@ def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
 
 
 def num_labels(model: nn.Module) -> int:
-    """The number of classes of a classifier; 0 for a language model, which has none."""
-    return 0 if task_of(model) == "causal-lm" else _base_model(model).config.num_labels
+    """The number of classes of a classifier; 0 for a model that is none."""
+    return base_of(model).config.num_labels if task_of(model) in ("image-classification", "text-classification") else 0
 
 
 def check_single_label(model: nn.Module) -> None:
-    """Refuses classifiers whose targets are not exactly one class out of two or more; language models pass."""
-    if task_of(model) == "causal-lm":
+    """Refuses classifiers whose targets are not exactly one class out of two or more; what is no classifier passes."""
+    if task_of(model) not in ("image-classification", "text-classification"):
         return
-    name, config = type(_base_model(model)).__name__, _base_model(model).config
+    name, config = type(base_of(model)).__name__, base_of(model).config
     if config.problem_type not in (None, "single_label_classification"):
         raise UnlearningError(
             f"{name} has problem_type={config.problem_type!r}, and unlearning works on single-label classification: "
@@ -215,7 +221,7 @@ def load_processor(
     """The image processor or the tokenizer, whichever the model's task needs, or None where there is none."""
     name, where = os.fspath(name_or_path), {"revision": revision}
     try:
-        if task_of(model) != "image-classification":
+        if image_channels(model) is None:
             # Without a vocabulary AutoTokenizer makes up an empty tokenizer instead of failing.
             if not any(_find(name, file, where) for file in TOKENIZER_FILES):
                 return None
@@ -236,7 +242,7 @@ def load_processor(
 def save_model(
     model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Saves weights (safetensors) and config; of a `PeftModel` its adapters.
+    """Saves weights (safetensors) and config; of a `PeftModel` its adapters, of a plain torch module the weights.
 
     A timm model is saved under timm's own names, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
     it as well as `from_pretrained` does, whether it was built from a config or loaded from either library.
@@ -249,6 +255,10 @@ def save_model(
     folder = Path(folder)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), state_dict=state_dict)
+        return
+    if not isinstance(model, PreTrainedModel):
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(model, str(folder / WEIGHTS))
         return
     (folder / WEIGHTS_INDEX).unlink(missing_ok=True)  # of an earlier save: save_pretrained removes only its shards
     if not _is_timm(model.config):
@@ -274,6 +284,12 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
         raise UnlearningError(f"{str(folder)!r} is no folder: pass one that save_model or save_pretrained wrote.")
     if isinstance(model, PeftModel):
         _load_adapters(model, folder)
+        return
+    if not isinstance(model, PreTrainedModel):
+        try:
+            safetensors.torch.load_model(model, folder / WEIGHTS)
+        except _LOAD_ERRORS as error:
+            raise UnlearningError(_explain(error, str(folder), None)) from error
         return
     if (folder / ADAPTER_CONFIG).is_file():
         # from_pretrained would follow the adapter to its base model and load that instead.
@@ -347,7 +363,7 @@ def architecture_family(model: nn.Module) -> Literal["convolutional", "transform
     Attention that only pools or reweights channels (CLIP's ResNets, squeeze-and-excitation) leaves a network
     convolutional. What does neither, such as a recurrent language model, is trained like a transformer.
     """
-    modules = list(_base_model(model).modules())
+    modules = list(base_of(model).modules())
     if any(_attends(module) for module in modules) or not any(isinstance(module, nn.Conv2d) for module in modules):
         return "transformer"
     return "convolutional"
@@ -362,12 +378,12 @@ def _attends(module: nn.Module) -> bool:
 
 def inputs(model: nn.Module) -> set[str]:
     """The names of what the model is called with."""
-    return set(inspect.signature(_base_model(model).forward).parameters)
+    return set(inspect.signature(_network(model).forward).parameters)
 
 
 def max_tokens(model: nn.Module) -> int | None:
     """The longest text that the model has positions for."""
-    config = _base_model(model).config
+    config = getattr(_network(model), "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa counts positions from behind the padding token
     return positions - config.pad_token_id - 1 if positions and "roberta" in config.model_type else positions
@@ -375,24 +391,34 @@ def max_tokens(model: nn.Module) -> int | None:
 
 def width(model: nn.Module) -> int:
     """The number of features of a transformer's tokens."""
-    model = _base_model(model)
-    return model.timm_model.num_features if _is_timm(model.config) else getattr(model.config, "hidden_size", 768)
+    model = _network(model)
+    config = getattr(model, "config", None)
+    return model.timm_model.num_features if _is_timm(config) else getattr(config, "hidden_size", 768)
 
 
-def image_channels(model: nn.Module) -> int:
-    """The number of colour channels that an image model reads."""
-    model = _base_model(model)
-    if _is_timm(model.config):
+def image_channels(model: nn.Module) -> int | None:
+    """The number of colour channels that an image model reads; None for a model of texts."""
+    model = _network(model)
+    if getattr(model, "main_input_name", None) == "input_ids":
+        return None
+    if _is_timm(getattr(model, "config", None)):
         return model.timm_model.pretrained_cfg["input_size"][0]
-    return getattr(model.config, "num_channels", 3)
+    return getattr(getattr(model, "config", None), "num_channels", 3)
 
 
-def _base_model(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> nn.Module:
+    """The model without adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _is_timm(config: PreTrainedConfig) -> bool:
-    return config.model_type == "timm_wrapper"
+def _network(model: nn.Module) -> nn.Module:
+    """What reads the inputs."""
+    model = base_of(model)
+    return model.backbone if isinstance(model, MultiTaskModel) else model
+
+
+def _is_timm(config: PreTrainedConfig | None) -> bool:
+    return config is not None and config.model_type == "timm_wrapper"
 
 
 def _few(keys: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ A setting is a field of `RecipeArguments`, of the method's config or of `Unlearn
 import dataclasses
 import difflib
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
@@ -220,7 +222,7 @@ def load_data(
 ) -> dict[str, datasets.Dataset | None]:
     """The `forget`, `retain`, `unseen` and `test` samples."""
     with args.main_process_first(desc="reading the dataset"):
-        splits = _read_dataset(recipe)
+        splits = read_dataset(recipe.dataset, recipe.dataset_config, recipe.dataset_revision)
     unseen_split = recipe.unseen_split
     if unseen_split is None:
         usual = (name for name in ("validation", "test") if name in splits and name != recipe.test_split)
@@ -233,7 +235,8 @@ def load_data(
         )
     names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
     train, unseen, test = (
-        name and _number_labels(_take_split(splits, name, key), model, key, args) for key, name in names.items()
+        name and number_labels(take_split(splits, name, key), model, key, args.label_column)
+        for key, name in names.items()
     )
     parts = split_dataset(
         train,
@@ -261,8 +264,9 @@ def save_and_report(result: UnlearningResult) -> None:
         print(f"Saved in {folder}", flush=True)
 
 
-def _read_dataset(recipe: RecipeArguments) -> datasets.DatasetDict:
-    name, path = recipe.dataset, Path(recipe.dataset)
+def read_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
+    """All splits of a dataset of the Hub, of a folder, or of a file."""
+    path = Path(name)
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             data = datasets.load_from_disk(name)
@@ -271,7 +275,7 @@ def _read_dataset(recipe: RecipeArguments) -> datasets.DatasetDict:
                 raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
             data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
         else:
-            data = datasets.load_dataset(name, recipe.dataset_config, revision=recipe.dataset_revision)
+            data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:
         raise
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
@@ -281,7 +285,7 @@ def _read_dataset(recipe: RecipeArguments) -> datasets.DatasetDict:
     return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
 
 
-def _take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:
+def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:
     """A split, or slices of splits such as `train[:90%]`."""
     if name in splits:
         return splits[name]
@@ -294,13 +298,32 @@ def _take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.D
     return datasets.concatenate_datasets([splits[s.splitname].select(range(s.from_, s.to)) for s in slices])
 
 
-def _number_labels(
-    data: datasets.Dataset, model: PreTrainedModel, key: str, args: UnlearningArguments
+def read_set(data: str, key: str) -> datasets.Dataset:
+    """A set named on the command line: NAME, or NAME:SPLIT where the split may be a slice such as `train[:10%]`."""
+    named = None if Path(data).exists() else re.fullmatch(r"(.+?):(\w.*)", data)
+    name, split = named.groups() if named else (data, None)
+    splits = read_dataset(name)
+    if split is None and len(splits) > 1:
+        raise UnlearningError(
+            f"{key} is {data!r}, which has the splits {', '.join(splits)}; say which one, as in {data}:{next(iter(splits))}."
+        )
+    return take_split(splits, split or next(iter(splits)), key)
+
+
+def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.Dataset:
+    """At most `size` rows, drawn at random, in their own order."""
+    if size is None or size >= len(data):
+        return data
+    return data.select(np.sort(np.random.default_rng(seed).choice(len(data), size, replace=False)))
+
+
+def number_labels(
+    data: datasets.Dataset, model: PreTrainedModel, key: str, label_column: str | None = None
 ) -> datasets.Dataset:
     """Labels that are text become the model's class numbers; a language model's samples have none."""
     if models.task_of(model) == "causal-lm":
         return data
-    column = Source(data, key, Columns(label=args.label_column)).label_column
+    column = Source(data, key, Columns(label=label_column)).label_column
     feature, label2id = data.features[column], model.config.label2id
     if not (isinstance(feature, datasets.Value) and feature.dtype.endswith("string")):
         return data

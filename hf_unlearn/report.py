@@ -1,5 +1,7 @@
 """Tables of figures, as text and Markdown."""
 
+import re
+
 NAMES = {
     "forget_accuracy": "forget acc.",
     "retain_accuracy": "retain acc.",
@@ -11,16 +13,25 @@ NAMES = {
     "closed": "JSD gap closed",
     "rf_jsd": "RF-JSD",
     "avg_gap": "Avg Gap",
+    "uis": "UIS",
+    "uis_target": "UIS, targets",
+    "uis_nontarget": "UIS, other tasks",
+    "uis_retrained": "UIS to retrained",
+    "task_interference": "task interference",
+    "instance_interference": "instance interference",
     "seconds": "seconds",
 }
+SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")  # of one task
 
 
 def table(
     rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None
 ) -> str:
     """A Markdown table with a row for each model; columns that no row has are left out, missing values are dashes."""
-    columns = [key for key in NAMES if any(row.get(key) is not None for row in rows.values())]
-    cells = [["", *(NAMES[key] for key in columns)]]
+    scores = dict.fromkeys(key for row in rows.values() for key in row if SCORES.fullmatch(key))
+    names = {key: key.replace("_", " ", 1) for key in scores} | NAMES
+    columns = [key for key in names if any(row.get(key) is not None for row in rows.values())]
+    cells = [["", *(names[key] for key in columns)]]
     for name, row in rows.items():
         spread = deviations[name] if deviations else {}
         cells.append([name, *(_format(key, row.get(key), spread.get(key)) for key in columns)])

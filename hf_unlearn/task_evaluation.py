@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .evaluation import Evaluator, evaluating, to_model
+from .evaluation import Evaluator, Figures, evaluating, to_model
 from .metrics import functional
 from .tasks import Tasks
 
@@ -83,12 +83,8 @@ class TaskEvaluator(Evaluator):
         *,
         class_request: bool = False,
         bootstrap: int = 0,
-        retrained: dict[str, TaskMeasurement] | None = None,
-    ) -> tuple[dict[str, float | None], dict[str, str]]:
-        """Scores by split and task, UIS and interference, and for each target the AUC of forget against unseen losses.
-
-        `retrained` adds the UIS that is held against a retrained model.
-        """
+    ) -> Figures:
+        """Scores by split and task, UIS and interference, and for each target the AUC of forget against unseen losses."""
         values: dict[str, float | None] = {}
         reasons: dict[str, str] = {}
         for label, split in (("forget", "forget"), ("retain", "retain"), ("unseen", "evidence")):
@@ -101,9 +97,6 @@ class TaskEvaluator(Evaluator):
             about = {"targets": self.targets, "class_unlearning": class_request}
             values |= functional.uis(_by_task(model), _by_task(original), **about)
             values |= functional.interference(_by_task(model), _by_task(original), self.targets)
-            if retrained:
-                found = functional.uis(_by_task(model), _by_task(retrained), self.targets, convention="retrain")
-                values |= {f"{key}_retrained": value for key, value in found.items()}
         except ValueError as error:
             reasons["uis"] = str(error)
         for task in self.targets:
@@ -113,6 +106,14 @@ class TaskEvaluator(Evaluator):
                 result = functional.matched_auc(forget, zeros[0], unseen, zeros[1], bootstrap=bootstrap)
                 values[f"auc_{task}"] = result.auc
         return values, reasons
+
+    def beside(self, row: dict, reference: dict, measured: dict, retrained: dict) -> dict[str, float | None]:
+        """The UIS that is held against a retrained model."""
+        try:
+            found = functional.uis(_by_task(measured), _by_task(retrained), self.targets, convention="retrain")
+        except ValueError:
+            return {}
+        return {f"{key}_retrained": value for key, value in found.items()}
 
 
 def _by_task(measured: dict[str, TaskMeasurement]) -> dict[str, dict[str, float]]:

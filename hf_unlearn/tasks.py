@@ -1,6 +1,6 @@
 """Several tasks on the same inputs: labels by task, which of them a request names, and losses and scores of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from .data import Source
 from .errors import UnlearningError
 from .multitask_model import MultiTaskModel, missing, sample_counts, sample_losses, score, stack_labels
 
-Losses = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+Losses = Callable[[nn.Module, Batch], Mapping[str, Tensor | tuple[Tensor, Tensor]]]
 
 
 class Tasks:
@@ -23,20 +23,23 @@ class Tasks:
         names: of the tasks, and of the columns that hold their labels.
         kinds: classification, regression, segmentation, depth or normals; None for a task of the user's own.
 
-    A `MultiTaskModel` says all of it. Any other model comes with a function of its own for the losses; its tasks have
-    the score exp(−mean loss), labels that are stacked as they are, and None or NaN where one is missing.
+    A `MultiTaskModel` says all of it. Any other model comes with a function of its own, for the loss of each sample, or
+    for a pair of its loss and its score. Without scores, that of a task is exp(−mean loss). Labels are stacked as they
+    are; None or NaN stands for a missing one.
     """
 
     def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_names: Sequence[str] | None = None):
         base = models.base_of(model)
-        self._own_losses = own_losses
+        self._own_losses, self._scored = own_losses, set()
         if own_losses is None and not isinstance(base, MultiTaskModel):
             raise UnlearningError(
                 f"The model is a {type(base).__name__}; expected a MultiTaskModel, or for a model of your own "
                 "method=Multitask(losses=..., tasks=[...])."
             )
         if own_losses is not None and not own_names:
-            raise UnlearningError("Multitask(losses=...) was given no tasks; expected the names of their label columns.")
+            raise UnlearningError(
+                "Multitask(losses=...) was given no tasks; expected the names of their label columns."
+            )
         self._specs = dict.fromkeys(own_names) if own_losses else base.config.tasks
         self.names = list(self._specs)
         self.kinds = {name: spec and spec["kind"] for name, spec in self._specs.items()}
@@ -48,12 +51,16 @@ class Tasks:
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
         """Losses, and what `score` adds up, of each sample on each task."""
         if self._own_losses:
-            losses = self._own_losses(model, batch)
-            if set(losses) != set(self.names):
+            found = self._own_losses(model, batch)
+            if set(found) != set(self.names):
                 raise UnlearningError(
-                    f"The losses function gave losses of {', '.join(losses)}; expected {', '.join(self.names)}."
+                    f"The losses function gave losses of {', '.join(found)}; expected {', '.join(self.names)}."
                 )
-            return losses, {k: torch.stack([x.detach(), torch.ones_like(x)], dim=1) for k, x in losses.items()}
+            pairs = {k: value if isinstance(value, tuple) else (value, None) for k, value in found.items()}
+            self._scored |= {k for k, (_, scores) in pairs.items() if scores is not None}
+            values = {k: (losses if scores is None else scores).detach() for k, (losses, scores) in pairs.items()}
+            counts = {k: torch.stack([value, torch.ones_like(value)], dim=1) for k, value in values.items()}
+            return {k: losses for k, (losses, _) in pairs.items()}, counts
         logits = model(**batch.inputs).logits
         return (
             {k: sample_losses(logits[k], batch.labels[k], self.kinds[k]) for k in self.names},
@@ -63,7 +70,8 @@ class Tasks:
     def score(self, name: str, total: Tensor) -> float:
         """Higher is better and positive, from the sum over samples of what `evaluate` gives."""
         if self._own_losses:
-            return float(torch.exp(-total[0] / total[1]))
+            mean = total[0] / total[1]
+            return float(mean if name in self._scored else torch.exp(-mean))
         return score(total, self._specs[name])
 
     def stack(self, name: str, values: list[Any]) -> Tensor:
@@ -124,30 +132,40 @@ def request_mask(tasks: Any, names: Sequence[str], n_forget: int) -> np.ndarray:
     if tasks is None:
         return np.ones((n_forget, len(names)), bool)
     given = {tasks} if isinstance(tasks, str) else tasks
+    if not isinstance(given, Collection):
+        raise UnlearningError(
+            f"tasks is a {type(tasks).__name__}; expected names of tasks, or which tasks of which forget samples: a table, "
+            "or a dictionary of columns."
+        )
     if isinstance(given, Mapping) or all(isinstance(name, str) for name in given):
         if unknown := [name for name in given if name not in names]:
             raise UnlearningError(
                 f"tasks names {unknown[0]!r}, which the model does not have; its tasks are {', '.join(names)}."
             )
         columns = given if isinstance(given, Mapping) else dict.fromkeys(given, np.ones(n_forget, bool))
+        mask = np.zeros((n_forget, len(names)), bool)
         for name, column in columns.items():
-            if np.shape(column) != (n_forget,):
-                raise UnlearningError(
-                    f"tasks[{name!r}] has the shape {np.shape(column)}; expected one truth value for each of the {n_forget} "
-                    "forget samples."
-                )
-        mask = np.stack([np.asarray(columns.get(name, np.zeros(n_forget))).astype(bool) for name in names], axis=1)
+            expected = f"one truth value for each of the {n_forget} forget samples"
+            mask[:, names.index(name)] = _truth(column, f"tasks[{name!r}]", (n_forget,), expected)
     else:
-        mask = np.asarray(tasks)
-        if mask.shape != (n_forget, len(names)):
-            raise UnlearningError(
-                f"tasks has the shape {mask.shape}; expected {(n_forget, len(names))}: a row for each forget sample and a "
-                f"column for each task ({', '.join(names)})."
-            )
-        mask = mask.astype(bool)
+        shape = n_forget, len(names)
+        expected = f"{shape}: a row for each forget sample and a column for each task ({', '.join(names)})"
+        mask = _truth(given, "tasks", shape, expected)
     if len(idle := np.flatnonzero(~mask.any(axis=1))):
         raise UnlearningError(
             f"tasks asks nothing of {len(idle)} of the {n_forget} forget samples (the first is row {idle[0]}); expected at "
             "least one task for each. Leave the others out of forget."
         )
     return mask
+
+
+def _truth(values: Any, what: str, shape: tuple[int, ...], expected: str) -> np.ndarray:
+    try:
+        table = np.asarray(values)
+    except ValueError:
+        raise UnlearningError(f"{what} has rows of different lengths; expected {expected}.") from None
+    if table.shape != shape:
+        raise UnlearningError(f"{what} has the shape {table.shape}; expected {expected}.")
+    if len(odd := [value for value in table.flat if value not in (0, 1)]):
+        raise UnlearningError(f"{what} holds {odd[0]!s:.20}; expected true or false only.")
+    return table.astype(bool)

@@ -1,6 +1,7 @@
 """`UnlearningTrainer`: a `transformers.Trainer` that trains on a schedule of forget and retained samples."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -26,16 +27,18 @@ from .batches import Batch, Collator, DrawnSamples, TrainingCollator, is_determi
 from .checkpoints import ResumableTrainer, check_room
 from .completions import CompletionCollator
 from .errors import UnlearningError
-from .evaluation import Evaluator, Measurement, evaluating, figures, to_model
+from .evaluation import Evaluator, Measurement, evaluating, to_model
 from .gradients import clip_
 from .methods import Method, MethodConfig, create_method
 from .request import Request, check_needs
 from .schedule import Draw, Schedule
+from .task_evaluation import TaskEvaluator, TaskMeasurement
+from .tasks import TaskCollator, Tasks
 from .teacher import OnlineTeacher, TableTeacher
 
 logger = logging.getLogger(__name__)
 
-EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept")  # metrics that see the evidence half
+EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept", "uis", "task_interference")  # metrics that see the evidence half
 
 
 class Context:
@@ -48,6 +51,11 @@ class Context:
         self.forget_classes: list[int] = trainer.request.forget_classes
         self.is_class_request: bool = trainer.request.is_class
         self.parameter_names: list[str] = [name for name, _ in trainer.trained()]
+        self.tasks: Tasks | None = trainer.tasks  # of a multi-task model
+        self.targets: list[str] = (
+            trainer.targets if trainer.tasks else []
+        )  # those of which something must be forgotten
+        self.kept: dict[int, int] = trainer.request.kept  # forget sample -> its place in `retain`, if it keeps a label
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -63,11 +71,17 @@ class Context:
         """Accuracy of the model as it is now, in eval mode, on `forget`, `retain` or the `control` half of unseen."""
         return self._trainer.accuracy(split)
 
+    def supervised(self, source: str, task: str) -> np.ndarray:
+        """The samples of `forget` whose label on a task must go, or those of `retain` that have one that stays."""
+        sizes = self._trainer.sizes[:, self.tasks.names.index(task)]
+        n_forget = len(self._trainer.sources["forget"])
+        return np.flatnonzero(sizes[:n_forget] if source == "forget" else sizes[n_forget:])
+
     def has(self, split: str) -> bool:
         """Whether there are samples of `retain` or `control`."""
         return split in self._trainer.indices
 
-    def measure(self, split: str) -> Measurement:
+    def measure(self, split: str) -> Measurement | TaskMeasurement:
         """What the model as it is now says about each sample of `forget`, `retain` or `control`."""
         return self._trainer.measure_split(split)
 
@@ -125,6 +139,8 @@ class UnlearningTrainer(ResumableTrainer):
             False trains the weights.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
+        tasks: of a multi-task model, what must go: names of tasks, or which tasks of which forget samples (a table, or a
+            dictionary of columns). Default: all tasks.
         overlap: `"error"` refuses forget samples that are in another set too, `"allow"` does not look.
         augment: a transform of the raw image or text of training samples, such as torchvision's.
     """
@@ -145,6 +161,7 @@ class UnlearningTrainer(ResumableTrainer):
         data_collator: Callable | None = None,
         peft_config: Any = None,
         base_model: Any = None,
+        tasks: Any = None,
         overlap: str = "error",
         augment: Callable | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -163,24 +180,32 @@ class UnlearningTrainer(ResumableTrainer):
                 self.origin = {"repo": name, "revision": commit}
             processing_class = processing_class or models.load_processor(name, model)
         models.own_memory(model)
-        self.task = models.task_of(model)
+        own_losses = self.method.own_losses
+        self.task = "multi-task" if own_losses else models.task_of(model)
         _check_task(self.method, self.task)
-        models.check_single_label(model)
-        self.num_labels = models.num_labels(model)
+        self.tasks = Tasks(model, own_losses, self.method.own_tasks) if self.task == "multi-task" else None
+        if not self.tasks:
+            models.check_single_label(model)
+        self.num_labels = 0 if self.tasks else models.num_labels(model)
 
-        self.request = Request(datasets, self.method, model.config, args, overlap, self.task)
+        config = getattr(model, "config", None)
+        self.request = Request(datasets, self.method, config, args, overlap, self.task, self.tasks, tasks)
         self.sources, self.indices = self.request.sources, self.request.indices
 
         limits = {
             "image_channels": models.image_channels(model),
             "max_tokens": models.max_tokens(model),
-            "accepts": models.inputs(model),
+            "accepts": None if own_losses else models.inputs(model),
         }
         collator = CompletionCollator if self.task == "causal-lm" else Collator
+        if self.tasks:
+            collator = functools.partial(TaskCollator, self.tasks)
         self.collate = collator(self.sources["forget"], processing_class, data_collator, **limits)
         for source in self.sources.values():
             self.collate.check(source)
-        self.sizes = self.collate.sizes(self.sources, progress=not args.disable_tqdm)
+        self.sizes = (
+            self.request.sizes if self.tasks else self.collate.sizes(self.sources, progress=not args.disable_tqdm)
+        )
         trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
         if self.task == "causal-lm" and not self.deterministic:
@@ -199,6 +224,7 @@ class UnlearningTrainer(ResumableTrainer):
             model = self.adapter.model
         defaults = {
             **self.method.arguments(models.architecture_family(model), models.width(model)),
+            **(self.method.adapter_arguments() if self.adapter else {}),
             **self.method.config.arguments,
         }
         args = args.resolved(defaults)
@@ -220,18 +246,20 @@ class UnlearningTrainer(ResumableTrainer):
         self._parts: dict[str, Tensor] = {}  # named parts of the loss, summed since the step they were last logged at
         self._parts_since = 0
         self._gradients: dict[str, list[Tensor | None]] = {}  # of a gradient method, by the name of the loss
-        self.original: dict[str, Measurement] = {}  # measurements of the original model
-        self.unlearned: dict[str, Measurement] = {}
+        self.original: dict[str, Measurement | TaskMeasurement] = {}  # measurements of the original model
+        self.unlearned: dict[str, Measurement | TaskMeasurement] = {}
         self.reasons: dict[str, str] = {}  # why a metric is missing
         self.runtime: dict[str, float] = {}
         self._accuracies: dict[str, float] = {}  # of the model as it is now
-        self._measured: dict[str, Measurement] = {}  # of the model as it is now
+        self._measured: dict[str, Measurement | TaskMeasurement] = {}  # of the model as it is now
         self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self._finite: Tensor | None = None
         # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
         streams = any(source.is_stream for source in self.sources.values())
         self._workers = 0 if streams else args.dataloader_num_workers
         samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
+        if self.tasks and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True  # the loss of one task leaves out the heads of the others
         self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
         if self.method.info.kind == "gradient":
             _check_gradient_method(self.method, args, kwargs)
@@ -249,15 +277,13 @@ class UnlearningTrainer(ResumableTrainer):
         if self.method.info.kind != "surgery":
             self.schedule = self._make_schedule()
             self.args.max_steps = len(self.schedule)
-        self.evaluator = Evaluator(
-            self.accelerator,
-            samples,
-            TrainingCollator(self.collate),
-            self.num_labels,
-            args.per_device_eval_batch_size,
-            self._workers,
-            progress=not args.disable_tqdm,
-        )
+        parts = self.accelerator, samples, TrainingCollator(self.collate)
+        sizes = {"batch_size": args.per_device_eval_batch_size, "workers": self._workers}
+        if self.tasks:
+            about = {"tasks": self.tasks, "counted": self.request.counted, "targets": self.targets}
+            self.evaluator = TaskEvaluator(*parts, **about, **sizes, progress=not args.disable_tqdm)
+        else:
+            self.evaluator = Evaluator(*parts, self.num_labels, **sizes, progress=not args.disable_tqdm)
 
     # -----------------------------------------------------------------------------------------------------------------
     # The way through a run
@@ -387,6 +413,9 @@ class UnlearningTrainer(ResumableTrainer):
                 parameter.grad = None if update is None else update[i].to(parameter.dtype)
         return total
 
+    def _own_clipping(self) -> dict[str, float]:
+        return {"max_grad_norm": self._max_norm} if self.method.info.kind == "gradient" else {}
+
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -401,7 +430,8 @@ class UnlearningTrainer(ResumableTrainer):
                 "DDP, or an adapter."
             )
         parameters = [parameter for _, parameter in self.trained()]
-        totals = [[torch.zeros_like(parameter) for parameter in parameters] for _ in groups]
+        wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
+        totals = [[torch.zeros_like(p, dtype=d) for p, d in zip(parameters, wide, strict=True)] for _ in groups]
         size, rank, processes = self.args.train_batch_size, self.args.process_index, self.args.world_size
         pieces = [
             (total, draws[i : i + size])
@@ -460,7 +490,7 @@ class UnlearningTrainer(ResumableTrainer):
     # -----------------------------------------------------------------------------------------------------------------
     # Measuring
 
-    def measure(self, model: nn.Module | None = None) -> dict[str, Measurement]:
+    def measure(self, model: nn.Module | None = None) -> dict[str, Measurement | TaskMeasurement]:
         """Signals of a model (this one by default) on forget, retained, control and evidence samples."""
         return {
             split: self.evaluator.measure(model or self._forward_model, name, indices)
@@ -478,7 +508,12 @@ class UnlearningTrainer(ResumableTrainer):
             self._accuracies[split] = self.evaluator.accuracy(self._forward_model, name, indices)
         return self._accuracies[split]
 
-    def measure_split(self, split: str) -> Measurement:
+    @property
+    def targets(self) -> list[str]:
+        """The tasks of which something must be forgotten."""
+        return [task for task, asked in zip(self.tasks.names, self.request.mask.any(axis=0), strict=True) if asked]
+
+    def measure_split(self, split: str) -> Measurement | TaskMeasurement:
         """`measure` of the model as it is now on one split, once a step."""
         if split not in self._measured:
             self._measured[split] = self.evaluator.measure(self._forward_model, *self.indices[split])
@@ -499,7 +534,7 @@ class UnlearningTrainer(ResumableTrainer):
                     "The original was not measured, so there is nothing to compare with; set measure=True or eval_strategy."
                 )
             self.original = measured
-        values, self.reasons = figures(measured, self.original, class_request=self.request.is_class)
+        values, self.reasons = self.evaluator.figures(measured, self.original, class_request=self.request.is_class)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         self.log(metrics)
@@ -512,8 +547,8 @@ class UnlearningTrainer(ResumableTrainer):
         if not self.unlearned:
             return {}
         about = {"class_request": self.request.is_class, "bootstrap": 1000}
-        before, _ = figures(self.original, self.original, **about)
-        after, reasons = figures(self.unlearned, self.original, **about)
+        before, _ = self.evaluator.figures(self.original, self.original, **about)
+        after, reasons = self.evaluator.figures(self.unlearned, self.original, **about)
         return {"before": before, "after": after, "reasons": reasons}
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -564,6 +599,11 @@ class UnlearningTrainer(ResumableTrainer):
         kept, revision = about.get("repo"), about.get("revision")
         if about["folder"]:
             kept = str(self._private / about["folder"])
+        if not isinstance(self.model, PreTrainedModel):
+            original = copy.deepcopy(self.model)
+            models.load_weights(original, kept)
+            yield original
+            return
         yield models.load_model(kept, revision=revision).to(self.args.device)
 
     def start_from_base(self) -> None:
@@ -625,7 +665,9 @@ class _Flow(TrainerCallback):
         state.epoch = trainer.schedule.progress(state.global_step)
         trainer._parts_since = state.global_step
         if state.global_step == 0 and trainer.original:
-            values, _ = figures(trainer.original, trainer.original, class_request=trainer.request.is_class)
+            values, _ = trainer.evaluator.figures(
+                trainer.original, trainer.original, class_request=trainer.request.is_class
+            )
             trainer.log({f"eval_{name}": value for name, value in values.items() if value is not None})
 
     def on_step_begin(self, args, state, control, **kwargs):

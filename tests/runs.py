@@ -29,11 +29,26 @@ import hf_unlearn.checkpoints as checkpoints
 from hf_unlearn import models
 from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.losses import cross_entropy
-from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo
+from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo, Multitask, MultitaskConfig
+from hf_unlearn.multitask_model import MultiTaskModel, sample_losses, stack_labels
 from hf_unlearn.trainer import UnlearningTrainer
 from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 
-BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert}
+HEADS = {
+    "colour": {"kind": "classification", "size": 3},
+    "shape": {"kind": "classification", "size": 4},
+    "size": {"kind": "regression", "tolerance": 0.5},
+}
+
+
+def tiny_multitask(num_labels: int = 3, seed: int = 0) -> MultiTaskModel:
+    backbone = tiny_vit(seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MultiTaskModel.from_backbone(backbone, HEADS)
+
+
+BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert, "multitask": tiny_multitask}
 TRAINED = [
     name
     for name, method in METHODS.items()
@@ -62,7 +77,15 @@ def rows(family: str, dtype: torch.dtype = torch.float32) -> dict[str, list[dict
         else:
             inputs = [{"pixel_values": torch.from_numpy(rng.standard_normal((3, 16, 16))).to(dtype)} for _ in labels]
         sets[name] = [{**values, "labels": int(label)} for values, label in zip(inputs, labels, strict=True)]
+        if family == "multitask":
+            sets[name] = [_of_tasks(row, i, rng) for i, row in enumerate(sets[name])]
     return sets
+
+
+def _of_tasks(row: dict, i: int, rng: np.random.Generator) -> dict:
+    """A label for every task, but that every fourth sample has no size."""
+    size = None if i % 4 == 1 else float(rng.normal())
+    return {"pixel_values": row["pixel_values"], "colour": row["labels"], "shape": int(rng.integers(4)), "size": size}
 
 
 def request(family: str) -> dict[str, list[dict] | datasets.Dataset]:
@@ -82,14 +105,19 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, dropou
 def _fitted(family: str) -> dict[str, Tensor]:
     model, sets = build(family), rows(family)
     samples = sets["forget"] + sets["retain"]
+    labels = torch.tensor([sample.get("labels", 0) for sample in samples])
+    tasks = {name: stack_labels([sample.get(name) for sample in samples], task) for name, task in HEADS.items()}
     if family == "bert":
         inputs = tiny_tokenizer()([sample["text"] for sample in samples], padding=True, return_tensors="pt")
     else:
         inputs = {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
-    labels = torch.tensor([sample["labels"] for sample in samples])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(25):
-        F.cross_entropy(model(**inputs).logits, labels).backward()
+        logits = model(**inputs).logits
+        if family == "multitask":
+            sum(sample_losses(logits[k], tasks[k], HEADS[k]["kind"]).mean() for k in HEADS).backward()
+        else:
+            F.cross_entropy(logits, labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.state_dict()
@@ -181,6 +209,21 @@ OWN = {
     "own_stopping": functools.partial(OwnStopping, last=1),
     "own_never": functools.partial(OwnStopping, last=0),
     "own_descent": functools.partial(OwnStopping, last=1000),
+    "multitask_often": lambda: Multitask(
+        MultitaskConfig(refresh=3, batches=7, basis_batch_size=5, class_unlearning=True)
+    ),
+    "multitask_within": lambda: Multitask(
+        MultitaskConfig(
+            refresh=3,
+            batches=20,
+            basis_batch_size=1,
+            samples=1,
+            class_unlearning=True,
+            mode="within",
+            block="global",
+            restore=3.0,
+        )
+    ),
 }
 
 
@@ -202,6 +245,7 @@ def make_trainer(
     callbacks: list[TrainerCallback] | None = None,
     model: PreTrainedModel | None = None,
     data: dict | None = None,
+    tasks: dict | list | None = None,
     **arguments,
 ) -> UnlearningTrainer:
     """A trainer with the method's own defaults, but for what makes a run short, quiet and comparable."""
@@ -225,6 +269,7 @@ def make_trainer(
         processing_class=tiny_tokenizer() if family == "bert" else None,
         peft_config=LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear") if lora else None,
         base_model=functools.partial(build, family, dtype, seed=1),
+        tasks=tasks,
         callbacks=callbacks,
     )
 

@@ -59,7 +59,7 @@ def plain_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 def collate(rows: list[dict] | datasets.Dataset, tokenizer: Any = None, max_tokens: int | None = None) -> Batch:
     data = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
-    source = Source(data, "forget", has_classes=False)
+    source = Source(data, "forget", task="causal-lm")
     collator = CompletionCollator(source, tokenizer, None, max_tokens=max_tokens)
     return collator(source.rows(range(len(data))))
 
@@ -193,11 +193,11 @@ class TestCollator:
             for word in WORDS
         ]
         forget, other, same = (datasets.Dataset.from_list(part) for part in (rows[:5], rows[5:], rows[4:]))
-        check_overlap(Source(forget, "forget", has_classes=False), [Source(other, "retain", has_classes=False)])
+        check_overlap(Source(forget, "forget", task="causal-lm"), [Source(other, "retain", has_classes=False)])
         with pytest.raises(
             UnlearningError, match=r"1 of the 5 forget samples stand in retain too \(rows 4 of forget\)"
         ):
-            check_overlap(Source(forget, "forget", has_classes=False), [Source(same, "retain", has_classes=False)])
+            check_overlap(Source(forget, "forget", task="causal-lm"), [Source(same, "retain", has_classes=False)])
 
     @pytest.mark.parametrize(
         ("about", "labels"),
@@ -220,12 +220,12 @@ class TestCollator:
     def test_named_columns(self):
         data = questions(3)
         renamed = data.rename_columns({"prompt": "question", "completion": "answer"})
-        source = Source(renamed, "forget", Columns(text="question", text_pair="answer"), has_classes=False)
+        source = Source(renamed, "forget", Columns(text="question", text_pair="answer"), task="causal-lm")
         found = CompletionCollator(source, tiny_tokenizer(), None)(source.rows(range(3)))
         assert torch.equal(found.labels, collate(data, tiny_tokenizer()).labels)
 
     def test_sizes(self):
-        sources = {name: Source(data, name, has_classes=False) for name, data in request().items()}
+        sources = {name: Source(data, name, task="causal-lm") for name, data in request().items()}
         collator = CompletionCollator(sources["forget"], tiny_tokenizer(), None)
         words = [len(row["completion"].split()) for name in ("forget", "retain") for row in sources[name].dataset]
         assert collator.sizes(sources).tolist() == [n + 1 for n in words]  # and the end of the sequence
@@ -325,7 +325,7 @@ class TestTraining:
     @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 2), (2, 1), (2, 2)])
     def test_loss_is_the_mean_over_all_tokens_of_a_group(self, kind, world, accumulation):
         model = tiny_llama_lm().double()
-        sources = {name: Source(data, name, has_classes=False) for name, data in request().items()}
+        sources = {name: Source(data, name, task="causal-lm") for name, data in request().items()}
         collator = CompletionCollator(sources["forget"], tiny_tokenizer(), None)
         plan = Schedule([kind], n_forget=7, n_retain=25, batch_size=8, sizes=collator.sizes(sources))
         samples, collate_groups = DrawnSamples(sources), TrainingCollator(collator)

@@ -22,6 +22,7 @@ from hf_unlearn.methods import (
     create_method,
 )
 from hf_unlearn.methods import random_label as random_label_module
+from hf_unlearn.methods.base import TASKS
 from hf_unlearn.methods.random_label import wrong_labels
 from hf_unlearn.randomness import uniform
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
@@ -76,7 +77,7 @@ class TestDatasheets:
             info.summary and info.summary[0].islower() and not info.summary.endswith(".") and "\n" not in info.summary
         )
         assert "forget" in info.needs and set(info.needs) <= {"forget", "retain", "unseen", "base_model"}
-        assert set(info.applies_to) <= {"image-classification", "text-classification", "causal-lm"} and info.applies_to
+        assert set(info.applies_to) <= {*TASKS, "multi-task"} and info.applies_to
         assert info.cost > 0
         assert method.__doc__ and method.config_class.__doc__
 

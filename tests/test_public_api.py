@@ -108,7 +108,7 @@ class TestUnlearn:
         assert not list(tmp_path.rglob("training_args.bin"))
         assert json.loads((folder / "unlearning_config.json").read_text())["method"] == "finetune"
         saved = json.loads((folder / "metrics.json").read_text())
-        assert saved == {**result.metrics, "runtime": result.runtime}
+        assert saved == {**result.metrics, "runtime": result.runtime, "notes": [], "report": {}}
         everything = b"".join(path.read_bytes() for path in folder.rglob("*.json"))
         assert str(tmp_path).encode() not in everything  # no local path
 
@@ -165,7 +165,8 @@ class TestUnlearn:
             with pytest.raises(UnlearningError, match="Nothing was measured, because of measure=False"):
                 figures()
         result.save(tmp_path / "saved")
-        assert json.loads((tmp_path / "saved" / "metrics.json").read_text()) == {"runtime": result.runtime}
+        saved = json.loads((tmp_path / "saved" / "metrics.json").read_text())
+        assert saved == {"runtime": result.runtime, "notes": [], "report": {}}
 
     def test_losses_and_metrics_are_logged(self, tmp_path):
         class Watch(TrainerCallback):

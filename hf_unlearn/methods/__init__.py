@@ -9,13 +9,15 @@ from .finetune import Finetune, FinetuneConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
 from .lotus import Lotus, LotusConfig
+from .multitask import Multitask, MultitaskConfig
 from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
 
 METHODS: dict[str, type[Method]] = {
-    method.info.name: method for method in (Lotus, Hamu, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd)
+    method.info.name: method
+    for method in (Lotus, Hamu, Multitask, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd)
 }
 
 

@@ -81,6 +81,8 @@ class Method:
 
     info: ClassVar[MethodInfo]
     config_class: ClassVar[type[MethodConfig]]
+    own_losses: Any = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
+    own_tasks: list[str] | None = None
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
 
     def __init__(self, config: MethodConfig | None = None):
@@ -110,6 +112,10 @@ class Method:
         """Arguments of the `LoraConfig` that is used on models of this task unless the user says otherwise."""
         return None
 
+    def adapter_arguments(self) -> dict[str, Any]:
+        """Training arguments that are others when an adapter is trained."""
+        return {}
+
     def on_epoch_begin(self, epoch: int) -> bool | None:
         """Called before each epoch; `False` ends the run. What it sets belongs into `state_dict`."""
 
@@ -130,6 +136,11 @@ class Method:
     def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
         """Edit the weights in place and report what was done."""
         raise NotImplementedError
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What is saved beside the metrics of a result."""
+        return {}
 
     def state_dict(self) -> dict[str, Tensor]:
         """What cannot be recomputed in the middle of an epoch; it is saved in every checkpoint."""

@@ -16,7 +16,7 @@ from .paired import PairedConfig, PairedGradients
 logger = logging.getLogger(__name__)
 
 LOGGED = (
-    "kappa", "cosine", "hardness01", "unavoidable", "infeasible", "unavoidable_cost", "slack", "c",
+    "kappa", "cosine", "hardness01", "unavoidable", "infeasible", "unavoidable_cost", "slack", "asked", "c",
     "predicted_forget", "predicted_retain",
 )  # fmt: skip
 COLLINEAR = 1e-5  # ‖g_r⊥‖ / ‖g_r‖ below which float32 knows no direction across g_f
@@ -124,7 +124,9 @@ def _solve(
     products = torch.stack([dots(retain, retain), dots(forget, forget), dots(retain, forget)]).double().cpu()
     rr, ff, kappa = torch.stack([products[:, group].sum(dim=1) for group in groups], dim=1)
     r, f = rr.sqrt(), ff.sqrt()
-    alive = (r > 0) & (f > 0)
+    # Where both are rounding alone, as for the keys' bias, to which attention is invariant, their angle means nothing.
+    noise = 10 * torch.finfo(torch.promote_types(retain[0].dtype, torch.float32)).eps
+    alive = r * f > noise**2 * r.norm() * f.norm()
     cosine = torch.where(alive, kappa / torch.where(alive, r * f, 1.0), 0.0).clamp(-1, 1)
     sine = _sines(retain, forget, groups, cosine, r, f)
     if variant == "u":  # the same problem for (−g_f, −g_r): κ, θ and ‖g_r‖‖g_f‖ stay as they are
@@ -133,7 +135,11 @@ def _solve(
     reach = r * f  # R_i‖g_f‖/η
     total = reach.sum().item()
     asked = ratio * total if quota_scale == "relative" else ratio  # Q/η
-    quotas = asked * reach / (total or 1.0) if quota == "norm_product" else asked * alive.double() / max(1, int(alive.sum()))
+    quotas = (
+        asked * reach / (total or 1.0)
+        if quota == "norm_product"
+        else asked * alive.double() / max(1, int(alive.sum()))
+    )
     c = torch.where(alive, quotas / torch.where(alive, reach, 1.0), 0.0)
     infeasible = asked > 0 and (total == 0 or bool((c > 1 + 1e-12).any()))
     shortfall = (quotas - reach).clamp(min=0).sum().item() if total else asked
@@ -254,7 +260,9 @@ class HamuConfig(PairedConfig):
         batch_size, epochs = (5000, 25) if setting == "resnet20-cifar10" else (50, 10)
         arguments = {"learning_rate": 1e-4, "num_train_epochs": epochs, "per_device_train_batch_size": batch_size}
         arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 1.0, "freeze_batchnorm": True, "optim": "sgd"}
-        return cls(ratio=0.5, quota_scale="absolute", on_infeasible="stop", stop_patience=1, until="end", arguments=arguments)
+        return cls(
+            ratio=0.5, quota_scale="absolute", on_infeasible="stop", stop_patience=1, until="end", arguments=arguments
+        )
 
 
 class Hamu(PairedGradients):
@@ -347,9 +355,8 @@ class Hamu(PairedGradients):
 
     def _log(self, hardness: Hardness) -> None:
         values = {name: getattr(hardness, name) for name in LOGGED} | hardness.branches
-        values |= {
-            name: self.context.learning_rate * values[name] for name in ("predicted_forget", "predicted_retain")
-        }
+        gains = ("slack", "predicted_forget", "predicted_retain")
+        values |= {name: self.context.learning_rate * values[name] for name in gains}
         self.context.log_step({f"hamu_{name}": torch.tensor(float(value)) for name, value in values.items()})
 
     def on_step_end(self, step: int) -> bool | None:

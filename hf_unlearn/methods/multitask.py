@@ -5,6 +5,7 @@ instances, joined in one projection of our design.
 """
 
 import logging
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ def project_out(gradient: Tensor, protected: Tensor) -> Tensor:
     >>> project_out(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 3.0]]))
     tensor([1., 0.])
     """
-    return project(gradient.flatten(), orthonormal(protected.flatten(1))).view_as(gradient)
+    basis = orthonormal(protected.flatten(1))
+    return project(gradient.flatten().to(basis.dtype), basis).view_as(gradient)
 
 
 def project_within(gradient: Tensor, own: Tensor, protected: Tensor) -> Tensor:
@@ -117,12 +119,13 @@ class Multitask(Method):
     with g_t the gradient of the forget objective; Q_t the strongest gradient directions of the other tasks, taken anew
     every few steps; R the gradients of single retained instances and of the retained batch; ḡ_r the gradient of the
     retained side: all supervision that the request does not name, that of a forget instance on its kept tasks included.
-    A task is done when its score on what it must forget has fallen to the original's score on unseen samples.
+    A task rests while its score on what it must forget is not above the original's score on unseen samples, and the run
+    ends when all of them rest.
 
     Args:
         config: a `MultitaskConfig`.
-        losses: for a model of your own, `(model, batch) -> {task: loss of each sample}`; `batch.inputs` is for the model
-            and `batch.labels` maps tasks to labels.
+        losses: for a model of your own, `(model, batch) -> {task: losses}` or `{task: (losses, scores)}`, of each sample, a
+            higher score being better; `batch.inputs` is for the model and `batch.labels` maps tasks to labels.
         tasks: with `losses`, the tasks: the names of their label columns.
     """
 
@@ -147,7 +150,7 @@ class Multitask(Method):
     def __init__(
         self,
         config: MultitaskConfig | None = None,
-        losses: Callable[[Any, Any], dict[str, Tensor]] | None = None,
+        losses: Callable[..., dict[str, Any]] | None = None,
         tasks: list[str] | None = None,
     ):
         super().__init__(config)
@@ -169,10 +172,9 @@ class Multitask(Method):
         return ["paired"] * epochs
 
     def prepare(self, context) -> None:
-        self.context, self.tasks, config = context, context.tasks, self.config
-        names, mask = context.tasks.names, context.request_mask
+        self.context, self.tasks, self.targets, config = context, context.tasks, context.targets, self.config
+        names = context.tasks.names
         self.column = {name: i for i, name in enumerate(names)}
-        self.targets = [name for name in names if mask[:, self.column[name]].any()]
         self.others = {
             t: [k for k in names if k != t and (config.protect == "all" or k not in self.targets)]
             for t in self.targets
@@ -183,6 +185,8 @@ class Multitask(Method):
         self.block_names = [
             weights[group[0]].rpartition(".")[0] if len(group) > 1 else weights[group[0]] for group in self.groups
         ]
+        if config.block == "global":
+            self.block_names = ["all"]
         unseen = context.measure("control")
         self.tau = {t: unseen.losses[t] for t in self.targets}
         self.aim = {t: 0.0 if config.class_unlearning else unseen.scores[t] for t in self.targets}
@@ -204,10 +208,10 @@ class Multitask(Method):
         return self._still_active() if step % self.config.refresh == 0 else None
 
     def _still_active(self) -> bool:
-        """Drop the tasks that are forgotten; whether any is left."""
+        """Only tasks that are not forgotten, or come back, take part; whether there is any."""
         forget = self.context.measure("forget")
         self.context.log({f"multitask_forget_{t}": forget.scores[t] for t in self.targets})
-        self.active = [t for t in self.active if forget.scores[t] > self.aim[t]]
+        self.active = [t for t in self.targets if forget.scores[t] > self.aim[t]]
         return bool(self.active)
 
     # ---- losses
@@ -240,29 +244,26 @@ class Multitask(Method):
         rng = np.random.default_rng([self.context.seed, 11, step])
         basis = {}
         for k in sorted({k for t in self.active for k in self.others[t]}) if self.config.energy else ():
-            rows = self._rows(self._task_loss(k), self._basis_batches(k, rng))
-            basis[k] = [strongest(block, self.config.energy) for block in rows]
+            if batches := self._basis_batches(k, rng):
+                basis[k] = [strongest(block, self.config.energy) for block in self._rows(self._task_loss(k), batches)]
         self.bases, self.own = {}, {}
         for t in self.active:
             spans = [basis[k] for k in self.others[t] if k in basis]
-            self.bases[t] = [orthonormal(torch.cat(blocks)) for blocks in zip(*spans, strict=True)]
+            self.bases[t] = [orthonormal(torch.cat(blocks)).contiguous() for blocks in zip(*spans, strict=True)]
             if self.config.mode == "within":
                 rows = self._rows(self._forget_loss(t), self._forget_batches(t, rng))
                 found = [strongest(block, self.config.energy) for block in rows]
-                self.own[t] = [
-                    orthonormal(v, q) for v, q in zip(found, self.bases[t] or [v[:0] for v in found], strict=True)
-                ]
+                protected = self.bases[t] or [v[:0] for v in found]
+                self.own[t] = [orthonormal(v, q).contiguous() for v, q in zip(found, protected, strict=True)]
 
     def _basis_batches(self, task: str, rng: np.random.Generator) -> list[list[tuple[str, int]]]:
-        """A third of the batches are forget instances, where they keep their labels on this task."""
+        """At least a third of the batches are forget instances, where they keep their labels on this task."""
         supervised = self.context.supervised("retain", task)
-        is_kept = np.isin(supervised, self.context.kept)
-        pools = [supervised[~is_kept], supervised[is_kept]]
-        thirds = [2, 1] if len(pools[0]) and len(pools[1]) else [bool(len(pools[0])), bool(len(pools[1]))]
-        counts = [round(self.config.batches * share / sum(thirds)) for share in thirds]
-        return [
-            self._draw("retain", pool, rng) for pool, count in zip(pools, counts, strict=True) for _ in range(count)
-        ]
+        is_kept = np.isin(supervised, list(self.context.kept.values()))
+        retained, kept = supervised[~is_kept], supervised[is_kept]
+        of_kept = (math.ceil(self.config.batches / 3) if len(retained) else self.config.batches) if len(kept) else 0
+        pools = [retained] * (self.config.batches - of_kept) + [kept] * of_kept
+        return [self._draw("retain", pool, rng) for pool in pools if len(pool)]
 
     def _forget_batches(self, task: str, rng: np.random.Generator) -> list[list[tuple[str, int]]]:
         pool = self.context.supervised("forget", task)
@@ -276,10 +277,10 @@ class Multitask(Method):
     def _take_instances(self) -> None:
         """Gradients of single retained instances, and of forget instances on the tasks that they keep."""
         count = self.config.samples
-        kept = set(self.context.kept.tolist())
-        retained = [s for s in self.context.step_samples("retain") if s[1] not in kept][:count]
-        forget = [self.context.kept_as[i] for _, i in self.context.step_samples("forget") if i in self.context.kept_as]
-        samples = retained + [("retain", i) for i in forget[:count]]
+        kept = self.context.kept
+        retained = [s for s in self.context.step_samples("retain") if s[1] not in kept.values()][:count]
+        forget = [("retain", kept[i]) for _, i in self.context.step_samples("forget") if i in kept]
+        samples = retained + forget[:count]
         self.rows = self._rows(self._retain_loss, [[sample] for sample in samples]) if count else []
 
     def _rows(self, loss: Callable, groups: list[list[tuple[str, int]]]) -> list[Tensor]:
@@ -292,15 +293,17 @@ class Multitask(Method):
     def combine(self, gradients: dict[str, Gradient]) -> Gradient:
         config, retain = self.config, gradients["retain"]
         lengths = {t: dots(g, g).sum().sqrt().item() for t in self.active for g in [gradients[f"forget_{t}"]]}
-        typical = statistics.median(lengths.values())
+        typical = statistics.median([length for length in lengths.values() if length > 0] or [0.0])
         update = [config.alpha * g for g in retain]
         for t in list(self.active):
             g = gradients.pop(f"forget_{t}")
+            if lengths[t] == 0:  # nothing of this step is to be forgotten on t, or it already is
+                continue
             free = self._free(t, g, retain)
-            kept = dots(free, free).sum().sqrt().item() / (lengths[t] or 1.0)
+            kept = dots(free, free).sum().sqrt().item() / lengths[t]
             self.context.log_step({f"multitask_kept_{t}": torch.tensor(kept)})
             self._note(t, kept)
-            if kept < 1e-6 or lengths[t] == 0:
+            if kept < 1e-6:
                 continue
             weight = typical / lengths[t] * (min(config.restore, 1 / kept) if config.restore else 1.0)
             for total, part in zip(update, free, strict=True):
@@ -314,11 +317,12 @@ class Multitask(Method):
         vectors, means = blockwise(gradient, self.groups), blockwise(retain, self.groups)
         free, self.kept[task] = [torch.zeros_like(g) for g in gradient], {}
         for i, (group, g) in enumerate(zip(self.groups, vectors, strict=True)):
+            g = g.to(torch.promote_types(g.dtype, torch.float32))
             length = g.norm().item()
             if length == 0:
                 continue
-            q = self.bases[task][i] if self.bases[task] else g[None, :0].expand(0, len(g))
-            rows = torch.cat([self.rows[i], means[i][None]]) if self.rows else g.expand(0, len(g))
+            q = self.bases[task][i] if self.bases[task] else g.new_zeros(0, len(g))
+            rows = torch.cat([self.rows[i], means[i][None]]).to(g.dtype) if self.rows else g.new_zeros(0, len(g))
             basis = torch.cat([q, orthonormal(rows, q)])
             if len(basis) > self.config.rank_guard * len(g):
                 self.kept[task][self.block_names[i]] = 0.0

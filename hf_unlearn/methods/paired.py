@@ -51,6 +51,9 @@ class PairedGradients(Method):
     def adapter(self, task: str) -> dict[str, Any] | None:
         return {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if task == "causal-lm" else None
 
+    def adapter_arguments(self) -> dict[str, Any]:
+        return {"learning_rate": 0.1}
+
     def epochs(self, epochs: int) -> list[str]:
         return ["paired"] * epochs
 

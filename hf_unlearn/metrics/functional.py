@@ -740,7 +740,10 @@ def interference(
         )
 
     def drop(task: str, key: str) -> float:
-        before, after = _number(original[task], key, f"original[{task!r}]"), _number(unlearned[task], key, f"unlearned[{task!r}]")
+        before, after = (
+            _number(original[task], key, f"original[{task!r}]"),
+            _number(unlearned[task], key, f"unlearned[{task!r}]"),
+        )
         if before <= 0:
             raise ValueError(
                 f"`original[{task!r}]` has {key!r} = {before}, but a relative drop needs a metric above 0: use another "

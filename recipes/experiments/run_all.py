@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("quickstart.py", "benchmark.py", "digits.py", "cifar10.py", "newsgroups.py", "tables.py")
+EXPERIMENTS = ("quickstart.py", "benchmark.py", "digits.py", "cifar10.py", "newsgroups.py", "stories.py", "tables.py")
 
 if __name__ == "__main__":
     for name in EXPERIMENTS:

@@ -1,5 +1,6 @@
 """What every experiment does: for several seeds, an original, two retrained models, and methods beside them."""
 
+import copy
 import json
 import os
 import platform
@@ -57,16 +58,14 @@ def study(
         since = time.perf_counter()
         retrained = [fit(parts["retain"], seed + 100), fit(parts["retain"], seed + 200)]
         seconds = (time.perf_counter() - since) / 2
-        weights = {key: value.clone() for key, value in original.state_dict().items()}
         for row, (method, arguments) in methods.items():
-            original.load_state_dict(weights)
             with tempfile.TemporaryDirectory() as folder:
                 args = UnlearningArguments(
                     folder, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True, **arguments
                 )
-                result = unlearn(original, **parts, method=method, args=args, overlap="allow")
+                result = unlearn(copy.deepcopy(original), **parts, method=method, args=args, overlap="allow")
                 pair = [result.compare(model) for model in retrained]
-            rows = {name: _mean([p[name] for p in pair]) for name in ("original", "unlearned")}
+            rows = {name: mean([p[name] for p in pair]) for name in ("original", "unlearned")}
             # To itself a model has no distance: what counts is that between the two.
             rows["retrained"] = pair[0]["retrained"] | {"avg_gap": None, "tow": None, "seconds": seconds}
             rows["retrained"]["jsd"] = _between(result, retrained)
@@ -78,7 +77,7 @@ def study(
                 if len(runs[label]) == seed:
                     runs[label].append(rows[name])
             print(seed, row, {k: round(v, 3) for k, v in rows["unlearned"].items() if v is not None}, flush=True)
-    return {row: {"mean": _mean(values), "std": _std(values), "runs": values} for row, values in runs.items()}
+    return {row: {"mean": mean(values), "std": std(values), "runs": values} for row, values in runs.items()}
 
 
 def _between(result: Any, models: list[PreTrainedModel]) -> float:
@@ -86,14 +85,14 @@ def _between(result: Any, models: list[PreTrainedModel]) -> float:
     return result.trainer.evaluator.compare(*models, *forget)["jsd"]
 
 
-def _mean(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
+def mean(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
     return {
         key: None if any(row[key] is None for row in rows) else float(np.mean([row[key] for row in rows]))
         for key in rows[0]
     }
 
 
-def _std(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
+def std(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
     return {
         key: None
         if any(row[key] is None for row in rows)

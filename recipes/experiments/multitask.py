@@ -1,0 +1,278 @@
+"""Multi-task unlearning on a toy, on CIFAR-10 and on 20 Newsgroups, 3 seeds, beside models retrained without the labels.
+
+    python recipes/experiments/multitask.py [toy | cifar10 | newsgroups]
+
+- toy: three noisy labels of points in the plane and three more dimensions, an MLP of the user's own, 600 points
+- cifar10: the class of an image, whether it is a vehicle, and how it was turned, a small timm ResNet, 1,200 images
+- newsgroups: the group of a text, its first-level group and whether it is long, all-MiniLM-L6-v2 in a LoRA adapter
+
+A tenth of the instances is forgotten, on the first task alone (partial) and on all of them (full). Beside the method: its
+two parts alone, and neither of them, which is NegGrad+.
+"""
+
+import copy
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from study import mean, record, std
+from torch import nn
+from torch.utils.data import ConcatDataset
+from transformers import AutoTokenizer, TimmWrapperConfig, Trainer, TrainingArguments, set_seed
+
+from hf_unlearn import UnlearningArguments, unlearn
+from hf_unlearn.digits import Samples
+from hf_unlearn.methods import Multitask, MultitaskConfig
+from hf_unlearn.multitask_model import MultiTaskConfig, MultiTaskModel
+from hf_unlearn.tasks import Tasks
+
+VARIANTS = {
+    "multitask": {},
+    "task part alone": {"samples": 0},
+    "instance part alone": {"energy": 0.0},
+    "neither (NegGrad+)": {"samples": 0, "energy": 0.0},
+}
+Parts = dict[str, Samples]
+
+
+def task_study(
+    data: Callable[[int], Parts],
+    fit: Callable[[list[Samples], int], nn.Module],
+    tasks: list[str],
+    targets: list[str],
+    own_losses: Callable | None = None,
+    seeds: int = 3,
+    variants: dict[str, dict[str, Any]] = VARIANTS,
+    peft_config: Any = None,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Figures of the original, of a model retrained without the targets' labels of the forget samples, of a second one
+    with another seed (the floor), and of every variant."""
+    runs: dict[str, list[dict]] = {}
+    for seed in range(seeds):
+        parts = data(seed)
+        without = Samples(
+            **parts["forget"].columns | {t: torch.full_like(parts["forget"].columns[t], -100) for t in targets}
+        )
+        retrained = [fit([without, parts["retain"]], seed + offset) for offset in (100, 200)]
+        original = fit([parts["forget"], parts["retain"]], seed)
+        for name, settings in variants.items():
+            method = Multitask(MultitaskConfig(**settings), own_losses, tasks if own_losses else None)
+            with tempfile.TemporaryDirectory() as folder:
+                args = UnlearningArguments(
+                    folder, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True, **arguments
+                )
+                how = {
+                    "tasks": targets,
+                    "method": method,
+                    "args": args,
+                    "peft_config": peft_config,
+                    "overlap": "allow",
+                }
+                result = unlearn(copy.deepcopy(original), **parts, **how)
+                rows = result.compare(retrained[0])
+                floor = result.compare(retrained[1])["retrained"]
+            measured = [result.trainer.measure(model) for model in retrained]
+            floor |= result.trainer.evaluator.beside(floor, rows["retrained"], measured[1], measured[0])
+            found = rows["unlearned"] | {
+                "seconds": result.runtime["unlearn"],
+                "steps": result.trainer.state.global_step,
+            }
+            found["aim_missed"] = max(found[f"forget_{t}"] - result.trainer.method.aim[t] for t in targets)
+            for row, values in (
+                ("original", rows["original"]), ("retrained", rows["retrained"]), ("retrained, other seed", floor), (name, found),
+            ):  # fmt: skip
+                runs.setdefault(row, [])
+                if len(runs[row]) == seed:
+                    runs[row].append(values)
+            shown = {k: round(v, 3) for k, v in found.items() if v is not None and not k.startswith("auc")}
+            print(seed, targets, name, shown, *result.trainer.method.notes, flush=True)
+    return {row: {"mean": mean(values), "std": std(values), "runs": values} for row, values in runs.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The toy, with a model of the user's own
+
+TOY_TASKS, TOY_CLASSES, TOY_WIDTH = ["a", "b", "c"], 4, 5
+
+
+class ToyModel(nn.Module):
+    """Two hidden layers of 128, and a head for each task."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(TOY_WIDTH, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+        self.heads = nn.ModuleDict({task: nn.Linear(128, TOY_CLASSES) for task in TOY_TASKS})
+
+    def forward(self, x):
+        features = self.body(x)
+        return {task: head(features) for task, head in self.heads.items()}
+
+
+def toy_losses(model: nn.Module, batch: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    logits, found = model(batch.inputs["x"]), {}
+    for task in TOY_TASKS:
+        labels = batch.labels[task].nan_to_num(-100).long()
+        losses = F.cross_entropy(logits[task], labels, reduction="none", ignore_index=-100)
+        found[task] = losses, (logits[task].argmax(dim=1) == labels).double()
+    return found
+
+
+def toy_data(seed: int, train: int = 600, forget: int = 60, unseen: int = 2000, noise: float = 0.6) -> Parts:
+    """Labels are the largest of four noisy linear functions, other ones for each task."""
+    generator = torch.Generator().manual_seed(seed)
+    n = train + unseen
+    columns = {"x": torch.randn(n, TOY_WIDTH, generator=generator)}
+    for task in TOY_TASKS:
+        weight = torch.randn(TOY_WIDTH, TOY_CLASSES, generator=generator)
+        disturbed = columns["x"] @ weight + noise * TOY_WIDTH**0.5 * torch.randn(n, TOY_CLASSES, generator=generator)
+        columns[task] = disturbed.argmax(dim=1)
+    slices = {"forget": slice(0, forget), "retain": slice(forget, train), "unseen": slice(train, n)}
+    return {name: Samples(**{key: value[part] for key, value in columns.items()}) for name, part in slices.items()}
+
+
+def toy_fit(sets: list[Samples], seed: int, epochs: int = 300) -> nn.Module:
+    torch.manual_seed(seed)
+    model = ToyModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    columns = {key: torch.cat([part.columns[key] for part in sets]) for key in sets[0].columns}
+    for _ in range(epochs):
+        for rows in torch.randperm(len(columns["x"])).split(64):
+            logits = model(columns["x"][rows])
+            labelled = [task for task in TOY_TASKS if (columns[task][rows] >= 0).any()]
+            sum(F.cross_entropy(logits[t], columns[t][rows], ignore_index=-100) for t in labelled).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        schedule.step()
+    return model.eval()
+
+
+TOY = {"own_losses": toy_losses, "per_device_train_batch_size": 16, "max_steps": 1500}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models with heads
+
+
+def fit_model(make: Callable[[int], MultiTaskModel], epochs: int, learning_rate: float) -> Callable:
+    """Plain training with transformers."""
+
+    def fit(sets: list[Samples], seed: int) -> MultiTaskModel:
+        model = make(seed)
+        tasks = Tasks(model)
+
+        def collate(rows: list[dict]) -> dict:
+            inputs = {key: torch.stack([row[key] for row in rows]) for key in rows[0] if key not in tasks.names}
+            return inputs | {"labels": {name: tasks.stack(name, [row[name] for row in rows]) for name in tasks.names}}
+
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                folder, seed=seed, learning_rate=learning_rate, num_train_epochs=epochs, lr_scheduler_type="cosine",
+                per_device_train_batch_size=64, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+                remove_unused_columns=False,
+            )  # fmt: skip
+            Trainer(model, args, train_dataset=ConcatDataset(sets), data_collator=collate).train()
+        return model.eval()
+
+    return fit
+
+
+def _parts(columns: dict[str, torch.Tensor], forget: int, train: int) -> Parts:
+    slices = {"forget": slice(0, forget), "retain": slice(forget, train), "unseen": slice(train, None)}
+    return {name: Samples(**{key: value[part] for key, value in columns.items()}) for name, part in slices.items()}
+
+
+CIFAR_TASKS = {
+    "class": {"kind": "classification", "size": 10},
+    "vehicle": {"kind": "classification", "size": 2},
+    "rotation": {"kind": "classification", "size": 4},
+}
+VEHICLES = (0, 1, 8, 9)
+
+
+def cifar_data(seed: int, train: int = 1200, unseen: int = 1500) -> Parts:
+    from real_data import cifar10
+
+    sets, rng = cifar10(), np.random.default_rng(seed)
+    rows = [
+        sets["train"].select(rng.permutation(50_000)[:train]),
+        sets["test"].select(rng.permutation(10_000)[:unseen]),
+    ]
+    pixels = np.concatenate([np.stack([np.asarray(image) for image in part["image"]]) for part in rows])
+    labels = torch.tensor([label for part in rows for label in part["label"]])
+    turns = torch.as_tensor(rng.integers(0, 4, len(labels)))
+    pixels = (torch.as_tensor(pixels).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
+    pixels = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(pixels, turns, strict=True)])
+    vehicle = torch.isin(labels, torch.tensor(VEHICLES)).long()
+    return _parts({"pixel_values": pixels, "class": labels, "vehicle": vehicle, "rotation": turns}, train // 10, train)
+
+
+def cifar_model(seed: int) -> MultiTaskModel:
+    set_seed(seed)
+    narrow = {"layers": [1, 1, 1, 1], "channels": [24, 48, 96, 128], "stem_type": "deep", "stem_width": 12}
+    backbone = TimmWrapperConfig(architecture="resnet18", model_args=narrow)
+    return MultiTaskModel(MultiTaskConfig(backbone=backbone, tasks=CIFAR_TASKS))
+
+
+TEXT_TASKS = {
+    "group": {"kind": "classification", "size": 20},
+    "area": {"kind": "classification", "size": 7},
+    "long": {"kind": "classification", "size": 2},
+}
+
+
+def text_data(seed: int, train: int = 600, unseen: int = 1000, tokens: int = 48) -> Parts:
+    from real_data import minilm, newsgroups
+
+    sets, rng = newsgroups(), np.random.default_rng(seed)
+    rows = [
+        sets[name].select(rng.permutation(len(sets[name]))[:n]) for name, n in (("train", train), ("test", unseen))
+    ]
+    texts = [text for part in rows for text in part["text"]]
+    groups = torch.tensor([label for part in rows for label in part["label"]])
+    names = sets["train"].features["label"].names
+    areas = sorted({name.split(".")[0] for name in names})
+    area = torch.tensor([areas.index(names[label].split(".")[0]) for label in groups.tolist()])
+    words = torch.tensor([len(text.split()) for text in texts])
+    length = {"truncation": True, "padding": "max_length", "max_length": tokens}
+    inputs = AutoTokenizer.from_pretrained(minilm())(texts, return_tensors="pt", **length)
+    columns = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    return _parts(
+        columns | {"group": groups, "area": area, "long": (words > words[:train].median()).long()}, train // 10, train
+    )
+
+
+def text_model(seed: int) -> MultiTaskModel:
+    from real_data import minilm
+
+    set_seed(seed)
+    return MultiTaskModel.from_backbone(minilm(), TEXT_TASKS, pooling="mean")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    chosen = sys.argv[1:] or ["toy", "cifar10", "newsgroups"]
+    unknown = set(chosen) - {"toy", "cifar10", "newsgroups"}
+    assert not unknown, f"there is no experiment {unknown}"
+    requests = {"partial": slice(0, 1), "full": slice(None)}
+    for name in chosen:
+        if name == "toy":
+            how = (toy_data, toy_fit, TOY_TASKS)
+            results = {r: task_study(*how, TOY_TASKS[part], **TOY) for r, part in requests.items()}
+        elif name == "cifar10":
+            how = (cifar_data, fit_model(cifar_model, 30, 2e-3), list(CIFAR_TASKS))
+            results = {r: task_study(*how, list(CIFAR_TASKS)[part], max_steps=400) for r, part in requests.items()}
+        else:
+            from peft import LoraConfig
+
+            how = (text_data, fit_model(text_model, 10, 3e-4), list(TEXT_TASKS))
+            lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+            few = {name: VARIANTS[name] | {"batches": 12} for name in ("multitask", "neither (NegGrad+)")}
+            more = {"peft_config": lora, "variants": few, "max_steps": 100, "per_device_train_batch_size": 16}
+            results = {r: task_study(*how, list(TEXT_TASKS)[part], **more) for r, part in requests.items()}
+        record(f"multitask-{name}", results)
