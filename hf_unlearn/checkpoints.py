@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
@@ -97,7 +97,8 @@ class ResumableTrainer(Trainer):
             with _clear_write_errors(folder):
                 super()._save_checkpoint(model, trial)
                 if self.args.should_save:
-                    save_file(self.method.state_dict(), folder / METHOD_STATE)
+                    notes = {"notes": json.dumps(self.method.notes)}
+                    save_file(self.method.state_dict(), folder / METHOD_STATE, metadata=notes)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # every process has written its random state
@@ -181,6 +182,8 @@ class ResumableTrainer(Trainer):
     def _resume(self, checkpoint: str) -> None:
         """What the Trainer does not bring back by itself."""
         self.method.load_state_dict(load_file(Path(checkpoint, METHOD_STATE)))
+        with safe_open(Path(checkpoint, METHOD_STATE), framework="pt") as saved:
+            self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
         self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
         marker = json.loads(Path(checkpoint, COMPLETE).read_text())
         if marker["stopped"]:

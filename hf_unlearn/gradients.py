@@ -74,7 +74,8 @@ def orthonormal(rows: Tensor, against: Tensor | None = None) -> Tensor:
 
 
 def project(vectors: Tensor, basis: Tensor) -> Tensor:
-    """(I − BᵀB)v for each row v, twice, since once leaves what rounding has let through."""
+    """(I − BᵀB)v for each row v, in the basis's precision. Twice, since once leaves what rounding has let through."""
+    vectors = vectors.to(basis.dtype)
     for _ in range(2 if len(basis) else 0):
         vectors = vectors - (vectors @ basis.T) @ basis
     return vectors
@@ -90,6 +91,7 @@ def strongest(rows: Tensor, energy: float) -> Tensor:
     values, vectors = torch.linalg.eigh((rows @ rows.T).double())  # ascending
     share = values.clamp(min=0).flip(0).cumsum(0) / values.clamp(min=0).sum()
     rank = int((share < energy - 1e-12).sum()) + 1
+    rank = min(rank, int((values > 1e2 * torch.finfo(rows.dtype).eps * values[-1]).sum()))  # the others are rounding
     return orthonormal(vectors[:, -rank:].T.to(rows.dtype) @ rows)
 
 

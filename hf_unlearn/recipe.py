@@ -48,7 +48,7 @@ class RecipeArguments:
         default=None,
         metadata={"help": 'what the model was trained from: a Hub id, a folder, or "scratch"; retrain needs it'},
     )
-    task: Literal["image-classification", "text-classification", "causal-lm"] | None = field(
+    task: Literal["image-classification", "text-classification", "causal-lm", "multi-task"] | None = field(
         default=None, metadata={"help": "what the model is for; default: found from the model"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of the dataset, if it has any"})
@@ -74,6 +74,10 @@ class RecipeArguments:
     )
     forget_where: str | None = field(default=None, metadata={"help": "column that is true for the rows to forget"})
     forget_fraction: float | None = field(default=None, metadata={"help": "share to forget, between 0 and 1"})
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": "of a multi-task model, the tasks whose labels of the forget rows must go; default: all"},
+    )
     method: str = field(default="lotus", metadata={"help": "see `hf-unlearn methods`"})
     preset: str = field(
         default="default",
@@ -204,6 +208,7 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
         args=args,
         processing_class=processing_class,
         base_model=recipe.base_model,
+        tasks=recipe.tasks,
         overlap=recipe.overlap,
         resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
     )
@@ -320,8 +325,8 @@ def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.D
 def number_labels(
     data: datasets.Dataset, model: PreTrainedModel, key: str, label_column: str | None = None
 ) -> datasets.Dataset:
-    """Labels that are text become the model's class numbers; a language model's samples have none."""
-    if models.task_of(model) == "causal-lm":
+    """A classifier's labels that are text become its class numbers."""
+    if not models.task_of(model).endswith("classification"):
         return data
     column = Source(data, key, Columns(label=label_column)).label_column
     feature, label2id = data.features[column], model.config.label2id
@@ -342,9 +347,9 @@ def _forget_choice(
     if recipe.forget_ids is not None:
         return {"indices": _read_rows(recipe.forget_ids, recipe.id_column, train)}
     if recipe.forget_labels is not None:
-        if models.task_of(model) == "causal-lm":
+        if not (task := models.task_of(model)).endswith("classification"):
             raise UnlearningError(
-                "forget_labels names classes, and the samples of a language model have none; expected forget_ids, "
+                f"forget_labels names classes, and the samples of a {task} model have none; expected forget_ids, "
                 "forget_where or forget_fraction."
             )
         named = Source(train, "train_split", Columns(label=args.label_column)).class_names

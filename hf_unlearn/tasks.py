@@ -28,7 +28,7 @@ class Tasks:
     are; None or NaN stands for a missing one.
     """
 
-    def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_names: Sequence[str] | None = None):
+    def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_tasks: Any = None):
         base = models.base_of(model)
         self._own_losses, self._scored = own_losses, set()
         if own_losses is None and not isinstance(base, MultiTaskModel):
@@ -36,13 +36,15 @@ class Tasks:
                 f"The model is a {type(base).__name__}; expected a MultiTaskModel, or for a model of your own "
                 "method=Multitask(losses=..., tasks=[...])."
             )
-        if own_losses is not None and not own_names:
+        if own_losses is not None and not own_tasks:
             raise UnlearningError(
                 "Multitask(losses=...) was given no tasks; expected the names of their label columns."
             )
-        self._specs = dict.fromkeys(own_names) if own_losses else base.config.tasks
+        self._specs = dict.fromkeys(own_tasks) if own_losses else base.config.tasks
         self.names = list(self._specs)
         self.kinds = {name: spec and spec["kind"] for name, spec in self._specs.items()}
+        if isinstance(own_tasks, Mapping):
+            self.kinds = dict(own_tasks)
 
     def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The loss of each sample on each task, 0 where it has no label."""

@@ -291,7 +291,7 @@ class UnlearningTrainer(ResumableTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
         started = time.perf_counter()
-        self._accuracies, self._finite = {}, None
+        self._accuracies, self._measured, self._finite = {}, {}, None
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         self._keep_original(checkpoint)
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
@@ -447,7 +447,10 @@ class UnlearningTrainer(ResumableTrainer):
                     if gradient is not None:
                         column += gradient
         if processes > 1:
-            totals = [[self.accelerator.reduce(column, "sum") for column in total] for total in totals]
+            for total in totals:
+                flat = self.accelerator.reduce(torch.cat([column.flatten() for column in total]), "sum")
+                parts = flat.split([column.numel() for column in total])
+                total[:] = [part.view_as(column) for part, column in zip(parts, total, strict=True)]
         return totals
 
     def _draws(self, samples: list[tuple[str, int]]) -> list[Draw]:

@@ -788,8 +788,8 @@ TOY = ("a", "b", "c")
 NEGGRAD = {"energy": 0.0, "samples": 0}
 
 
-class Ascent(Multitask):
-    """For classes in a model of one's own: up the cross-entropy, as the method does of a `MultiTaskModel`'s."""
+class Looking(Multitask):
+    """Keeps what it saw at every look."""
 
     def prepare(self, context):
         super().prepare(context)
@@ -799,9 +799,6 @@ class Ascent(Multitask):
         going_on = super()._still_active()
         self.looks.append(self.context.measure("forget").scores)
         return going_on
-
-    def _forget_loss(self, task):
-        return self._task_loss(task)
 
 
 def toy_data(seed: int, n: int = 600, forget: int = 60, unseen: int = 600, test: int = 2000) -> dict[str, Samples]:
@@ -830,13 +827,11 @@ def toy_original(seed: int) -> Net:
     return net
 
 
-def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: float = 0.03, method=Ascent, **config):
+def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: float = 0.03, batch: int = 32, **config):
     net = Net(TOY, d=20, h=128, classes=4)
     net.load_state_dict(toy_original(seed).state_dict())
-    method = method(MultitaskConfig(**config), losses=losses_of, tasks=list(TOY))
-    args = arguments(
-        folder, seed=seed, learning_rate=learning_rate, num_train_epochs=100, per_device_train_batch_size=32
-    )
+    method = Looking(MultitaskConfig(**config), losses=losses_of, tasks=dict.fromkeys(TOY, "classification"))
+    args = arguments(folder, seed=seed, learning_rate=learning_rate, max_steps=1500, per_device_train_batch_size=batch)
     return unlearn(net, **toy_data(seed), tasks=list(targets), method=method, args=args, overlap="allow")
 
 
@@ -859,4 +854,6 @@ def test_behaviour(targets, tmp_path):
                     assert aim - 0.03 <= reached <= aim or reached <= aim < one_look_before, (seed, task)
                 for task in set(TOY) - set(targets):
                     assert after[f"forget_{task}"] >= 0.98
-    assert np.mean(scores["joint"]) <= 0.8 * np.mean(scores["neggrad"]), scores
+    share = np.mean(scores["joint"]) / np.mean(scores["neggrad"])
+    # With all tasks to forget there is no task whose protection could help; what is left is that of retained instances.
+    assert share <= (0.9 if targets == TOY else 0.8), scores

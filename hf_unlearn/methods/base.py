@@ -82,7 +82,7 @@ class Method:
     info: ClassVar[MethodInfo]
     config_class: ClassVar[type[MethodConfig]]
     own_losses: Any = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
-    own_tasks: list[str] | None = None
+    own_tasks: list[str] | dict[str, str] | None = None
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
 
     def __init__(self, config: MethodConfig | None = None):

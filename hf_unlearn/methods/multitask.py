@@ -76,7 +76,8 @@ class MultitaskConfig(MethodConfig):
     )
     alpha: float = field(default=0.5, metadata={"help": "weight of the retained side in the update"})
     block: Literal["module", "tensor", "global"] = field(
-        default="module", metadata={"help": "what is projected by itself"}
+        default="module",
+        metadata={"help": "what is projected by itself: each module, each tensor, or all that every task uses"},
     )
     protect: Literal["all", "kept"] = field(
         default="all",
@@ -125,8 +126,11 @@ class Multitask(Method):
     Args:
         config: a `MultitaskConfig`.
         losses: for a model of your own, `(model, batch) -> {task: losses}` or `{task: (losses, scores)}`, of each sample, a
-            higher score being better; `batch.inputs` is for the model and `batch.labels` maps tasks to labels.
-        tasks: with `losses`, the tasks: the names of their label columns.
+            higher score being better; `batch.inputs` is for the model and `batch.labels` maps tasks to labels. Losses must
+            be finite, with finite gradients, where a label is missing (NaN).
+        tasks: with `losses`, the tasks: the names of their label columns, or a dictionary of names and kinds. The losses
+            of kind "classification" are cross-entropies, on which forgetting ascends; those of any other kind are pushed
+            up to what the original has on unseen samples.
     """
 
     info = MethodInfo(
@@ -151,7 +155,7 @@ class Multitask(Method):
         self,
         config: MultitaskConfig | None = None,
         losses: Callable[..., dict[str, Any]] | None = None,
-        tasks: list[str] | None = None,
+        tasks: list[str] | dict[str, str] | None = None,
     ):
         super().__init__(config)
         self.own_losses, self.own_tasks = losses, tasks
@@ -175,6 +179,7 @@ class Multitask(Method):
         self.context, self.tasks, self.targets, config = context, context.tasks, context.targets, self.config
         names = context.tasks.names
         self.column = {name: i for i, name in enumerate(names)}
+        self.kept_rows = set(context.kept.values())
         self.others = {
             t: [k for k in names if k != t and (config.protect == "all" or k not in self.targets)]
             for t in self.targets
@@ -186,7 +191,7 @@ class Multitask(Method):
             weights[group[0]].rpartition(".")[0] if len(group) > 1 else weights[group[0]] for group in self.groups
         ]
         if config.block == "global":
-            self.block_names = ["all"]
+            self.groups, self.block_names = self._shared_and_heads(weights)
         unseen = context.measure("control")
         self.tau = {t: unseen.losses[t] for t in self.targets}
         self.aim = {t: 0.0 if config.class_unlearning else unseen.scores[t] for t in self.targets}
@@ -195,6 +200,19 @@ class Multitask(Method):
         self.own: dict[str, list[Tensor]] = {}  # V_t, in mode "within"
         self.rows: list[Tensor] = []  # gradients of single instances, by block
         self.kept: dict[str, dict[str, float]] = {}  # ‖ĝ_t‖/‖g_t‖ of each target and block, at the last step
+
+    def _shared_and_heads(self, weights: list[str]) -> tuple[list[list[int]], list[str]]:
+        """What every task uses as one block; what only some do, module by module."""
+        used = []
+        for task in self.tasks.names:
+            source = "retain" if len(self.context.supervised("retain", task)) else "forget"
+            sample = (source, int(self.context.supervised(source, task)[0]))
+            (gradient,) = self.context.gradients(self._task_loss(task), [[sample]])
+            used.append([bool(part.any()) for part in gradient])
+        shared = [i for i in range(len(weights)) if all(part[i] for part in used)]
+        others = [i for i in range(len(weights)) if i not in set(shared)]
+        modules = [[others[i] for i in group] for group in by_module([weights[i] for i in others])]
+        return [shared, *modules], ["shared", *(weights[group[0]].rpartition(".")[0] for group in modules)]
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         return self._still_active() if epoch == 0 else None
@@ -259,7 +277,7 @@ class Multitask(Method):
     def _basis_batches(self, task: str, rng: np.random.Generator) -> list[list[tuple[str, int]]]:
         """At least a third of the batches are forget instances, where they keep their labels on this task."""
         supervised = self.context.supervised("retain", task)
-        is_kept = np.isin(supervised, list(self.context.kept.values()))
+        is_kept = np.isin(supervised, [*self.kept_rows])
         retained, kept = supervised[~is_kept], supervised[is_kept]
         of_kept = (math.ceil(self.config.batches / 3) if len(retained) else self.config.batches) if len(kept) else 0
         pools = [retained] * (self.config.batches - of_kept) + [kept] * of_kept
@@ -278,7 +296,7 @@ class Multitask(Method):
         """Gradients of single retained instances, and of forget instances on the tasks that they keep."""
         count = self.config.samples
         kept = self.context.kept
-        retained = [s for s in self.context.step_samples("retain") if s[1] not in kept.values()][:count]
+        retained = [s for s in self.context.step_samples("retain") if s[1] not in self.kept_rows][:count]
         forget = [("retain", kept[i]) for _, i in self.context.step_samples("forget") if i in kept]
         samples = retained + forget[:count]
         self.rows = self._rows(self._retain_loss, [[sample] for sample in samples]) if count else []

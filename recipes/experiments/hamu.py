@@ -92,7 +92,7 @@ def quota(name: str, seed: int, rate: float = 1e-3) -> dict[str, Any]:
     model.load_state_dict(weights)
     both = steps(model, parts | {"retain": parts["forget"]}, HamuConfig(until="end"), 1, rate)
     whole = {key: part for key, part in load_digits(seed, flipped=0.0, forget_class=seed).items() if key != "unseen"}
-    easy = steps(young(whole), whole, HamuConfig(until="end"), 20, 0.03)
+    easy = steps(young(whole), whole, HamuConfig(until="end"), 10, 0.003)
     print(
         name,
         seed,

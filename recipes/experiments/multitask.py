@@ -2,7 +2,7 @@
 
     python recipes/experiments/multitask.py [toy | cifar10 | newsgroups]
 
-- toy: three noisy labels of points in the plane and three more dimensions, an MLP of the user's own, 600 points
+- toy: three noisy labels of points in twenty dimensions, a perceptron of the user's own, 600 points
 - cifar10: the class of an image, whether it is a vehicle, and how it was turned, a small timm ResNet, 1,200 images
 - newsgroups: the group of a text, its first-level group and whether it is long, all-MiniLM-L6-v2 in a LoRA adapter
 
@@ -61,7 +61,8 @@ def task_study(
         retrained = [fit([without, parts["retain"]], seed + offset) for offset in (100, 200)]
         original = fit([parts["forget"], parts["retain"]], seed)
         for name, settings in variants.items():
-            method = Multitask(MultitaskConfig(**settings), own_losses, tasks if own_losses else None)
+            kinds = dict.fromkeys(tasks, "classification") if own_losses else None
+            method = Multitask(MultitaskConfig(**settings), own_losses, kinds)
             with tempfile.TemporaryDirectory() as folder:
                 args = UnlearningArguments(
                     folder, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True, **arguments
@@ -97,7 +98,7 @@ def task_study(
 # ---------------------------------------------------------------------------------------------------------------------
 # The toy, with a model of the user's own
 
-TOY_TASKS, TOY_CLASSES, TOY_WIDTH = ["a", "b", "c"], 4, 5
+TOY_TASKS, TOY_CLASSES, TOY_WIDTH = ["a", "b", "c"], 4, 20
 
 
 class ToyModel(nn.Module):
@@ -105,7 +106,7 @@ class ToyModel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(TOY_WIDTH, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+        self.body = nn.Sequential(nn.Linear(TOY_WIDTH, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh())
         self.heads = nn.ModuleDict({task: nn.Linear(128, TOY_CLASSES) for task in TOY_TASKS})
 
     def forward(self, x):
@@ -122,24 +123,26 @@ def toy_losses(model: nn.Module, batch: Any) -> dict[str, tuple[torch.Tensor, to
     return found
 
 
-def toy_data(seed: int, train: int = 600, forget: int = 60, unseen: int = 2000, noise: float = 0.6) -> Parts:
+def toy_data(seed: int, noise: float = 0.6) -> Parts:
     """Labels are the largest of four noisy linear functions, other ones for each task."""
     generator = torch.Generator().manual_seed(seed)
-    n = train + unseen
-    columns = {"x": torch.randn(n, TOY_WIDTH, generator=generator)}
+    ends = {"forget": (0, 60), "retain": (60, 600), "unseen": (600, 1200), "test": (1200, 3200)}
+    columns = {"x": torch.randn(3200, TOY_WIDTH, generator=generator)}
     for task in TOY_TASKS:
         weight = torch.randn(TOY_WIDTH, TOY_CLASSES, generator=generator)
-        disturbed = columns["x"] @ weight + noise * TOY_WIDTH**0.5 * torch.randn(n, TOY_CLASSES, generator=generator)
+        disturbed = columns["x"] @ weight + noise * TOY_WIDTH**0.5 * torch.randn(
+            3200, TOY_CLASSES, generator=generator
+        )
         columns[task] = disturbed.argmax(dim=1)
-    slices = {"forget": slice(0, forget), "retain": slice(forget, train), "unseen": slice(train, n)}
-    return {name: Samples(**{key: value[part] for key, value in columns.items()}) for name, part in slices.items()}
+    return {
+        name: Samples(**{key: value[slice(*part)] for key, value in columns.items()}) for name, part in ends.items()
+    }
 
 
-def toy_fit(sets: list[Samples], seed: int, epochs: int = 300) -> nn.Module:
+def toy_fit(sets: list[Samples], seed: int, epochs: int = 150) -> nn.Module:
     torch.manual_seed(seed)
     model = ToyModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     columns = {key: torch.cat([part.columns[key] for part in sets]) for key in sets[0].columns}
     for _ in range(epochs):
         for rows in torch.randperm(len(columns["x"])).split(64):
@@ -148,11 +151,10 @@ def toy_fit(sets: list[Samples], seed: int, epochs: int = 300) -> nn.Module:
             sum(F.cross_entropy(logits[t], columns[t][rows], ignore_index=-100) for t in labelled).backward()
             optimizer.step()
             optimizer.zero_grad()
-        schedule.step()
     return model.eval()
 
 
-TOY = {"own_losses": toy_losses, "per_device_train_batch_size": 16, "max_steps": 1500}
+TOY = {"own_losses": toy_losses, "max_steps": 1500}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

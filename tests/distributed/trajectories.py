@@ -3,6 +3,7 @@
 torchrun --nproc_per_node 2 tests/distributed/trajectories.py FOLDER
 """
 
+import gc
 import json
 import os
 import sys
@@ -28,6 +29,8 @@ def main(folder: Path) -> None:
             about = {"metrics": trainer.metrics, "logs": trainer.state.log_history}
             about["world_size"] = int(os.environ["WORLD_SIZE"])
             (folder / f"{name}.json").write_text(json.dumps(about))
+    del trainer
+    gc.collect()  # DDP's threads end before the process group does
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()  # or the process that ends first may take the other one down
 
