@@ -26,7 +26,7 @@ from tests.tiny import tiny_resnet, tiny_tokenizer, tiny_vit
 
 EVERY_STEP = {"logging_strategy": "steps", "logging_steps": 1}
 LOGGED = {
-    *("kappa", "cosine", "hardness01", "unavoidable", "infeasible", "unavoidable_cost", "slack", "c"),
+    *("kappa", "cosine", "hardness01", "unavoidable", "infeasible", "unavoidable_cost", "slack", "asked", "c"),
     *("predicted_forget", "predicted_retain", "realised_forget", "realised_retain"),
     *("direct", "rectified", "collinear", "skipped"),
 }

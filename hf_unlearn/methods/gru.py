@@ -35,7 +35,7 @@ class Gru(PairedGradients):
         summary="ascends on forget samples along the nearest direction that does not harm the retained ones",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=10,
+        cost=40,
         paper=Paper(
             title="GRU: Mitigating the Trade-off between Unlearning and Retention for LLMs",
             arxiv="2503.09117",

@@ -279,7 +279,7 @@ class Hamu(PairedGradients):
         summary="raises the forget loss by a quota in every step, at the least cost to the retained samples",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=10,
+        cost=53,
         paper=Paper(
             title="How Hard Can It Be? Hardness-Aware Multi-Objective Unlearning",
             arxiv="2606.02119",

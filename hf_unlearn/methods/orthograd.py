@@ -63,7 +63,7 @@ class Orthograd(PairedGradients):
         summary="ascends on forget samples orthogonally to the gradients of single retained samples",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=20,
+        cost=46,
         paper=Paper(
             title="Go Beyond Your Means: Unlearning with Per-Sample Gradient Orthogonalization",
             arxiv="2503.02312",

@@ -37,7 +37,7 @@ class Pcgrad(PairedGradients):
         summary="descends on retained and ascends on forget samples, each without its part against the other",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=10,
+        cost=40,
         paper=Paper(
             title="Gradient Surgery for Multi-Task Learning",
             arxiv="2001.06782",

@@ -4,7 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXPERIMENTS = ("quickstart.py", "benchmark.py", "digits.py", "cifar10.py", "newsgroups.py", "stories.py", "tables.py")
+EXPERIMENTS = (
+    "quickstart.py",
+    "benchmark.py",
+    "digits.py",
+    "cifar10.py",
+    "newsgroups.py",
+    "engine.py",
+    "hamu.py",
+    "multitask.py",
+    "stories.py",
+    "tables.py",
+)
 
 if __name__ == "__main__":
     for name in EXPERIMENTS:

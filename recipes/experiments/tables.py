@@ -29,14 +29,42 @@ def _methods() -> str:
     return "\n".join(lines)
 
 
+def _engine(results: dict) -> str:
+    lines = ["| model | step | seconds | ratio | wanted |", "|---|---|---|---|---|"]
+    for model, rows in results["rows"].items():
+        for side, row in rows.items():
+            wanted = f"{results['wanted']:g}" if side == "difference" else "-"
+            lines.append(f"| {model} | {side} | {row['seconds']:.3f} | {row['ratio']:.3f} | {wanted} |")
+    return "\n".join(lines)
+
+
+def _quota(results: dict) -> str:
+    lines = [
+        "| model | R² of each seed | flagged at step 0, same samples on both sides | one class, ten steps: forget loss, retain loss |"
+    ]
+    lines += ["|---|---|---|---|"]
+    for setting, runs in results.items():
+        if not setting.endswith("-quota"):
+            continue
+        r_squared = ", ".join(f"{run['r_squared']:.5f}" for run in runs)
+        flagged = "yes" if all(run["same"]["unavoidable_at_step_0"] for run in runs) else "no"
+        easy = "; ".join(f"{run['easy']['forget']:+.3f}, {run['easy']['retain']:+.4f}" for run in runs)
+        lines.append(f"| {setting.removesuffix('-quota')} | {r_squared} | {flagged} | {easy} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
         return _methods()
     file, _, setting = name.partition(".")
-    results = _results(file)
+    results = _results("hamu" if name == "hamu-quota" else file)
     if name == "benchmark":
         return report(results["rows"])
+    if name == "engine":
+        return _engine(results)
+    if name == "hamu-quota":
+        return _quota(results)
     if setting:
         rows = results[setting]
         rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
