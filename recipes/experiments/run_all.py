@@ -12,6 +12,7 @@ EXPERIMENTS = (
     "newsgroups.py",
     "engine.py",
     "hamu.py",
+    "quota.py",
     "multitask.py",
     "stories.py",
     "tables.py",

@@ -43,13 +43,11 @@ def _quota(results: dict) -> str:
         "| model | R² of each seed | flagged at step 0, same samples on both sides | one class, ten steps: forget loss, retain loss |"
     ]
     lines += ["|---|---|---|---|"]
-    for setting, runs in results.items():
-        if not setting.endswith("-quota"):
-            continue
+    for model, runs in results.items():
         r_squared = ", ".join(f"{run['r_squared']:.5f}" for run in runs)
         flagged = "yes" if all(run["same"]["unavoidable_at_step_0"] for run in runs) else "no"
         easy = "; ".join(f"{run['easy']['forget']:+.3f}, {run['easy']['retain']:+.4f}" for run in runs)
-        lines.append(f"| {setting.removesuffix('-quota')} | {r_squared} | {flagged} | {easy} |")
+        lines.append(f"| {model} | {r_squared} | {flagged} | {easy} |")
     return "\n".join(lines)
 
 
@@ -58,12 +56,12 @@ def render(name: str) -> str:
     if name == "methods":
         return _methods()
     file, _, setting = name.partition(".")
-    results = _results("hamu" if name == "hamu-quota" else file)
+    results = _results(file)
     if name == "benchmark":
         return report(results["rows"])
     if name == "engine":
         return _engine(results)
-    if name == "hamu-quota":
+    if name == "quota":
         return _quota(results)
     if setting:
         rows = results[setting]
