@@ -17,7 +17,7 @@ _MODULES = {
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
-    "multitask_model": ["MultiTaskConfig", "MultiTaskModel"],
+    "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
     "trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         list_methods,
     )
     from .methods.multitask import Multitask, MultitaskConfig
-    from .multitask_model import MultiTaskConfig, MultiTaskModel
+    from .multitask_model import MultiTaskModel, MultiTaskModelConfig
     from .trainer import UnlearningTrainer
 
 

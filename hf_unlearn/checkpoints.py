@@ -181,7 +181,9 @@ class ResumableTrainer(Trainer):
 
     def _resume(self, checkpoint: str) -> None:
         """What the Trainer does not bring back by itself."""
-        self.method.load_state_dict(load_file(Path(checkpoint, METHOD_STATE)))
+        state = load_file(Path(checkpoint, METHOD_STATE))
+        # In memory of their own: where they lie in the file, kernels may add in another order.
+        self.method.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
         with safe_open(Path(checkpoint, METHOD_STATE), framework="pt") as saved:
             self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
         self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping

@@ -75,7 +75,7 @@ class CompletionCollator(Collator):
             if not (is_conversation(value) if self.conversations else isinstance(value, str)):
                 expected = "a list of messages" if self.conversations else "text"
                 raise UnlearningError(
-                    f"A {column} is {value!r}; expected {expected}, as in the first row of {self.example.name}."
+                    f"A {column} is {repr(value)[:60]}; expected {expected}, as in the first row of {self.example.name}."
                 )
         prompt = values[0] if len(values) == 2 else None
         if not self.conversations:

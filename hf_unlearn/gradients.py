@@ -1,6 +1,7 @@
 """Arithmetic on whole gradients: lists of tensors, one for each trained parameter, sharded over processes or not."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,20 @@ def combination(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
     if b == 0:
         return a * x
     return b * y if a == 0 else torch.add(a * x, y, alpha=b)
+
+
+def combine_(x: Gradient, y: Gradient, groups: list[list[int]], coefficients: Sequence[Sequence[float]]) -> Gradient:
+    """a·x + b·y with a pair (a, b) for each block, in the place of x, whose tensors are let go one by one."""
+    for (a, b), group in zip(coefficients, groups, strict=True):
+        for i in group:
+            x[i] = combination(a, x[i], b, y[i]).to(x[i].dtype)
+    return x
+
+
+def blocks(names: Sequence[str], kind: Literal["tensor", "module", "global"]) -> list[list[int]]:
+    """Indices of the parameters of each block."""
+    everything = [*range(len(names))]
+    return {"tensor": [[i] for i in everything], "module": by_module(names), "global": [everything]}[kind]
 
 
 def by_module(names: Sequence[str]) -> list[list[int]]:

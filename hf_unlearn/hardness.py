@@ -19,7 +19,7 @@ from . import adapters
 from .arguments import UnlearningArguments
 from .errors import UnlearningError
 from .gradients import Gradient, clip_, dots
-from .methods.hamu import HamuConfig, Hardness, _solve, explain
+from .methods.hamu import HamuConfig, Hardness, explain, solve
 from .trainer import Context, UnlearningTrainer
 
 EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° between them
@@ -213,7 +213,7 @@ def _report(trainer: UnlearningTrainer) -> HardnessReport:
         if trainer._max_norm > 0:
             clip_(gradient, trainer._max_norm)
     how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
-    _, hardness = _solve(retain, forget, 1.0, *how)
+    _, hardness = solve(retain, forget, 1.0, *how)
     return HardnessReport(
         hardness=hardness,
         config=config,

@@ -46,7 +46,7 @@ RESERVED = (*TEXT_INPUTS, "pixel_values", "input_features", "labels", "is_forget
 DELTA, WITHIN = 1.25, math.cos(math.radians(30))  # thresholds of the scores of depth and normals
 
 
-class MultiTaskConfig(PreTrainedConfig):
+class MultiTaskModelConfig(PreTrainedConfig):
     """A backbone's config and the tasks.
 
     Args:
@@ -97,16 +97,16 @@ class MultiTaskOutput(ModelOutput):
 class MultiTaskModel(PreTrainedModel):
     """A shared `backbone` and `heads`, a linear layer (dense tasks: a 1 x 1 convolution) for each task."""
 
-    config_class = MultiTaskConfig
+    config_class = MultiTaskModelConfig
     base_model_prefix = "backbone"
     # Otherwise the Trainer takes **inputs for a sign that forward divides by the number of items in the whole batch.
     accepts_loss_kwargs = False
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True  # the backbone refuses what it has not
 
-    def __init__(self, config: MultiTaskConfig) -> None:
+    def __init__(self, config: MultiTaskModelConfig) -> None:
         if not config.tasks or config.backbone is None:
             raise UnlearningError(
-                f"The config has {'no task' if config.backbone else 'no backbone'}: pass MultiTaskConfig("
+                f"The config has {'no task' if config.backbone else 'no backbone'}: pass MultiTaskModelConfig("
                 'backbone=..., tasks={"name": {"kind": ..., "size": ...}, ...}).'
             )
         if config.backbone.is_encoder_decoder:
@@ -159,8 +159,8 @@ class MultiTaskModel(PreTrainedModel):
 
         Args:
             backbone: A Hub id or a folder (safetensors only), or a loaded model; its head, if it has one, is left out.
-            tasks: See `MultiTaskConfig`.
-            pooling: See `MultiTaskConfig`; "first" where the pooler that the family reads was not trained.
+            tasks: See `MultiTaskModelConfig`.
+            pooling: See `MultiTaskModelConfig`; "first" where the pooler that the family reads was not trained.
             kwargs: For `AutoModel.from_pretrained`: `revision`, `dtype`, `token`, `cache_dir`, ...
         """
         if isinstance(backbone, str | os.PathLike):
@@ -174,7 +174,7 @@ class MultiTaskModel(PreTrainedModel):
             raise UnlearningError(f"{', '.join(kwargs)} is for loading, and the backbone is loaded: leave it out.")
         # TimmWrapper's base_model is timm's own module; its weights have the same names with and without a head.
         source = backbone if backbone.config.model_type == "timm_wrapper" else backbone.base_model
-        config = MultiTaskConfig(backbone=copy.deepcopy(source.config), tasks=tasks, pooling=pooling)
+        config = MultiTaskModelConfig(backbone=copy.deepcopy(source.config), tasks=tasks, pooling=pooling)
         if pooling is None:
             pooling = family_pooling(config.backbone)
             has_pooler = getattr(source, "pooler", True) is not None  # what has none under this name cannot lack it
@@ -315,7 +315,13 @@ def stack_labels(values: Sequence[Any], task: Mapping[str, Any], name: str | Non
     """
     kind, what = task["kind"], f"the task {name!r}" if name else f"a {task['kind']} task"
     # asarray also reads pictures, and None inside a list as NaN; in float64 no class changes
-    arrays = [value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64) for value in values]
+    try:
+        arrays = [value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64) for value in values]
+    except (TypeError, ValueError):
+        odd = next(value for value in values if isinstance(value, (str, bytes, list, dict)))
+        raise UnlearningError(
+            f"A label of {what} is {str(odd)[:40]!r}: expected a number, an array of numbers, or None where there is none."
+        ) from None
     tensors = [torch.as_tensor(array).detach().cpu().double() for array in arrays]
     if kind in WITH_CLASSES:
         tensors = [tensor.nan_to_num(nan=IGNORED[kind]) for tensor in tensors]
@@ -333,6 +339,10 @@ def stack_labels(values: Sequence[Any], task: Mapping[str, Any], name: str | Non
             "batch; resize them with the images."
         )
     labels = torch.stack(tensors)
+    if kind == "depth" and (labels <= 0).any():
+        raise UnlearningError(
+            f"A label of {what} is {labels[labels <= 0][0].item():g}: expected depths above 0, and NaN where there is none."
+        )
     if kind not in WITH_CLASSES:
         return labels.float()
     wrong = ((labels < 0) | (labels >= task["size"]) | (labels != labels.floor())) & (labels != IGNORED[kind])
@@ -466,5 +476,5 @@ def _load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-AutoConfig.register(MultiTaskConfig.model_type, MultiTaskConfig, exist_ok=True)
-AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)
+AutoConfig.register(MultiTaskModelConfig.model_type, MultiTaskModelConfig, exist_ok=True)
+AutoModel.register(MultiTaskModelConfig, MultiTaskModel, exist_ok=True)

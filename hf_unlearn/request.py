@@ -96,12 +96,15 @@ class Request:
         kept = np.flatnonzero(stays.any(axis=1))
         self.kept = {int(row): len(self.retain) + i for i, row in enumerate(kept)}
         self.sizes = np.concatenate([goes, labelled["retain"], stays[kept]]).astype(np.int64)
-        both = ConcatDataset([self.retain.dataset, Subset(self.forget.dataset, kept.tolist())])
-        self.sources["retain"] = Source(both, "retain", args.columns, task="multi-task")
-        self.sources["retain"].task_columns = tasks.names
+        if len(kept):
+            both = ConcatDataset([self.retain.dataset, Subset(self.forget.dataset, kept.tolist())])
+            self.sources["retain"] = Source(both, "retain", args.columns, task="multi-task")
+            self.sources["retain"].task_columns = tasks.names
 
     def _check_control(self, names: list[str]) -> None:
         """A task is forgotten when it scores as on unseen samples, which takes some with a label on it."""
+        if "control" not in self.indices:
+            return
         source, control = self.indices["control"]
         asked = self.mask.any(axis=0) & self.counted["forget"].any(axis=0)
         if len(absent := np.flatnonzero(asked & ~self.counted[source][control].any(axis=0))):

@@ -104,7 +104,7 @@ class TaskEvaluator(Evaluator):
             if len(forget) and len(unseen):
                 zeros = np.zeros(len(forget), int), np.zeros(len(unseen), int)
                 result = functional.matched_auc(forget, zeros[0], unseen, zeros[1], bootstrap=bootstrap)
-                values[f"auc_{task}"] = result.auc
+                values |= {f"auc_{task}": result.auc, f"auc_{task}_low": result.low, f"auc_{task}_high": result.high}
         return values, reasons
 
     def beside(self, row: dict, reference: dict, measured: dict, retrained: dict) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ from . import models
 from .batches import Batch, Collator
 from .data import Source
 from .errors import UnlearningError
-from .multitask_model import MultiTaskModel, missing, sample_counts, sample_losses, score, stack_labels
+from .multitask_model import IGNORED, MultiTaskModel, missing, sample_counts, sample_losses, score, stack_labels
 
 Losses = Callable[[nn.Module, Batch], Mapping[str, Tensor | tuple[Tensor, Tensor]]]
 
@@ -24,8 +24,8 @@ class Tasks:
         kinds: classification, regression, segmentation, depth or normals; None for a task of the user's own.
 
     A `MultiTaskModel` says all of it. Any other model comes with a function of its own, for the loss of each sample, or
-    for a pair of its loss and its score. Without scores, that of a task is exp(−mean loss). Labels are stacked as they
-    are; None or NaN stands for a missing one.
+    for a pair of its loss and its score. Without scores, that of a task is exp(−mean loss). Its labels are stacked as
+    float32, with NaN for a missing one; those of kind classification as int64, with -100.
     """
 
     def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_tasks: Any = None):
@@ -36,9 +36,9 @@ class Tasks:
                 f"The model is a {type(base).__name__}; expected a MultiTaskModel, or for a model of your own "
                 "method=Multitask(losses=..., tasks=[...])."
             )
-        if own_losses is not None and not own_tasks:
+        if own_losses is not None and (not own_tasks or isinstance(own_tasks, str)):
             raise UnlearningError(
-                "Multitask(losses=...) was given no tasks; expected the names of their label columns."
+                f"Multitask(losses=...) was given the tasks {own_tasks!r}; expected a list of the names of their label columns."
             )
         self._specs = dict.fromkeys(own_tasks) if own_losses else base.config.tasks
         self.names = list(self._specs)
@@ -46,28 +46,34 @@ class Tasks:
         if isinstance(own_tasks, Mapping):
             self.kinds = dict(own_tasks)
 
-    def losses(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """The loss of each sample on each task, 0 where it has no label."""
-        return self.evaluate(model, batch)[0]
+    def losses(self, model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
+        """The loss of each sample on some tasks, 0 where it has no label."""
+        if self._own_losses:
+            return {k: losses for k, (losses, _) in self._own(model, batch).items()}
+        logits = model(**batch.inputs).logits
+        return {k: sample_losses(logits[k], batch.labels[k], self.kinds[k]) for k in names}
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses, and what `score` adds up, of each sample on each task."""
         if self._own_losses:
-            found = self._own_losses(model, batch)
-            if set(found) != set(self.names):
-                raise UnlearningError(
-                    f"The losses function gave losses of {', '.join(found)}; expected {', '.join(self.names)}."
-                )
-            pairs = {k: value if isinstance(value, tuple) else (value, None) for k, value in found.items()}
-            self._scored |= {k for k, (_, scores) in pairs.items() if scores is not None}
-            values = {k: (losses if scores is None else scores).detach() for k, (losses, scores) in pairs.items()}
+            found = self._own(model, batch)
+            self._scored |= {k for k, (_, scores) in found.items() if scores is not None}
+            values = {k: (losses if scores is None else scores).detach() for k, (losses, scores) in found.items()}
             counts = {k: torch.stack([value, torch.ones_like(value)], dim=1) for k, value in values.items()}
-            return {k: losses for k, (losses, _) in pairs.items()}, counts
+            return {k: losses for k, (losses, _) in found.items()}, counts
         logits = model(**batch.inputs).logits
         return (
             {k: sample_losses(logits[k], batch.labels[k], self.kinds[k]) for k in self.names},
             {k: sample_counts(logits[k], batch.labels[k], self._specs[k]) for k in self.names},
         )
+
+    def _own(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+        found = self._own_losses(model, batch)
+        if set(found) != set(self.names):
+            raise UnlearningError(
+                f"The losses function gave losses of {', '.join(found)}; expected {', '.join(self.names)}."
+            )
+        return {k: value if isinstance(value, tuple) else (value, None) for k, value in found.items()}
 
     def score(self, name: str, total: Tensor) -> float:
         """Higher is better and positive, from the sum over samples of what `evaluate` gives."""
@@ -83,7 +89,9 @@ class Tasks:
         shape = next((np.shape(value) for value in values if value is not None), ())
         blank = np.full(shape, np.nan)
         stacked = torch.as_tensor(np.stack([blank if value is None else np.asarray(value) for value in values]))
-        return stacked.float() if stacked.dtype == torch.float64 else stacked
+        if self.kinds[name] == "classification":
+            return stacked.nan_to_num(nan=IGNORED["classification"]).long()
+        return stacked.float()
 
     def labelled(self, source: Source) -> np.ndarray:
         """Which samples have a label for which task: bool [n, tasks]. Reads all labels, and refuses impossible ones."""
@@ -106,7 +114,12 @@ class Tasks:
             return False
         if self._specs[name]:
             return not missing(stack_labels([value], self._specs[name], name), self.kinds[name]).item()
-        return not np.isnan(np.asarray(value, dtype=np.float64)).all()
+        try:
+            return not np.isnan(np.asarray(value, dtype=np.float64)).all()
+        except (TypeError, ValueError):
+            raise UnlearningError(
+                f"A label of the task {name!r} is {str(value)[:40]!r}; expected a number, an array of numbers, or None."
+            ) from None
 
 
 class TaskCollator(Collator):
@@ -134,6 +147,8 @@ def request_mask(tasks: Any, names: Sequence[str], n_forget: int) -> np.ndarray:
     if tasks is None:
         return np.ones((n_forget, len(names)), bool)
     given = {tasks} if isinstance(tasks, str) else tasks
+    if hasattr(given, "columns"):  # a table with names, of pandas or datasets
+        given = {name: given[name] for name in getattr(given, "column_names", given.columns)}
     if not isinstance(given, Collection):
         raise UnlearningError(
             f"tasks is a {type(tasks).__name__}; expected names of tasks, or which tasks of which forget samples: a table, "

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,10 @@ class Context:
         n_forget = len(self._trainer.sources["forget"])
         return np.flatnonzero(sizes[:n_forget] if source == "forget" else sizes[n_forget:])
 
+    @property
+    def is_sharded(self) -> bool:
+        return self._trainer.is_fsdp_enabled
+
     def has(self, split: str) -> bool:
         """Whether there are samples of `retain` or `control`."""
         return split in self._trainer.indices
@@ -94,6 +98,20 @@ class Context:
         batch size and shared out over the processes, and every process gets all gradients.
         """
         return self._trainer.gradients(loss, groups)
+
+    def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
+        """Whether the model in training mode gives the loss of eval mode: no dropout, and BatchNorm frozen."""
+        return self._trainer.is_same_in_training(loss)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The model in eval mode inside."""
+        return evaluating(self.model)
+
+    def uses(self, loss: Callable[[nn.Module, Batch], Tensor], sample: tuple[str, int]) -> list[bool]:
+        """Which parameters the loss of a sample depends on."""
+        trainer = self._trainer
+        value = loss(self.model, trainer._batch(trainer._draws([sample])))
+        return [g is not None for g in torch.autograd.grad(value, self.parameters, allow_unused=True)]
 
     def step_samples(self, group: str) -> list[tuple[str, int]]:
         """The samples of the coming step, of all processes."""
@@ -262,7 +280,7 @@ class UnlearningTrainer(ResumableTrainer):
             args.ddp_find_unused_parameters = True  # the loss of one task leaves out the heads of the others
         self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
         if self.method.info.kind == "gradient":
-            _check_gradient_method(self.method, args, kwargs)
+            _check_gradient_method(self.method, args, kwargs, streams)
             self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         super().__init__(
             model,
@@ -274,6 +292,8 @@ class UnlearningTrainer(ResumableTrainer):
             **kwargs,
         )
         self.add_callback(_Flow(self))
+        if self.is_fsdp_enabled and self.method.info.kind == "gradient":
+            _check_sharding(self.method, getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1))
         if self.method.info.kind != "surgery":
             self.schedule = self._make_schedule()
             self.args.max_steps = len(self.schedule)
@@ -291,13 +311,14 @@ class UnlearningTrainer(ResumableTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
         started = time.perf_counter()
-        self._accuracies, self._measured, self._finite = {}, {}, None
+        self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         self._keep_original(checkpoint)
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
         if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()
             self._accuracies = {split: measured.accuracy for split, measured in self.original.items()}
+            self._measured = dict(self.original)
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         if self.method.info.kind == "surgery":
@@ -390,6 +411,8 @@ class UnlearningTrainer(ResumableTrainer):
         if self.method.info.kind != "gradient":
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        if self.is_fsdp_enabled:
+            reduce_every_micro_batch(model)
         parameters = [parameter for _, parameter in self.trained()]
         total = torch.zeros((), device=self.args.device)
         with self.compute_loss_context_manager():
@@ -424,11 +447,6 @@ class UnlearningTrainer(ResumableTrainer):
         self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
     ) -> list[list[Tensor]]:
         """See `Context.gradients`."""
-        if self.is_fsdp_enabled:
-            raise UnlearningError(
-                f"{self.method.info.name} takes gradients of single samples, which cannot be had of a sharded model; use "
-                "DDP, or an adapter."
-            )
         parameters = [parameter for _, parameter in self.trained()]
         wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
         totals = [[torch.zeros_like(p, dtype=d) for p, d in zip(parameters, wide, strict=True)] for _ in groups]
@@ -438,11 +456,11 @@ class UnlearningTrainer(ResumableTrainer):
             for total, draws in zip(totals, map(self._draws, groups), strict=True)
             for i in range(0, len(draws), size)
         ]
-        collate = TrainingCollator(self.collate)
-        with evaluating(self.model), self.compute_loss_context_manager():
+        with evaluating(self.model):
             for total, draws in pieces[rank::processes]:
-                batch = to_model(collate(self.evaluator.samples.__getitems__(draws)), self.model, self.args.device)
-                found = torch.autograd.grad(loss(self.model, batch), parameters, allow_unused=True)
+                with self.accelerator.autocast():
+                    value = loss(self.model, self._batch(draws))
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
                 for column, gradient in zip(total, found, strict=True):
                     if gradient is not None:
                         column += gradient
@@ -452,6 +470,22 @@ class UnlearningTrainer(ResumableTrainer):
                 parts = flat.split([column.numel() for column in total])
                 total[:] = [part.view_as(column) for part, column in zip(parts, total, strict=True)]
         return totals
+
+    def _batch(self, draws: list[Draw]) -> Batch:
+        batch = TrainingCollator(self.collate)(self.evaluator.samples.__getitems__(draws))
+        return to_model(batch, self.model, self.args.device)
+
+    def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
+        """See `Context.is_same_in_training`."""
+        if set(models.batchnorm_modules(self.model)) - set(self._frozen_batchnorm):
+            return False
+        batch = self._batch(self._draws([("forget", 0)]))
+        with torch.no_grad(), torch.random.fork_rng(), evaluating(self.model):
+            value = loss(self.model, batch)
+            self.model.train()
+            for module in self._frozen_batchnorm:
+                module.eval()
+            return torch.allclose(loss(self.model, batch), value, rtol=1e-5)
 
     def _draws(self, samples: list[tuple[str, int]]) -> list[Draw]:
         return self.schedule.weighted([Draw("group", source, index, 0) for source, index in samples])
@@ -614,7 +648,7 @@ class UnlearningTrainer(ResumableTrainer):
             raise UnlearningError(
                 f"{self.method.info.name} trains all weights from base_model on; leave out peft_config."
             )
-        self._accuracies = {}
+        self._accuracies, self._measured = {}, {}
         torch.manual_seed(self.args.seed)
         base = self.base_model
         if base == "scratch":
@@ -745,12 +779,19 @@ def _check_task(method: Method, task: str) -> None:
         )
 
 
-def _check_gradient_method(method: Method, args: UnlearningArguments, kwargs: dict[str, Any]) -> None:
+def _check_gradient_method(
+    method: Method, args: UnlearningArguments, kwargs: dict[str, Any], retain_is_stream: bool
+) -> None:
     """What would scale gradients, or turn the update that the method asks for into another one."""
     name = method.info.name
     if args.fp16:
         raise UnlearningError(
             f"{name} computes with several gradients of a step, and fp16 scales them; use bf16=True."
+        )
+    if method.single_samples and retain_is_stream:
+        raise UnlearningError(
+            f"{name} takes gradients of single retained samples, and the retained set is a stream, which can only be read on; "
+            "make it a datasets.Dataset."
         )
     if not method.plain_sgd:
         return
@@ -764,13 +805,30 @@ def _check_gradient_method(method: Method, args: UnlearningArguments, kwargs: di
         found = "an optimizer class of your own"
     if own is not None:
         groups = own.param_groups if isinstance(own, torch.optim.SGD) else []
-        plain = groups and not any(g["momentum"] or g["weight_decay"] or g["nesterov"] for g in groups)
+        plain = groups and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
         found = None if plain else f"a {type(own).__name__} optimizer with momentum, weight decay or scaling"
     if found:
         raise UnlearningError(
             f"{name} was given {found}, and its guarantee holds for the exact update only; expected plain SGD without "
             'momentum and weight decay (leave optim unset, or optim="sgd").'
         )
+
+
+def _check_sharding(method: Method, version: int) -> None:
+    if version != 2:
+        raise UnlearningError(
+            f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
+            "FSDP2 (fsdp_version: 2) or DDP."
+        )
+    if method.single_samples:
+        raise UnlearningError(
+            f"{method.info.name} takes gradients of single samples, which cannot be had of a sharded model; expected DDP."
+        )
+
+
+def reduce_every_micro_batch(model: nn.Module) -> None:
+    """Undo the Trainer's `no_sync` of FSDP2, which would add up gradients out of reach, those of all names together."""
+    model.set_requires_gradient_sync(True)
 
 
 def _swap(parameters: list[nn.Parameter], gradients: list[Tensor | None]) -> None:

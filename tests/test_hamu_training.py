@@ -379,16 +379,16 @@ def test_stop(patience, tmp_path):
     notes = trainer.method.notes
     assert (
         len(notes) == 2
-        and notes[1] == f"Ended after {patience} such steps in a row, with the weights from before them."
+        and notes[1] == f"Ended after {patience} harmful steps in a row, with the weights from before them."
     )
     assert logged(trainer)[-1].keys() == LOGGED
 
 
 class _Flags:
-    """In place of `_solve`: as it is, but for the flag, which is set in the given steps."""
+    """In place of `solve`: as it is, but for the flag, which is set in the given steps."""
 
     def __init__(self, flagged: str):
-        self.flagged, self.solve = iter(flagged), hamu._solve
+        self.flagged, self.solve = iter(flagged), hamu.solve
 
     def __call__(self, *given):
         coefficients, hardness = self.solve(*given)
@@ -400,7 +400,7 @@ class _Flags:
 )
 def test_stop_puts_back_the_last_good_weights(flags, patience, kept, tmp_path, monkeypatch):
     """Those from before the first of the flagged steps that end it; flags with others between them do not count."""
-    monkeypatch.setattr(hamu, "_solve", _Flags(flags))
+    monkeypatch.setattr(hamu, "solve", _Flags(flags))
     config = HamuConfig(stop="stop", stop_patience=patience, until="end")
     trainer, record = train(tmp_path, config, dtype="float32", max_steps=len(flags))
     assert trainer.state.global_step == len(flags)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningError, unlearn
 from hf_unlearn.digits import Samples
-from hf_unlearn.gradients import orthonormal, project, strongest
+from hf_unlearn.gradients import blockwise, orthonormal, project, strongest
 from hf_unlearn.methods import Multitask, MultitaskConfig
 from hf_unlearn.methods.multitask import OFFSET, objective, project_out, project_within
 from hf_unlearn.methods.orthograd import orthograd_update
@@ -395,11 +395,15 @@ def test_what_a_step_protects(tmp_path):
     """Q_t and R of real steps: each is orthogonal to the forget part, and protected heads get none of it."""
     result = run_own(tmp_path, asked=["a"], alpha=0.0, rank_guard=1.0, clip=0.0, block="global")
     for gradients, rows, bases, update in result.trainer.method.steps:
-        step = torch.cat([u.flatten() for u in update])
-        retain = torch.cat([g.flatten() for g in gradients["retain"]])
+        groups = result.trainer.method.groups
+        assert len(groups) == 4 and len(groups[0]) == len(update) - 6  # what is shared, and three heads
+        steps, retain = (blockwise(gradient, groups) for gradient in (update, gradients["retain"]))
         assert len(bases["a"][0]) >= 2 and len(rows[0]) >= 8
-        for protected in (bases["a"][0], rows[0], retain[None]):
-            assert ((F.normalize(protected, dim=1) @ step).abs().max() / step.norm()).item() < 1e-10
+        for i, step in enumerate(steps):
+            for protected in (bases["a"][i], rows[i], retain[i][None]):
+                if len(protected) and step.any():
+                    assert ((F.normalize(protected, dim=1) @ step).abs().max() / step.norm()).item() < 1e-10
+        assert steps[0].any()
 
 
 @pytest.mark.parametrize("block", ["module", "tensor"])

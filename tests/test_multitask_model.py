@@ -33,8 +33,8 @@ from hf_unlearn.errors import UnlearningError
 from hf_unlearn.models import load_weights, own_memory, save_model, weights_digest
 from hf_unlearn.multitask_model import (
     SHAPES,
-    MultiTaskConfig,
     MultiTaskModel,
+    MultiTaskModelConfig,
     feature_map,
     missing,
     sample_counts,
@@ -149,7 +149,7 @@ def test_round_trip(build, tmp_path):
 @pytest.mark.parametrize("name", IMAGE_CONFIGS)
 def test_other_image_backbones(name, tmp_path):
     torch.manual_seed(0)
-    model = MultiTaskModel(MultiTaskConfig(backbone=IMAGE_CONFIGS[name](), tasks=IMAGE_TASKS)).eval()
+    model = MultiTaskModel(MultiTaskModelConfig(backbone=IMAGE_CONFIGS[name](), tasks=IMAGE_TASKS)).eval()
     nn.init.ones_(model.heads["normals"].bias)  # an untrained MobileNet returns hardly anything
     inputs = {"pixel_values": torch.randn(2, 3, 32, 32)}
     expected = logits(model, inputs)
@@ -295,7 +295,7 @@ def test_fresh_heads():
     model = tiny_multitask(tiny.tiny_vit, {"big": {"kind": "classification", "size": 2000}})
     head = model.heads["big"]
     assert head.weight.std().item() == pytest.approx(16**-0.5, rel=0.05) and not head.bias.any()
-    built = MultiTaskModel(MultiTaskConfig(backbone=tiny.tiny_vit().config, tasks=IMAGE_TASKS))
+    built = MultiTaskModel(MultiTaskModelConfig(backbone=tiny.tiny_vit().config, tasks=IMAGE_TASKS))
     assert built.backbone.layers[0].mlp.fc1.weight.std().item() == pytest.approx(tiny.INITIAL_STD, rel=0.2)
     assert built.config.pooling == "first" and built.backbone.pooler is None
 
@@ -569,25 +569,25 @@ def test_other_refusals_of_labels():
 )
 def test_refusals_of_tasks(tasks, message):
     with pytest.raises(UnlearningError, match=message):
-        MultiTaskConfig(backbone=tiny.tiny_vit().config, tasks=tasks)
+        MultiTaskModelConfig(backbone=tiny.tiny_vit().config, tasks=tasks)
 
 
 def test_refusals_of_backbones(tmp_path):
     vit = tiny.tiny_vit()
     with pytest.raises(UnlearningError, match="is no config: pass that of a model"):
-        MultiTaskConfig(backbone="google/vit", tasks=IMAGE_TASKS)
+        MultiTaskModelConfig(backbone="google/vit", tasks=IMAGE_TASKS)
     with pytest.raises(UnlearningError, match="pooling='max' is unknown: pass one of pooler, first"):
-        MultiTaskConfig(backbone=vit.config, tasks=IMAGE_TASKS, pooling="max")
+        MultiTaskModelConfig(backbone=vit.config, tasks=IMAGE_TASKS, pooling="max")
     with pytest.raises(UnlearningError, match="has no task: pass"):
-        MultiTaskModel(MultiTaskConfig(backbone=vit.config))
+        MultiTaskModel(MultiTaskModelConfig(backbone=vit.config))
     with pytest.raises(UnlearningError, match="has no backbone: pass"):
-        MultiTaskModel(MultiTaskConfig(tasks=IMAGE_TASKS))
+        MultiTaskModel(MultiTaskModelConfig(tasks=IMAGE_TASKS))
     with pytest.raises(UnlearningError, match="model_type='own', which transformers does not know"):
-        MultiTaskConfig(backbone={"model_type": "own"}, tasks=IMAGE_TASKS)
+        MultiTaskModelConfig(backbone={"model_type": "own"}, tasks=IMAGE_TASKS)
     with pytest.raises(UnlearningError, match="'depth' labels pixels and bert reads input_ids"):
         MultiTaskModel.from_backbone(tiny.tiny_bert(), IMAGE_TASKS)
     with pytest.raises(UnlearningError, match="t5 is an encoder with a decoder"):
-        MultiTaskModel(MultiTaskConfig(backbone=T5Config(), tasks=TEXT_TASKS))
+        MultiTaskModel(MultiTaskModelConfig(backbone=T5Config(), tasks=TEXT_TASKS))
     with pytest.raises(UnlearningError, match="backbone is a Linear: pass a Hub id"):
         MultiTaskModel.from_backbone(nn.Linear(2, 2), IMAGE_TASKS)
     with pytest.raises(UnlearningError, match="revision is for loading"):
@@ -618,8 +618,8 @@ def test_refusals_of_folders(tmp_path):
 
 def test_config_is_registered():
     config = AutoConfig.for_model("hf_unlearn_multitask", backbone=ViTConfig().to_dict(), tasks=IMAGE_TASKS)
-    assert isinstance(config, MultiTaskConfig) and isinstance(config.backbone, ViTConfig)
-    assert isinstance(config.backbone, PreTrainedConfig) and MultiTaskConfig().tasks == {}
+    assert isinstance(config, MultiTaskModelConfig) and isinstance(config.backbone, ViTConfig)
+    assert isinstance(config.backbone, PreTrainedConfig) and MultiTaskModelConfig().tasks == {}
     assert isinstance(MultiTaskModel(config).backbone, ViTModel)
 
 
@@ -642,7 +642,7 @@ def test_dense_tasks_are_learnt():
     tasks = {name: TASKS[name] for name in ("seg", "depth", "normals")}
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     backbone = ViTConfig(image_size=16, patch_size=2, initializer_range=0.1, **size)
-    model = MultiTaskModel(MultiTaskConfig(backbone=backbone, tasks=tasks))
+    model = MultiTaskModel(MultiTaskModelConfig(backbone=backbone, tasks=tasks))
     train, test = scenes(256, seed=0)[:], scenes(128, seed=1)[:]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(12):

@@ -8,5 +8,5 @@ from tests.runs import torchrun
 def test_updates_of_a_sharded_model(tmp_path):
     torchrun("sharded.py", tmp_path)
     errors = json.loads((tmp_path / "errors.json").read_text())
-    assert len(errors) == 11
+    assert len(errors) == 13
     assert max(errors.values()) < 1e-14, errors

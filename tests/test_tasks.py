@@ -177,7 +177,7 @@ class Perceptron(nn.Module):
 
 def losses_of(model, batch):
     outputs = model(batch.inputs["x"])
-    return {t: F.cross_entropy(o, batch.labels[t], reduction="none") for t, o in outputs.items()}
+    return {t: F.cross_entropy(o, batch.labels[t].long(), reduction="none") for t, o in outputs.items()}
 
 
 def own_request(n: int = 8) -> dict[str, Samples]:
@@ -266,7 +266,13 @@ class TestRefused:
 
     def test_losses_of_ones_own(self, tmp_path):
         data = own_request()
-        refused(tmp_path, "was given no tasks", Perceptron(), **data, method=Multitask(losses=losses_of))
+        refused(
+            tmp_path,
+            "was given the tasks None; expected a list of the names",
+            Perceptron(),
+            **data,
+            method=Multitask(losses=losses_of),
+        )
         with pytest.raises(UnlearningError, match="The losses function gave losses of a; expected a, b"):
             method = Multitask(losses=lambda model, batch: {"a": losses_of(model, batch)["a"]}, tasks=["a", "b"])
             unlearn(Perceptron(), **data, method=method, args=arguments(tmp_path))
@@ -322,7 +328,10 @@ class TestLabelled:
         assert (tasks.labelled(Source(rows, "forget", task="multi-task")) == [[True, False], [False, True]]).all()
         stacked = tasks.stack("b", [None, 2.0])
         assert stacked.dtype == torch.float32 and stacked.isnan().tolist() == [True, False]
-        assert tasks.stack("a", [1, 2]).tolist() == [1, 2] and not tasks.stack("a", [1, 2]).is_floating_point()
+        assert tasks.stack("a", [1, 2]).dtype == torch.float32  # whether one is missing or not
+        classes = Tasks(Perceptron(), losses_of, {"a": "classification", "b": "classification"})
+        assert classes.stack("a", [1, None]).tolist() == [1, -100]
+        assert classes.stack("a", [1, 2]).dtype == torch.int64
         assert tasks.stack("a", [torch.ones(2, 3), torch.zeros(2, 3)]).shape == (2, 2, 3)
         assert tasks.stack("a", [np.ones(2), None]).isnan().tolist() == [[False] * 2, [True] * 2]
 
@@ -474,7 +483,7 @@ def test_figures_by_hand(tmp_path, eval_batch):
         assert figures[f"retain_{name}"] == measured["retain"].scores[name]
         assert figures[f"unseen_{name}"] == measured["evidence"].scores[name]
     aucs = {key for key in figures if key.startswith("auc_")}
-    assert aucs == {"auc_seg", "auc_shape"}
+    assert aucs == {f"auc_{task}{end}" for task in ("seg", "shape") for end in ("", "_low", "_high")}
     f, u = (-measured[split].sample_losses["shape"] for split in ("forget", "evidence"))
     auc = np.mean((f[:, None] > u) + 0.5 * (f[:, None] == u))
     assert figures["auc_shape"] == pytest.approx(auc)

@@ -85,6 +85,8 @@ class Method:
     own_tasks: list[str] | dict[str, str] | None = None
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
 
+    single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
+
     def __init__(self, config: MethodConfig | None = None):
         self.config = config if config is not None else self.config_class()
         self.notes: list[str] = []  # what the user must know about the result, in sentences

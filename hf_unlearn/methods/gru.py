@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..gradients import Gradient, combination, dots
+from ..gradients import Gradient, combine_, dots
 from .base import TASKS, MethodInfo, Paper
 from .paired import PairedConfig, PairedGradients
 
@@ -16,7 +16,7 @@ def gru_update(retain: Gradient, forget: Gradient) -> Gradient:
     """
     kappa, rr = dots(retain, forget).sum().item(), dots(retain, retain).sum().item()
     a = max(0.0, kappa) / rr if rr else 0.0
-    return [combination(a, r, -1.0, f) for r, f in zip(retain, forget, strict=True)]
+    return combine_(list(retain), forget, [[*range(len(retain))]], [(a, -1.0)])
 
 
 @dataclass

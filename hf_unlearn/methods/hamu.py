@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..gradients import Gradient, by_module, combination, dots
+from ..gradients import Gradient, blocks, combination, combine_, dots
 from .base import TASKS, MethodInfo, Paper
 from .paired import PairedConfig, PairedGradients
 
@@ -95,21 +95,15 @@ def hamu_update(
         quota: Q_i ∝ ‖g_r‖‖g_f‖, or the same in all blocks.
     """
     groups = groups or [[i] for i in range(len(retain_grads))]
-    coefficients, hardness = _solve(
+    if sorted(i for group in groups for i in group) != [*range(len(retain_grads))]:
+        raise UnlearningError(f"groups is {groups}; expected each of the {len(retain_grads)} tensors in one group.")
+    coefficients, hardness = solve(
         retain_grads, forget_grads, lr, ratio, variant, groups, on_infeasible, quota, quota_scale
     )
-    return _apply(list(retain_grads), forget_grads, groups, coefficients), hardness
+    return combine_(list(retain_grads), forget_grads, groups, coefficients.tolist()), hardness
 
 
-def _apply(retain: Gradient, forget: Gradient, groups: list[list[int]], coefficients: Tensor) -> Gradient:
-    """a·g_r + b·g_f with the block's coefficients. The tensors of `retain` are let go one by one."""
-    for (a, b), group in zip(coefficients.tolist(), groups, strict=True):
-        for i in group:
-            retain[i] = combination(a, retain[i], b, forget[i]).to(retain[i].dtype)
-    return retain
-
-
-def _solve(
+def solve(
     retain: Gradient,
     forget: Gradient,
     lr: float,
@@ -196,8 +190,8 @@ def _sines(retain: Gradient, forget: Gradient, groups: list, cosine: Tensor, r: 
 
 @dataclass
 class HamuConfig(PairedConfig):
-    """HAMU. Ours, not the paper's: `quota_scale="relative"`, `on_infeasible="cap"`, `stop_patience`, `stop_slack`,
-    `until` and blocks by module; `paper()` has none of them."""
+    """HAMU. Ours, not the paper's: a ratio of 0.1, `quota_scale="relative"`, `on_infeasible="cap"`, `stop_patience`,
+    `stop_slack`, `until` and blocks by module; `paper()` has none of them."""
 
     method = "hamu"
 
@@ -229,13 +223,20 @@ class HamuConfig(PairedConfig):
         default="log", metadata={"help": "when retain damage is unavoidable: only log it (the paper), or end the run"}
     )
     stop_patience: int = field(
-        default=3, metadata={"help": "unavoidable steps in a row that end it; weights go back to before them (ours)"}
+        default=3,
+        metadata={
+            "help": "such steps in a row, or infeasible ones, that end it; weights go back to before them (ours)"
+        },
     )
     stop_slack: float = field(
         default=0.0, metadata={"help": "counts as unavoidable when the slack is below this share of the quota (ours)"}
     )
     realised: bool = field(
-        default=True, metadata={"help": "log how both losses really changed, at two forward passes a step"}
+        default=True,
+        metadata={
+            "help": "log how both losses really changed, at two forward passes a step, or four with dropout or BatchNorm that "
+            "is not frozen"
+        },
     )
 
     def __post_init__(self):
@@ -253,7 +254,8 @@ class HamuConfig(PairedConfig):
 
     @classmethod
     def paper(cls, setting: str = "resnet20-cifar10") -> "HamuConfig":
-        """The paper's values: `resnet20-cifar10`, or `llama-tofu` (LoRA r=8 on all projections)."""
+        """The paper's values: `resnet20-cifar10`, or `llama-tofu` (LoRA of rank 8 on all projections; its dropout of 0.05 is
+        left out, since two passes of a step would see different masks)."""
         settings = ("resnet20-cifar10", "llama-tofu")
         if setting not in settings:
             raise UnlearningError(f"HAMU's paper has no setting {setting!r}; expected one of {', '.join(settings)}.")
@@ -296,19 +298,19 @@ class Hamu(PairedGradients):
         super().prepare(context)
         self.flags, self.before, self.ended = 0, [], False
         self.seen: list = []  # the micro-batches of this step
-        names = context.parameter_names
-        blocks = {
-            "tensor": [[i] for i in range(len(names))],
-            "module": by_module(names),
-            "global": [[*range(len(names))]],
-        }
-        self.groups = blocks[self.config.block]
+        self.groups = blocks(context.parameter_names, self.config.block)
+        if self.config.stop == "stop" and context.is_sharded:
+            raise UnlearningError(
+                'hamu: stop is "stop", which keeps the weights of a step, and they are sharded; use "log".'
+            )
+        self.is_same_in_training = self.config.realised and context.is_same_in_training(self.loss)
 
     def losses(self, model, batch):
         for name in ("retain", "forget"):
             loss = self.loss(model, batch[name])
             if self.config.realised:
-                self.context.log_step({f"hamu_realised_{name}": -loss})  # `on_step_end` adds what it is then
+                before = loss if self.is_same_in_training else self._in_eval_mode(batch[name])
+                self.context.log_step({f"hamu_realised_{name}": -before})  # `on_step_end` adds what it is then
             yield name, loss
         if self.config.realised:
             self.seen.append(batch)
@@ -316,25 +318,25 @@ class Hamu(PairedGradients):
     def combine(self, gradients: dict[str, Gradient]) -> Gradient | None:
         config, retain, forget = self.config, gradients["retain"], gradients["forget"]
         how = config.ratio, config.variant, self.groups, config.on_infeasible, config.quota, config.quota_scale
-        coefficients, hardness = _solve(retain, forget, 1.0, *how)
+        coefficients, hardness = solve(retain, forget, 1.0, *how)
         self._log(hardness)
         if hardness.infeasible and config.on_infeasible == "stop":
             return self._end(explain(hardness, config))
-        unavoidable = hardness.unavoidable or hardness.slack < config.stop_slack * hardness.asked
-        if hardness.infeasible or unavoidable:
+        if hardness.infeasible or hardness.unavoidable:
             self._say(explain(hardness, config))
-        if config.stop == "stop" and self._is_over(unavoidable and not hardness.infeasible):
-            return self._end(f"Ended after {self.flags} such steps in a row, with the weights from before them.")
-        return _apply(retain, forget, self.groups, -coefficients)
+        flagged = hardness.infeasible or hardness.slack < config.stop_slack * hardness.asked
+        if config.stop == "stop" and self._is_over(hardness.unavoidable or flagged):
+            return self._end(f"Ended after {self.flags} harmful steps in a row, with the weights from before them.")
+        return combine_(retain, forget, self.groups, (-coefficients).tolist())
 
-    def _is_over(self, unavoidable: bool) -> bool:
-        """Counts unavoidable steps; with the last one, puts back the weights from before the first."""
-        if not unavoidable:
+    def _is_over(self, harmful: bool) -> bool:
+        """Counts harmful steps; with the last one, puts back the weights from before the first."""
+        if not harmful:
             self.flags, self.before = 0, []
             return False
         parameters = self.context.parameters
         if self.flags == 0:
-            self.before = [parameter.detach().clone() for parameter in parameters]
+            self.before = [p.detach().clone(memory_format=torch.contiguous_format) for p in parameters]
         self.flags += 1
         if self.flags < self.config.stop_patience:
             return False
@@ -360,12 +362,16 @@ class Hamu(PairedGradients):
         self.context.log_step({f"hamu_{name}": torch.tensor(float(value)) for name, value in values.items()})
 
     def on_step_end(self, step: int) -> bool | None:
-        with torch.no_grad():
-            for batch in self.seen:
-                losses = {name: self.loss(self.context.model, batch[name]) for name in ("retain", "forget")}
-                self.context.log_step({f"hamu_realised_{name}": loss for name, loss in losses.items()})
+        for batch in self.seen:
+            self.context.log_step(
+                {f"hamu_realised_{name}": self._in_eval_mode(batch[name]) for name in ("retain", "forget")}
+            )
         self.seen = []
         return False if self.ended else super().on_step_end(step)
+
+    def _in_eval_mode(self, part) -> Tensor:
+        with torch.no_grad(), self.context.evaluating():
+            return self.loss(self.context.model, part)
 
     def state_dict(self) -> dict[str, Tensor]:
         before = {f"before.{i}": tensor for i, tensor in enumerate(self.before)}
@@ -383,9 +389,15 @@ def explain(hardness: Hardness, config: HamuConfig) -> str:
     if hardness.infeasible:
         times = f"{hardness.c:.3g} times what" if hardness.reachable else "a gain where nothing"
         does = {"cap": "gains what it can", "skip": "is left out", "stop": "ends the run"}[config.on_infeasible]
+        advice = (
+            'use quota_scale="relative", which asks for a share of what is reachable'
+            if config.quota_scale == "absolute"
+            else 'use quota="norm_product", which asks of every block what it can reach'
+        )
+        where = "in a step" if config.quota == "norm_product" else "in a step, shared out evenly over blocks"
         return (
-            f"The quota is out of reach: ratio {config.ratio:g} asks {times} is reachable in a step, which {does}. Lower "
-            'ratio, or use quota_scale="relative", which asks for a share of what is reachable.'
+            f"The quota is out of reach: ratio {config.ratio:g} asks {times} is reachable {where}, which {does}. Lower "
+            f"ratio, or {advice}."
         )
     damage = "raises the loss of retained samples" if config.variant == "q" else "lowers the loss of forget samples"
     return (

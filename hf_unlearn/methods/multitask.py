@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..gradients import Gradient, blockwise, by_module, clip_, dots, orthonormal, project, strongest
+from ..gradients import Gradient, blocks, blockwise, by_module, clip_, dots, orthonormal, project, strongest
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def project_out(gradient: Tensor, protected: Tensor) -> Tensor:
     >>> project_out(torch.tensor([1.0, 2.0]), torch.tensor([[0.0, 3.0]]))
     tensor([1., 0.])
     """
-    basis = orthonormal(protected.flatten(1))
+    basis = orthonormal(protected.view(-1, gradient.numel()))
     return project(gradient.flatten().to(basis.dtype), basis).view_as(gradient)
 
 
@@ -149,7 +149,7 @@ class Multitask(Method):
     )
     config_class = MultitaskConfig
     config: MultitaskConfig
-    plain_sgd = True
+    plain_sgd = single_samples = True
 
     def __init__(
         self,
@@ -185,8 +185,7 @@ class Multitask(Method):
             for t in self.targets
         }
         weights = context.parameter_names
-        blocks = {"tensor": [[i] for i in range(len(weights))], "global": [[*range(len(weights))]]}
-        self.groups = blocks.get(config.block) or by_module(weights)
+        self.groups = blocks(weights, config.block)
         self.block_names = [
             weights[group[0]].rpartition(".")[0] if len(group) > 1 else weights[group[0]] for group in self.groups
         ]
@@ -207,8 +206,7 @@ class Multitask(Method):
         for task in self.tasks.names:
             source = "retain" if len(self.context.supervised("retain", task)) else "forget"
             sample = (source, int(self.context.supervised(source, task)[0]))
-            (gradient,) = self.context.gradients(self._task_loss(task), [[sample]])
-            used.append([bool(part.any()) for part in gradient])
+            used.append(self.context.uses(self._task_loss(task), sample))
         shared = [i for i in range(len(weights)) if all(part[i] for part in used)]
         others = [i for i in range(len(weights)) if i not in set(shared)]
         modules = [[others[i] for i in group] for group in by_module([weights[i] for i in others])]
@@ -240,18 +238,17 @@ class Multitask(Method):
         yield "retain", self._retain_loss(model, batch["retain"])
 
     def _retain_loss(self, model, part) -> Tensor:
-        losses = self.tasks.losses(model, part)
+        losses = self.tasks.losses(model, part, self.tasks.names)
         return sum(part.mean(losses[k], i) for k, i in self.column.items())
 
     def _task_loss(self, task: str) -> Callable:
-        return lambda model, part: part.mean(self.tasks.losses(model, part)[task], self.column[task])
+        return lambda model, part: part.mean(self.tasks.losses(model, part, [task])[task], self.column[task])
 
     def _forget_loss(self, task: str) -> Callable:
         def loss(model, part) -> Tensor:
-            losses = objective(
-                self.tasks.losses(model, part)[task], self.tasks.kinds[task], self.tau[task], self.config.bounded
-            )
-            return part.mean(losses, self.column[task])
+            losses = self.tasks.losses(model, part, [task])[task]
+            ascended = objective(losses, self.tasks.kinds[task], self.tau[task], self.config.bounded)
+            return part.mean(ascended, self.column[task])
 
         return loss
 
@@ -298,7 +295,7 @@ class Multitask(Method):
         kept = self.context.kept
         retained = [s for s in self.context.step_samples("retain") if s[1] not in self.kept_rows][:count]
         forget = [("retain", kept[i]) for _, i in self.context.step_samples("forget") if i in kept]
-        samples = retained + forget[:count]
+        samples = retained + [*dict.fromkeys(forget)][:count]
         self.rows = self._rows(self._retain_loss, [[sample] for sample in samples]) if count else []
 
     def _rows(self, loss: Callable, groups: list[list[tuple[str, int]]]) -> list[Tensor]:

@@ -47,7 +47,7 @@ class OrthogradConfig(PairedConfig):
 
     @classmethod
     def paper(cls) -> "OrthogradConfig":
-        """All samples of a step, and no stopping by unseen samples. Learning rates are the paper's grid, not given."""
+        """All samples of a step, and no stopping by unseen samples. Learning rate and clipping are ours: none is given."""
         return cls(samples=None, until="end")
 
 
@@ -74,6 +74,7 @@ class Orthograd(PairedGradients):
     )
     config_class = OrthogradConfig
     config: OrthogradConfig
+    single_samples = True
 
     def on_step_begin(self, step: int) -> None:
         samples = self.context.step_samples("retain")[: self.config.samples]

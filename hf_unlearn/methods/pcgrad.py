@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..gradients import Gradient, combination, dots
+from ..gradients import Gradient, combine_, dots
 from .base import TASKS, MethodInfo, Paper
 from .paired import PairedConfig, PairedGradients
 
@@ -18,7 +18,7 @@ def pcgrad_update(retain: Gradient, forget: Gradient) -> Gradient:
     kappa, rr, ff = (dots(x, y).sum().item() for x, y in ((retain, forget), (retain, retain), (forget, forget)))
     conflict = max(0.0, kappa)
     a, b = 1 + (conflict / rr if rr else 0.0), -1 - (conflict / ff if ff else 0.0)
-    return [combination(a, r, b, f) for r, f in zip(retain, forget, strict=True)]
+    return combine_(list(retain), forget, [[*range(len(retain))]], [(a, b)])
 
 
 @dataclass

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, TimmWrapperConfig, Trainer, TrainingArgu
 from hf_unlearn import UnlearningArguments, unlearn
 from hf_unlearn.digits import Samples
 from hf_unlearn.methods import Multitask, MultitaskConfig
-from hf_unlearn.multitask_model import MultiTaskConfig, MultiTaskModel
+from hf_unlearn.multitask_model import MultiTaskModel, MultiTaskModelConfig
 from hf_unlearn.tasks import Tasks
 
 VARIANTS = {
@@ -218,7 +218,7 @@ def cifar_model(seed: int) -> MultiTaskModel:
     set_seed(seed)
     narrow = {"layers": [1, 1, 1, 1], "channels": [24, 48, 96, 128], "stem_type": "deep", "stem_width": 12}
     backbone = TimmWrapperConfig(architecture="resnet18", model_args=narrow)
-    return MultiTaskModel(MultiTaskConfig(backbone=backbone, tasks=CIFAR_TASKS))
+    return MultiTaskModel(MultiTaskModelConfig(backbone=backbone, tasks=CIFAR_TASKS))
 
 
 TEXT_TASKS = {

@@ -18,6 +18,7 @@ from hf_unlearn.gradients import clip_, dots
 from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import hamu_update
 from hf_unlearn.methods.pcgrad import pcgrad_update
+from hf_unlearn.trainer import _swap, reduce_every_micro_batch
 
 
 def network() -> nn.Module:
@@ -26,15 +27,19 @@ def network() -> nn.Module:
 
 
 def gradients(model: nn.Module, rows: slice) -> list[torch.Tensor]:
-    """Of a mean over the rows, which the processes share out among them if the model is sharded."""
+    model.zero_grad()
+    loss(model, rows).backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def loss(model: nn.Module, rows: slice) -> torch.Tensor:
+    """A mean over the rows, which the processes share out among them if the model is sharded."""
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(24, 5, generator=generator, dtype=torch.float64)[rows]
     labels = torch.randint(3, (24,), generator=generator)[rows]
     if isinstance(next(model.parameters()), DTensor):
         inputs, labels = (x.chunk(2)[torch.distributed.get_rank()] for x in (inputs, labels))
-    model.zero_grad()
-    nn.functional.cross_entropy(model(inputs), labels).backward()
-    return [parameter.grad.clone() for parameter in model.parameters()]
+    return nn.functional.cross_entropy(model(inputs), labels)
 
 
 def main(folder: Path) -> None:
@@ -64,6 +69,19 @@ def main(folder: Path) -> None:
             (a, hard), (b, reference) = hamu_update(*found, **how), hamu_update(*expected, **how)
             compare(f"hamu {variant} {groups}", a, b)
             assert hard.branches == reference.branches and abs(hard.kappa - reference.kappa) < 1e-15
+    # Two named losses over two micro-batches, where the Trainer does not sync the first.
+    parameters, swapped = list(sharded.parameters()), {}
+    for micro in range(2):
+        sharded.set_requires_gradient_sync(micro == 1)
+        reduce_every_micro_batch(sharded)
+        for name, start in (("a", 0), ("b", 12)):
+            rows = slice(start + 6 * micro, start + 6 * micro + 6)
+            _swap(parameters, swapped.setdefault(name, [None] * len(parameters)))
+            loss(sharded, rows).backward()
+            _swap(parameters, swapped[name])
+    for name, start in (("a", 0), ("b", 12)):
+        halves = [gradients(whole, slice(start + 6 * micro, start + 6 * micro + 6)) for micro in range(2)]
+        compare(f"accumulated {name}", swapped[name], [x + y for x, y in zip(*halves, strict=True)])
     same, hard = hamu_update(found[0], found[0], lr=0.1, ratio=0.5, quota_scale="relative")
     assert hard.unavoidable and hard.branches["collinear"] == 5
     compare("parallel", same, [0.05 * g for g in expected[0]])
