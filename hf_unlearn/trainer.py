@@ -298,7 +298,10 @@ class UnlearningTrainer(ResumableTrainer):
             self.schedule = self._make_schedule()
             self.args.max_steps = len(self.schedule)
         parts = self.accelerator, samples, TrainingCollator(self.collate)
-        sizes = {"batch_size": args.per_device_eval_batch_size, "workers": self._workers}
+        eval_size = args.per_device_eval_batch_size
+        if self.task == "causal-lm":  # a row of logits over the vocabulary for each token
+            eval_size = min(eval_size, args.train_batch_size)
+        sizes = {"batch_size": eval_size, "workers": self._workers}
         if self.tasks:
             about = {"tasks": self.tasks, "counted": self.request.counted, "targets": self.targets}
             self.evaluator = TaskEvaluator(*parts, **about, **sizes, progress=not args.disable_tqdm)

@@ -193,11 +193,11 @@ class TestCollator:
             for word in WORDS
         ]
         forget, other, same = (datasets.Dataset.from_list(part) for part in (rows[:5], rows[5:], rows[4:]))
-        check_overlap(Source(forget, "forget", task="causal-lm"), [Source(other, "retain", has_classes=False)])
+        check_overlap(Source(forget, "forget", task="causal-lm"), [Source(other, "retain", task="causal-lm")])
         with pytest.raises(
             UnlearningError, match=r"1 of the 5 forget samples stand in retain too \(rows 4 of forget\)"
         ):
-            check_overlap(Source(forget, "forget", task="causal-lm"), [Source(same, "retain", has_classes=False)])
+            check_overlap(Source(forget, "forget", task="causal-lm"), [Source(same, "retain", task="causal-lm")])
 
     @pytest.mark.parametrize(
         ("about", "labels"),
