@@ -268,7 +268,7 @@ if __name__ == "__main__":
             results = {r: task_study(*how, t, **TOY) for r, t in (("partial", ["a"]), ("full", TOY_TASKS))}
         elif name == "cifar10":
             how = (cifar_data, fit_model(cifar_model, 30, 2e-3), list(CIFAR_TASKS))
-            results = {"partial": task_study(*how, ["class"], variants=two, learning_rate=0.01, max_steps=400)}
+            results = {"partial": task_study(*how, ["class"], variants=two, learning_rate=0.01, max_steps=600)}
         else:
             from peft import LoraConfig
 
