@@ -195,6 +195,7 @@ class TestOneStep:
             assert difference(absolute, relative) <= 1e-12 * largest(absolute)
             assert hardness.c == pytest.approx(draw.c, rel=1e-12)
 
+    @pytest.mark.slow
     def test_flag_is_a_rise_of_the_retain_loss(self):
         flags = 0
         for draw in draws(20_000, blocks=1, size=5):
