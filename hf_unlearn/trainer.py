@@ -720,7 +720,7 @@ class _Flow(TrainerCallback):
         trainer, step = self.trainer, state.global_step
         state.epoch = trainer.schedule.progress(step)
         trainer._accuracies, trainer._measured = {}, {}
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             if trainer.method.on_step_end(step) is False:
                 control.should_training_stop = True
         if step in trainer.schedule.starts:  # the end of an epoch
