@@ -96,7 +96,7 @@ def fit(dataset: Dataset, seed: int, epochs: int = EPOCHS) -> PreTrainedModel:
 
 
 if __name__ == "__main__":
-    # A learning rate for an adapter: at the default, made for whole weights, these few steps move next to nothing.
+    # The learning rate that these methods have for an adapter; at that for whole weights, few steps move next to nothing.
     paired = {"num_train_epochs": 4, "per_device_train_batch_size": 15, "learning_rate": 0.1}
     methods = {
         "finetune": ("finetune", {"num_train_epochs": 4}),
