@@ -71,14 +71,19 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _directions(rows: Tensor) -> Tensor:
+    """The rows that are not 0, with length 1."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    lengths = rows.norm(dim=1, keepdim=True)
+    return (rows / lengths)[lengths[:, 0] > 0]
+
+
 def orthonormal(rows: Tensor, against: Tensor | None = None) -> Tensor:
     """An orthonormal basis (k × d) of the span of `rows` (n × d), without what is in the span of the basis `against`.
 
     In float32 at least. Rows count by direction, not by length; zeros and repeated rows add nothing.
     """
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    lengths = rows.norm(dim=1, keepdim=True)
-    rows = (rows / lengths)[lengths[:, 0] > 0]
+    rows = _directions(rows)
     if len(rows) == 0:
         return rows
     if against is not None:
@@ -98,9 +103,7 @@ def project(vectors: Tensor, basis: Tensor) -> Tensor:
 
 def strongest(rows: Tensor, energy: float) -> Tensor:
     """An orthonormal basis of the fewest principal directions of `rows`, all made equally long, with this share of energy."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    lengths = rows.norm(dim=1, keepdim=True)
-    rows = (rows / lengths)[lengths[:, 0] > 0]
+    rows = _directions(rows)
     if energy == 0 or len(rows) == 0:
         return rows[:0]
     values, vectors = torch.linalg.eigh((rows @ rows.T).double())  # ascending

@@ -147,8 +147,8 @@ def request_mask(tasks: Any, names: Sequence[str], n_forget: int) -> np.ndarray:
     if tasks is None:
         return np.ones((n_forget, len(names)), bool)
     given = {tasks} if isinstance(tasks, str) else tasks
-    if hasattr(given, "columns"):  # a table with names, of pandas or datasets
-        given = {name: given[name] for name in getattr(given, "column_names", given.columns)}
+    if hasattr(given, "columns"):  # a pandas table, over which one iterates by names
+        given = {name: given[name] for name in given.columns}
     if not isinstance(given, Collection):
         raise UnlearningError(
             f"tasks is a {type(tasks).__name__}; expected names of tasks, or which tasks of which forget samples: a table, "

@@ -52,9 +52,7 @@ class Context:
         self.is_class_request: bool = trainer.request.is_class
         self.parameter_names: list[str] = [name for name, _ in trainer.trained()]
         self.tasks: Tasks | None = trainer.tasks  # of a multi-task model
-        self.targets: list[str] = (
-            trainer.targets if trainer.tasks else []
-        )  # those of which something must be forgotten
+        self.targets: list[str] = trainer.targets if trainer.tasks else []  # where something must be forgotten
         self.kept: dict[int, int] = trainer.request.kept  # forget sample -> its place in `retain`, if it keeps a label
 
     @property
