@@ -288,6 +288,31 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+class StopAt(TrainerCallback):
+    """Stands for a kill at the beginning of a step, in this process."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+class Record(TrainerCallback):
+    """The weights before every step, and after the last one, with the learning rate of each."""
+
+    def __init__(self):
+        self.weights, self.rates = [], []
+
+    def on_step_begin(self, args, state, control, model, lr_scheduler, **kwargs):
+        self.weights.append(weights(model))
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+
+    def on_train_end(self, args, state, control, model, **kwargs):
+        self.weights.append(weights(model))
+
+
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], start: dict[str, Tensor] | None = None) -> float:
     """‖a − b‖ / ‖b − start‖ over all weights together; without a start, ‖a − b‖ / ‖b‖."""
     assert a.keys() == b.keys()

@@ -10,29 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from hf_unlearn import HamuConfig, unlearn
 from hf_unlearn.gradients import Gradient
 from hf_unlearn.losses import cross_entropy
 from hf_unlearn.methods.hamu import hamu_update
 from hf_unlearn.trainer import UnlearningTrainer
-from tests.runs import distance
+from tests.runs import Record, distance
 from tests.samples import arguments, for_trainer, same_bits, weights
 from tests.test_causal_lm import request
 from tests.tiny import tiny_llama_lm, tiny_tokenizer
-
-
-class Record(TrainerCallback):
-    def __init__(self):
-        self.weights, self.rates = [], []
-
-    def on_step_begin(self, args, state, control, model, lr_scheduler, **kwargs):
-        self.weights.append(weights(model))
-        self.rates.append(lr_scheduler.get_last_lr()[0])
-
-    def on_train_end(self, args, state, control, model, **kwargs):
-        self.weights.append(weights(model))
 
 
 def run(folder: Path, method: Any = "hamu", **settings: Any) -> tuple[UnlearningTrainer, Record]:

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 import hf_unlearn.methods.hamu as hamu
 from hf_unlearn import HamuConfig, OrthogradConfig, UnlearningError, UnlearningTrainer, unlearn
@@ -20,7 +19,7 @@ from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import Hardness, hamu_update
 from hf_unlearn.methods.orthograd import orthograd_update
 from hf_unlearn.methods.pcgrad import pcgrad_update
-from tests.runs import make_trainer, original, rows
+from tests.runs import Record, StopAt, make_trainer, original, rows
 from tests.samples import arguments, fitted, for_trainer, images, learnt, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -30,20 +29,6 @@ LOGGED = {
     *("predicted_forget", "predicted_retain", "realised_forget", "realised_retain"),
     *("direct", "rectified", "collinear", "skipped"),
 }
-
-
-class Record(TrainerCallback):
-    """The weights before every step, and after the last one, with the learning rate of each."""
-
-    def __init__(self):
-        self.weights, self.rates = [], []
-
-    def on_step_begin(self, args, state, control, model, lr_scheduler, **kwargs):
-        self.weights.append(weights(model))
-        self.rates.append(lr_scheduler.get_last_lr()[0])
-
-    def on_train_end(self, args, state, control, model, **kwargs):
-        self.weights.append(weights(model))
 
 
 def train(folder: Path, method="hamu", family: str = "vit", dtype: str = "float64", **settings):
@@ -487,15 +472,6 @@ def test_nothing_to_do(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Resumed
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4])

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningError, unlearn
 from hf_unlearn.digits import Samples
@@ -22,7 +21,7 @@ from hf_unlearn.methods.orthograd import orthograd_update
 from hf_unlearn.metrics import interference, uis
 from hf_unlearn.trainer import Context
 from tests import runs
-from tests.runs import HEADS, SIZES, Runs, make_trainer, same_bits, torchrun, weights
+from tests.runs import HEADS, SIZES, Runs, StopAt, make_trainer, same_bits, torchrun, weights
 from tests.samples import arguments
 from tests.test_trajectory import Run, case, check_same, run
 
@@ -673,15 +672,6 @@ def test_two_processes(name, two_processes):
     assert about["world_size"] == 2
     found = Run(load_file(two_processes / f"{name}.safetensors"), about["metrics"], about["logs"])
     check_same(found, run(MULTITASK[name]), "float64")
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 @pytest.mark.parametrize("killed_at", [5, 7])

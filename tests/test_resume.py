@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningError, models
 from hf_unlearn.checkpoints import COMPLETE
-from tests.runs import TRAINED, OwnPhases, Runs, distance, make_trainer, original, request, same_bits, weights
+from tests.runs import TRAINED, OwnPhases, Runs, StopAt, distance, make_trainer, original, request, same_bits, weights
 
 EVERY_TWO = {"save_strategy": "steps", "save_steps": 2}
 EVERY_EPOCH = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 3}
@@ -169,17 +168,6 @@ def test_patience_is_resumed(tmp_path, uninterrupted):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which checkpoint counts
-
-
-class StopAt(TrainerCallback):
-    """Stands for a kill at the beginning of a step, in this process."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("killed")
 
 
 def train(folder: Path, *, stop_at: int | None = None, resume: bool | str = False, **settings):
