@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -181,11 +181,11 @@ class ResumableTrainer(Trainer):
 
     def _resume(self, checkpoint: str) -> None:
         """What the Trainer does not bring back by itself."""
-        state = load_file(Path(checkpoint, METHOD_STATE))
-        # In memory of their own: where they lie in the file, kernels may add in another order.
-        self.method.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
         with safe_open(Path(checkpoint, METHOD_STATE), framework="pt") as saved:
+            # In memory of their own: where they lie in the file, kernels may add in another order.
+            state = {name: saved.get_tensor(name).clone() for name in saved.keys()}  # noqa: SIM118  (it is no dictionary)
             self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
+        self.method.load_state_dict(state)
         self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
         marker = json.loads(Path(checkpoint, COMPLETE).read_text())
         if marker["stopped"]:
