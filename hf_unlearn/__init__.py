@@ -13,8 +13,8 @@ _MODULES = {
     "errors": ["UnlearningError"],
     "hardness": ["HardnessReport", "measure_hardness"],
     "methods": [
-        *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
-        *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
+        *("DampConfig", "FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
+        *("RandomLabelConfig", "RetrainConfig", "SsdConfig", "get_method", "list_methods"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .errors import UnlearningError
     from .hardness import HardnessReport, measure_hardness
     from .methods import (
+        DampConfig,
         FinetuneConfig,
         GruConfig,
         HamuConfig,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         PcgradConfig,
         RandomLabelConfig,
         RetrainConfig,
+        SsdConfig,
         get_method,
         list_methods,
     )
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in ("methods", "metrics"):
+    if name in ("methods", "metrics", "surgery"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -115,7 +115,8 @@ def unlearn(
         method: a name (see `list_methods()`), a config such as `LotusConfig(alpha=4)`, or a `Method` of your own.
         args: training arguments; what they leave unset is chosen by the method.
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
-        peft_config: unlearn in a PEFT adapter instead of in the weights.
+        peft_config: unlearn in a PEFT adapter instead of in the weights; True, of a method that edits weights once: its edit
+            as an adapter.
         base_model: what the original was trained from; `retrain` needs it.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.

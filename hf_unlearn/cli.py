@@ -132,6 +132,29 @@ def hardness(argv: Sequence[str]) -> None:
         report.save(options.json)
 
 
+def surgery(argv: Sequence[str]) -> None:
+    """print where a model would be edited, as damp does: surgery plan MODEL"""
+    parser = _parser(surgery)
+    parser.add_argument("what", choices=("plan",), help="plan: the operators that read the activation of each stage")
+    parser.add_argument("model", help="a Hub id or a local folder")
+    parser.add_argument(
+        "--stages", type=int, default=5, help="into how many the network is cut, if it has so many cuts"
+    )
+    parser.add_argument(
+        "--readers",
+        choices=("next", "all_residual"),
+        default="next",
+        help="the first readers only, or all up to the next stage",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    options = parser.parse_args(argv)
+    from . import models
+    from .surgery.operators import example_inputs, find_plan
+
+    model = models.load_model(options.model, revision=options.revision)
+    print(find_plan(model, example_inputs(model), options.stages, options.readers))
+
+
 def benchmark(argv: Sequence[str]) -> int:
     """measure what unlearning costs in time and memory, beside plain fine-tuning"""
     from . import benchmark as module
@@ -163,6 +186,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "run": run,
     "methods": methods,
     "hardness": hardness,
+    "surgery": surgery,
     "benchmark": benchmark,
     "env": env,
 }

@@ -152,7 +152,7 @@ class UnlearningTrainer(ResumableTrainer):
             (evidence) is only measured.
         test_dataset: measured instead of that evidence half; then all of `unseen_dataset` is control.
         peft_config: train a new PEFT adapter instead of the weights. Some methods do so by default on language models;
-            False trains the weights.
+            False trains the weights. True, of a method that edits weights once: the edit as an adapter.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
         tasks: of a multi-task model, what must go: names of tasks, or which tasks of which forget samples (a table, or a
@@ -229,6 +229,12 @@ class UnlearningTrainer(ResumableTrainer):
                 "The samples are different every time they are read (augment, or a random transform), and the tokens of a "
                 "language model's samples are counted before the first step; expected fixed texts."
             )
+        if self.method.info.kind == "surgery":
+            _check_surgery(self.method, model, peft_config)
+        elif peft_config is True:
+            raise UnlearningError(f"peft_config is True, and {self.method.info.name} trains; expected a PEFT config.")
+        self._edit_as_adapter = peft_config is True
+        peft_config = None if self._edit_as_adapter else peft_config
         if peft_config is None and (lora := self.method.adapter(self.task)):
             logger.info(
                 f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains all weights."
@@ -290,6 +296,8 @@ class UnlearningTrainer(ResumableTrainer):
             **kwargs,
         )
         self.add_callback(_Flow(self))
+        if self.is_fsdp_enabled and self.method.info.kind == "surgery":
+            raise UnlearningError(f"{self.method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
         if self.is_fsdp_enabled and self.method.info.kind == "gradient":
             _check_sharding(self.method, getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1))
         if self.method.info.kind != "surgery":
@@ -343,16 +351,15 @@ class UnlearningTrainer(ResumableTrainer):
 
     def _edit(self) -> dict[str, Any]:
         """One edit of the unwrapped model, the same on every process."""
-        self.accelerator.unwrap_model(self.model).eval()
-        loaders = [self._edit_loader(name) for name in ("forget", "retain")]
-        return self.method.edit(self.model, *loaders)
-
-    def _edit_loader(self, name: str) -> Iterator | None:
-        if name not in self.sources:
-            return None
-        indices = np.arange(len(self.sources[name]))
-        batches = self.evaluator.batches(name, indices, (0, 1), name)
-        return (to_model(batch, self.model, self.args.device) for _, batch in batches)
+        self.model.eval()
+        shares = [_Share(self, name) for name in ("forget", "retain")]
+        if not self._edit_as_adapter:
+            return self.method.edit(self.model, *shares)
+        config, fill = self.method.edit_as_adapter(self.model, *shares)
+        self.adapter = adapters.attach(self.model, config)
+        self.model = self.adapter.model.eval()
+        fill(self.model, adapters.NAME)
+        return self.method.report
 
     def _make_schedule(self) -> Schedule:
         args = self.args
@@ -691,6 +698,19 @@ class _MicroBatches:
         return self.schedule.micro_batches(0, args.process_index, args.world_size, args.gradient_accumulation_steps)
 
 
+class _Share:
+    """This process's share of a set, in batches, as often as it is iterated."""
+
+    def __init__(self, trainer: UnlearningTrainer, name: str):
+        self.trainer, self.name = trainer, name
+
+    def __iter__(self) -> Iterator[Batch]:
+        trainer, evaluator = self.trainer, self.trainer.evaluator
+        indices = np.arange(len(trainer.sources[self.name]))
+        for _, batch in evaluator.batches(self.name, indices, evaluator.shard, self.name):
+            yield to_model(batch, trainer.model, trainer.args.device)
+
+
 class _Flow(TrainerCallback):
     """Epochs, which the Trainer does not know of: the method's hooks, and what is due at the end of each."""
 
@@ -778,6 +798,22 @@ def _check_task(method: Method, task: str) -> None:
             f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task}; "
             f"list_methods(task={task!r}) names the methods for it."
         )
+
+
+def _check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
+    name = method.info.name
+    if adapters.is_adapted(model):
+        raise UnlearningError(
+            f"{name} edits weights, and the model is a PeftModel, whose adapter it would not see; pass "
+            "model.merge_and_unload()."
+        )
+    if peft_config and peft_config is not True:
+        raise UnlearningError(
+            f"{name} finds out itself which layers it edits and with what rank, and was given a "
+            f"{type(peft_config).__name__}; expected peft_config=True, for its edit as an adapter, or nothing."
+        )
+    if peft_config and method.edit_as_adapter is None:
+        raise UnlearningError(f"{name} changes single weights, which no LoRA adapter can; leave out peft_config.")
 
 
 def _check_gradient_method(

@@ -4,6 +4,8 @@ import difflib
 from fnmatch import fnmatch
 
 from ..errors import UnlearningError
+from ..surgery.damp import Damp, DampConfig
+from ..surgery.ssd import Ssd, SsdConfig
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
 from .gru import Gru, GruConfig
@@ -17,7 +19,7 @@ from .retrain import Retrain, RetrainConfig
 
 METHODS: dict[str, type[Method]] = {
     method.info.name: method
-    for method in (Lotus, Hamu, Multitask, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd)
+    for method in (Lotus, Hamu, Damp, Multitask, Retrain, Finetune, RandomLabel, Ssd, Pcgrad, Gru, Orthograd)
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -84,7 +85,6 @@ class Method:
     own_losses: Any = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
     own_tasks: list[str] | dict[str, str] | None = None
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
-
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 
     def __init__(self, config: MethodConfig | None = None):
@@ -136,8 +136,13 @@ class Method:
         raise NotImplementedError
 
     def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
-        """Edit the weights in place and report what was done."""
+        """Edit the weights in place and report what was done. A loader gives this process's share of the batches, as often
+        as it is iterated."""
         raise NotImplementedError
+
+    # The same edit as a LoRA adapter, of a surgery method that has that: (model, forget_loader, retain_loader) -> its config,
+    # and a function of the model with that adapter and the adapter's name that fills in its weights.
+    edit_as_adapter: Callable[..., tuple[Any, Callable[[nn.Module, str], None]]] | None = None
 
     @property
     def report(self) -> dict[str, Any]:

@@ -1,0 +1,554 @@
+"""DAMP: class unlearning by depth-aware removal of forget-specific directions (2026)."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import UnlearningError
+from ..gradients import project
+from ..methods.base import CLASSIFICATION, Method, MethodConfig, MethodInfo, Paper
+from .checks import check_weights
+from .lora import Factors, load_lora, to_lora
+from .operators import Operator, Plan, Reading, find_plan
+from .probe import probe_accuracy
+from .statistics import Statistics, collect, ready
+
+logger = logging.getLogger(__name__)
+
+EXACT = 1e-10  # what float64 may lose on the way, relative
+PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
+
+
+def centre(retain_means: Tensor, span: str) -> Tensor:
+    """m: 0 for the `linear` span (the paper), mean_c μ_c for the `affine` one (ours)."""
+    return retain_means.mean(dim=0) if span == "affine" else torch.zeros_like(retain_means[0])
+
+
+def residuals(
+    forget_means: Tensor, retain_means: Tensor, span: str = "linear", rcond: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """d_f = (I − UUᵀ)(μ_f − m), a row for each μ_f, and ‖d_f‖ / ‖μ_f − m‖; U: a basis of span{μ_c − m}, σ > rcond·σ₁."""
+    m = centre(retain_means, span)
+    x = forget_means - m
+    d = project(x, principal(retain_means - m, rcond))
+    return d, d.norm(dim=1) / x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def forget_directions(
+    forget_means: Tensor,
+    retain_means: Tensor,
+    span: str = "linear",
+    rcond: float | None = None,
+    tau: float = 0.02,
+) -> Tensor:
+    """Q [d, r]: an orthonormal basis of q_f = d_f / ‖d_f‖, without those of which ‖d_f‖ / ‖μ_f − m‖ < τ.
+
+    By SVD, where the paper has QR, since QR makes a unit column of noise from two residuals that are nearly parallel.
+
+    >>> forget_directions(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]])).abs()
+    tensor([[0.],
+            [1.]])
+    """
+    d, relative = residuals(forget_means, retain_means, span, rcond)
+    d = d[(relative >= tau) & (relative > 0)]
+    return principal(d / d.norm(dim=1, keepdim=True), PARALLEL).T
+
+
+def principal(rows: Tensor, rcond: float | None = None) -> Tensor:
+    """An orthonormal basis [r, d]: the right singular vectors with σ > rcond·σ₁, or above rounding."""
+    if len(rows) == 0:
+        return rows
+    least = max(rcond or 0.0, torch.finfo(rows.dtype).eps * max(rows.shape))
+    _, sigma, basis = torch.linalg.svd(rows, full_matrices=False)
+    return basis[sigma > least * sigma[0]]
+
+
+def remove_directions(weight: Tensor, directions: Tensor, alpha: float) -> Tensor:
+    """W' = W(I − αQQᵀ) on axis 1, the inputs.
+
+    Of a kernel [out, C, k, k], Q [C, r] is removed at every tap and Q [C·k·k, r] from whole patches.
+
+    >>> remove_directions(torch.tensor([[2.0, 3.0]]), torch.tensor([[0.0], [1.0]]), 0.5)
+    tensor([[2.0000, 1.5000]])
+    """
+    w = weight.reshape(len(weight), len(directions), -1)
+    q = directions.to(weight.dtype)
+    return (w - alpha * (q @ (q.T @ w))).view_as(weight)
+
+
+def affine_bias(weight: Tensor, directions: Tensor, alpha: float, m: Tensor) -> Tensor:
+    """b' − b = αWQ(Qᵀm), of a kernel summed over its taps: with it, what is read is changed by −αQQᵀ(z − m)."""
+    w = weight.reshape(len(weight), len(directions), -1).sum(dim=2)
+    return alpha * (w @ directions @ (directions.T @ m))
+
+
+def depth_coefficient(probe_accuracy: float, stage: int, stages: int) -> float:
+    """α_ℓ = min{1, max{0, 2a_ℓ − 1}} · ℓ/L
+
+    >>> depth_coefficient(0.75, stage=5, stages=5)
+    0.5
+    """
+    return min(1.0, max(0.0, 2 * probe_accuracy - 1)) * stage / stages
+
+
+@dataclass
+class DampConfig(MethodConfig):
+    """DAMP. Beyond the paper: the affine span, the balanced probe, and whatever sets α by hand."""
+
+    method = "damp"
+
+    span: Literal["auto", "linear", "affine"] = field(
+        default="auto",
+        metadata={
+            "help": "what retained means span: a linear space (the paper), an affine one, whose edit changes biases too (ours), "
+            "or affine where the edited head still gives the forgotten class (auto)"
+        },
+    )
+    stages: int | list[list[str]] = field(
+        default=5, metadata={"help": "L, or the names of the operators that read the activation of each stage"}
+    )
+    readers: Literal["next", "all_residual"] = field(
+        default="next",
+        metadata={"help": "which operators are edited: those right behind a stage, or all up to the next one"},
+    )
+    conv: Literal["channel", "unfold"] = field(
+        default="channel",
+        metadata={"help": "what is edited of convolutions: channels, the same at each tap, or whole patches"},
+    )
+    pooling: Literal["auto", "head"] = field(
+        default="auto",
+        metadata={"help": "tokens of the inner stages: their mean, or those that the head reads (head)"},
+    )
+    probe: Literal["ridge", "logistic"] = field(default="ridge", metadata={"help": "how the probe is fitted"})
+    balanced: bool = field(
+        default=True,
+        metadata={"help": "balanced accuracy of the probe (ours), or the raw one, high when few samples must go"},
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={"help": "α of every stage, without a probe (ours); null: by depth and probe (the paper)"},
+    )
+    force_head_alpha: float | None = field(default=None, metadata={"help": "α of the head alone (ours)"})
+    tau: float = field(
+        default=0.02, metadata={"help": "directions are dropped where ‖d_f‖/‖μ_f‖ is less: noise, not the class"}
+    )
+    rcond: float = field(
+        default=1e-3, metadata={"help": "singular values of the retained means below this share are noise"}
+    )
+    probe_samples: int = field(default=4000, metadata={"help": "samples of the probe, both sides together"})
+
+    def __post_init__(self):
+        self.check("span", self.span in ("auto", "linear", "affine"), "auto, linear or affine")
+        by_hand = isinstance(self.stages, list) and all(isinstance(s, list) and s for s in self.stages)
+        ok = self.stages >= 1 if isinstance(self.stages, int) else by_hand and len(self.stages) > 0
+        self.check("stages", ok, "a number of at least 1, or a list with a list of names for each stage")
+        self.check("readers", self.readers in ("next", "all_residual"), "next or all_residual")
+        self.check("conv", self.conv in ("channel", "unfold"), "channel or unfold")
+        self.check("pooling", self.pooling in ("auto", "head"), "auto or head")
+        self.check("probe", self.probe in ("ridge", "logistic"), "ridge or logistic")
+        for name in ("alpha", "force_head_alpha"):
+            value = getattr(self, name)
+            self.check(name, value is None or 0 <= value <= 1, "a share in [0, 1], or null")
+        self.check("tau", 0 <= self.tau < 1, "a share in [0, 1)")
+        self.check("rcond", 0 <= self.rcond < 1, "a share in [0, 1)")
+        self.check("probe_samples", self.probe_samples >= 20, "at least 20")
+
+    @classmethod
+    def paper(cls) -> "DampConfig":
+        """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy."""
+        return cls(span="linear", balanced=False)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is taken out of one activation: z ↦ z − αQQᵀ(z − m)."""
+
+    reading: Reading
+    span: str
+    alpha: float
+    directions: Tensor  # Q
+    m: Tensor
+    relative: dict[int, float]  # ‖d_f‖ / ‖μ_f − m‖ of every forget class
+
+
+class Edit:
+    """One operator's W, b and W', b' in float64 on the CPU, as [out, in, ...]; `shift` is b' − b."""
+
+    def __init__(self, operator: Operator, removal: Removal):
+        self.operator, self.removal = operator, removal
+        self.weight = _out_by_in(operator.module.weight, operator.module).detach().cpu().double()
+        about = self.weight, removal.directions, removal.alpha
+        self.new_weight, self.shift = remove_directions(*about), affine_bias(*about, removal.m)
+
+    def logits(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a head, for the rows of z, before and after."""
+        bias = self.operator.module.bias
+        bias = torch.zeros_like(self.shift) if bias is None else bias.detach().cpu().double()
+        old, new = (w.reshape(len(w), z.shape[1], -1).sum(dim=2) for w in (self.weight, self.new_weight))
+        return z @ old.T + bias, z @ new.T + bias + self.shift
+
+    def verify(self, retain_means: Tensor, rcond: float) -> dict[str, float]:
+        """What must hold of every edit, as relative deviations; refuses an edit of which it does not hold.
+
+        M are the retained means less m. Where rcond leaves small directions out of their span, it bounds the deviation.
+        """
+        q, alpha, x = self.removal.directions, self.removal.alpha, retain_means - self.removal.m
+        old, new = (
+            w.reshape(len(w), len(q), -1).transpose(1, 2).flatten(0, 1) for w in (self.weight, self.new_weight)
+        )
+        wq, size, length = old @ q, old.norm(), x.norm()
+        found = {  # what is found, and the most that it may be
+            "QᵀQ = I": ((q.T @ q - torch.eye(q.shape[1])).abs().max(), EXACT),
+            "QᵀM = 0": (torch.linalg.matrix_norm(x @ q, 2), (rcond + EXACT) * length),
+            "W'M = WM": (((new - old) @ x.T).norm(), (rcond * wq.norm() + EXACT * size) * length * len(x) ** 0.5),
+            "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size),
+        }
+        for rule, (value, most) in found.items():
+            if not value <= most:
+                raise UnlearningError(
+                    f"The edit of {self.operator.name} breaks {rule} by {value:.1e}, where {most:.1e} is allowed, and nothing "
+                    "was changed; check its weights and the data for huge values."
+                )
+        units = (1, length, size * length, size)
+        return {r: float(v / max(u, 1e-300)) for (r, (v, _)), u in zip(found.items(), units, strict=True)}
+
+    def changes(self) -> list[tuple[Tensor, Tensor]]:
+        """(tensor of the model, its new values). A convolution without bias leaves that to the BatchNorm behind it."""
+        module, norm = self.operator.module, self.operator.norm
+        changes = [(module.weight, _out_by_in(self.new_weight, module))]
+        if self.removal.span == "linear":
+            return changes
+        if module.bias is not None:
+            return [*changes, (module.bias, module.bias.detach().cpu().double() + self.shift)]
+        gamma, beta, variance = (t.detach().cpu().double() for t in (norm.weight, norm.bias, norm.running_var))
+        return [*changes, (norm.bias, beta + gamma * self.shift / (variance + norm.eps).sqrt())]
+
+    def lora(self) -> dict[str, Tensor]:
+        """W' − W = BA: A = Qᵀ and B = −αWQ; of a kernel edited by channels, A has one tap of one direction in each row."""
+        w, q = self.weight.reshape(len(self.weight), len(self.removal.directions), -1), self.removal.directions
+        taps, shape = w.shape[2], self.weight.shape
+        a = torch.einsum("cr,tu->rtcu", q, torch.eye(taps, dtype=q.dtype)).reshape(-1, *shape[1:])
+        b = -self.removal.alpha * torch.einsum("oct,cr->ort", w, q).reshape(len(w), -1, *[1] * (len(shape) - 2))
+        return {"A": a, "B": b, "bias": self.shift}
+
+
+def _out_by_in(weight: Tensor, module: nn.Module) -> Tensor:
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def damp_edit(
+    model: nn.Module,
+    forget_loader: Iterable[Mapping],
+    retain_loader: Iterable[Mapping],
+    *,
+    config: DampConfig | None = None,
+    stages: int | list[list[str]] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Edit a classifier in place so that it forgets the classes of `forget_loader`; the report of what was done.
+
+    One pass over both loaders, nothing is trained. Everything is computed before anything is changed: the statistics of a
+    stage are those that an edit from deep to shallow would find, as only deeper stages are edited by then.
+
+    Args:
+        forget_loader: batches of samples of the classes to forget, mappings with the model's inputs and `labels`; training
+            samples, not augmented. Of several processes each gives its share. A `DataLoader` does, if that is all there is.
+        retain_loader: the same of all other classes, a hundred samples of each being plenty.
+        stages: instead of the config's.
+    """
+    report, edits = _edits(model, forget_loader, retain_loader, config or DampConfig(), stages, seed)
+    with torch.no_grad():
+        for tensor, values in [change for edit in edits for change in edit.changes()]:
+            tensor.copy_(values)  # cast once
+    return report
+
+
+def damp_lora(
+    model: nn.Module,
+    forget_loader: Iterable[Mapping],
+    retain_loader: Iterable[Mapping],
+    *,
+    config: DampConfig | None = None,
+    stages: int | list[list[str]] | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, Any], LoraConfig, Factors]:
+    """The edit of `damp_edit` as a LoRA adapter, which leaves the model as it is: the report, and what `get_peft_model` and
+    `load_lora` take."""
+    report, edits = _edits(model, forget_loader, retain_loader, config or DampConfig(), stages, seed, as_adapter=True)
+    factors = {edit.operator.name: edit.lora() for edit in edits}
+    return report, to_lora(factors), factors
+
+
+def _edits(
+    model: nn.Module,
+    forget_loader: Iterable[Mapping],
+    retain_loader: Iterable[Mapping],
+    config: DampConfig,
+    stages: int | list[list[str]] | None,
+    seed: int,
+    as_adapter: bool = False,
+) -> tuple[dict[str, Any], list[Edit]]:
+    """The report, and the edits that are to be made."""
+    check_weights(model, "damp")
+    plan = find_plan(model, _example(retain_loader, model), stages or config.stages, config.readers)
+    if config.conv == "unfold":  # patches are of one operator
+        split = [dataclasses.replace(r, operators=[o]) for r in plan.readings for o in r.operators]
+        plan = dataclasses.replace(plan, readings=split)
+    _check_operators(model, plan, as_adapter)
+    about = {"conv": config.conv, "pooling": config.pooling, "seed": seed}
+    about["samples"] = config.probe_samples // 2 if config.alpha is None else 0
+    forget, retain = (collect(model, plan, loader, **about) for loader in (forget_loader, retain_loader))
+    _check_classes(forget, retain, config)
+
+    accuracies = _probe(forget, retain, config)
+    alphas = [_alpha(*pair, plan.stages, config) for pair in zip(plan.readings, accuracies, strict=True)]
+    removals, head, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
+    edits = [[Edit(o, r) for o in r.reading.operators] if r.alpha and r.directions.numel() else [] for r in removals]
+    rows = [
+        _row(removal, accuracy, config.tau, [edit.verify(means, config.rcond) for edit in of_reading])
+        for removal, accuracy, of_reading, means in zip(removals, accuracies, edits, retain.means, strict=True)
+    ]
+    notes = [*plan.notes, *notes, *_explain(rows, head, config.tau)]
+    for note in notes:
+        logger.warning(note)
+    report = {
+        "stages": plan.stages,
+        "forget_classes": {str(c): n for c, n in forget.counts.items()},
+        "retain_classes": {str(c): n for c, n in retain.counts.items()},
+        "readings": rows,
+        "head": head,
+        "notes": notes,
+    }
+    return report, [edit for of_reading in edits for edit in of_reading]
+
+
+def _probe(forget: Statistics, retain: Statistics, config: DampConfig) -> list[float | None]:
+    """a_ℓ of every reading; None where α is given."""
+    if config.alpha is not None:
+        return [None] * len(forget.means)
+    n_f, n_r = (sum(side.counts.values()) for side in (forget, retain))
+    share = 0.5 if config.balanced else n_f / (n_f + n_r)
+    pairs = zip(forget.samples, retain.samples, strict=True)
+    return [probe_accuracy(*pair, share, config.probe) for pair in pairs]
+
+
+def _alpha(reading: Reading, accuracy: float | None, stages: int, config: DampConfig) -> float:
+    if reading.is_head and config.force_head_alpha is not None:
+        return config.force_head_alpha
+    return depth_coefficient(accuracy, reading.stage, stages) if config.alpha is None else config.alpha
+
+
+def _removals(
+    plan: Plan, alphas: list[float], forget: Statistics, retain: Statistics, config: DampConfig, as_adapter: bool
+) -> tuple[list[Removal], dict, list[str]]:
+    """The removals, what they make of the head, and notes. Affine ones only where biases can be changed."""
+    holds = [all(_holds_bias(o, as_adapter) for o in reading.operators) for reading in plan.readings]
+    if as_adapter:  # PEFT has biases in all layers of an adapter or in none, and merges them into biases only
+        holds = [all(holds)] * len(holds)
+    without = [reading.operators[0].name for reading, held in zip(plan.readings, holds, strict=True) if not held]
+    if config.span == "affine" and without:
+        raise UnlearningError(
+            f"The affine span changes biases, and there is none behind {without[0]}; expected span='linear', or 'auto', which "
+            "leaves such operators to the linear span."
+        )
+
+    def remove(span: str) -> tuple[list[Removal], dict]:
+        found = []
+        each = zip(plan.readings, alphas, forget.means, retain.means, holds, strict=True)
+        for reading, alpha, mu, means, held in each:
+            span_here = span if held else "linear"
+            q = forget_directions(mu, means, span_here, config.rcond, config.tau)
+            relative = residuals(mu, means, span_here, config.rcond)[1].tolist()
+            relative = dict(zip(forget.counts, relative, strict=True))
+            found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative))
+        return found, _head(found, forget)
+
+    removals, head = remove("affine" if config.span == "affine" else "linear")
+    left = _still_given(head)
+    if config.span != "auto" or not left or not any(holds):
+        return removals, head, []
+    notes = [
+        f"Without their directions outside the linear span (the paper's), the head still gives {_classes(left)}, so the affine "
+        "span was used (ours)."
+    ]
+    if without:
+        notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
+    return *remove("affine"), notes
+
+
+def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
+    norm = None if as_adapter else operator.norm
+    return operator.module.bias is not None or (norm is not None and norm.track_running_stats)
+
+
+def _head(removals: list[Removal], forget: Statistics) -> dict[str, dict[str, dict[str, Any]]]:
+    """What every operator of the head makes of the mean of each forgotten class, before and after its edit."""
+    found = {}
+    for removal, means in zip(removals, forget.means, strict=True):
+        for operator in removal.reading.operators if removal.reading.is_head else []:
+            logits = Edit(operator, removal).logits(means)
+            found[operator.name] = {
+                str(c): {"before": before.tolist(), "after": after.tolist(), "still_given": int(after.argmax()) == c}
+                for c, before, after in zip(forget.counts, *logits, strict=True)
+            }
+    return found
+
+
+def _still_given(head: dict[str, dict[str, dict[str, Any]]]) -> list[int]:
+    """The head test: the forgotten classes that the edited head gives for their own means."""
+    return sorted({int(c) for classes in head.values() for c, about in classes.items() if about["still_given"]})
+
+
+def _row(removal: Removal, accuracy: float | None, tau: float, deviations: list[dict[str, float]]) -> dict[str, Any]:
+    return {
+        "stage": removal.reading.stage,
+        "operators": [operator.name for operator in removal.reading.operators],
+        "is_head": removal.reading.is_head,
+        "span": removal.span,
+        "probe_accuracy": accuracy,
+        "alpha": removal.alpha,
+        "rank": removal.directions.shape[1],
+        "relative_residual": {str(c): share for c, share in removal.relative.items()},
+        "dropped": [c for c, share in removal.relative.items() if share < tau],
+        "deviations": {rule: max(of[rule] for of in deviations) for rule in (deviations[0] if deviations else ())},
+    }
+
+
+def _explain(rows: list[dict[str, Any]], head: dict, tau: float) -> list[str]:
+    notes = [
+        f"Stage {row['stage']} ({row['operators'][0]}): nothing was removed for {_classes(row['dropped'])}, whose mean lies "
+        f"within {tau:g} of its length in the {row['span']} span of the retained means."
+        for row in rows
+        if row["dropped"]
+    ]
+    if not any(row["alpha"] and row["rank"] for row in rows):
+        notes.append("No weight was changed: no direction tells the forgotten classes from the retained ones.")
+    if left := _still_given(head):
+        notes.append(
+            f"For the mean of its samples the edited head still gives {_classes(left)}: not forgotten; force_head_alpha=1 "
+            "removes as much as can be removed there."
+        )
+    return notes
+
+
+def _classes(classes: list[int]) -> str:
+    return f"class{'es' * (len(classes) > 1)} {', '.join(map(str, classes))}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What cannot be edited
+
+
+def _example(loader: Iterable[Mapping] | None, model: nn.Module) -> dict[str, Tensor]:
+    """Inputs of two samples, on which the plan is found."""
+    batch = next(iter(loader), None) if loader is not None else None
+    if batch is None:
+        raise UnlearningError(
+            "There are no retained samples; DAMP keeps what the means of the retained classes span: pass samples of them."
+        )
+    return {name: values[:2] for name, values in ready(batch, model).inputs.items()}
+
+
+def _check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for operator in (operator for reading in plan.readings for operator in reading.operators):
+        module, owning = operator.module, owners.get(id(operator.module.weight), [])
+        if len(owning) != 1:
+            why = f"is shared by {' and '.join(owning)}" if owning else "is computed from others (a parametrization)"
+            raise UnlearningError(
+                f"The weight of {operator.name} {why}, so editing it would change more than what reads the stage; give each "
+                "module a weight of its own."
+            )
+        is_plain = not isinstance(module, nn.Conv2d) or (module.dilation == (1, 1) and module.padding_mode == "zeros")
+        if as_adapter and not is_plain:
+            raise UnlearningError(
+                f"{operator.name} has dilation {module.dilation} and padding mode {module.padding_mode!r}, which PEFT leaves out "
+                "of its layers; edit the weights themselves."
+            )
+
+
+def _check_classes(forget: Statistics, retain: Statistics, config: DampConfig) -> None:
+    for side, statistics in (("forget", forget), ("retained", retain)):
+        if not statistics.counts:
+            raise UnlearningError(f"There are no {side} samples; DAMP needs samples of the classes on both sides.")
+    if both := sorted(forget.counts.keys() & retain.counts.keys()):
+        raise UnlearningError(
+            f"There are forget and retained samples of {_classes(both)}, and DAMP forgets whole classes; move all samples of a "
+            "class to one side, or choose a method for single samples."
+        )
+    if config.alpha is None and (few := min(sum(forget.counts.values()), sum(retain.counts.values()))) < 2:
+        raise UnlearningError(
+            f"There is {few} sample on one side, and the probe trains on some and is judged on others; pass 2 or more, or set "
+            "alpha."
+        )
+
+
+class Damp(Method):
+    """For each activation z that enters stage ℓ + 1 of L, with μ_c its mean over class c:
+
+        d_f = μ_f − RR⁺μ_f,   R = [μ_c of the retained classes],   Q = orth{d_f / ‖d_f‖}
+        α_ℓ = min{1, max{0, 2a_ℓ − 1}} · ℓ/L,   a_ℓ: accuracy of a linear probe, forget against retain
+        W ← W(I − α_ℓQQᵀ)   for the operators W that read z
+
+    Means of retained classes are mapped as before. Where the head still gives the forgotten class, the affine span is used
+    (ours): R and μ_f are taken from the mean of R's columns, and biases make up for it.
+    """
+
+    info = MethodInfo(
+        name="damp",
+        kind="surgery",
+        summary="takes the directions that only the forgotten classes have out of the weights, in one shot",
+        needs=("forget", "retain"),
+        applies_to=CLASSIFICATION,
+        cost=0.3,
+        paper=Paper(
+            title="Class Unlearning via Depth-Aware Removal of Forget-Specific Directions",
+            arxiv="2604.15166",
+            bibtex="@article{hatami2026class,\n  title={Class Unlearning via Depth-Aware Removal of Forget-Specific "
+            "Directions},\n  author={Hatami, Arman and Aalishah, Romina and Monosov, Ilya E.},\n  "
+            "journal={arXiv preprint arXiv:2604.15166},\n  year={2026}\n}",
+        ),
+    )
+    config_class = DampConfig
+    config: DampConfig
+
+    def __init__(self, config: DampConfig | None = None):
+        super().__init__(config)
+        self._report: dict[str, Any] = {}
+
+    def prepare(self, context) -> None:
+        if not context.is_class_request:
+            raise UnlearningError(
+                "damp forgets whole classes, and the request is for single samples; pass all samples of the classes to forget and "
+                "none of them as retained, or choose a method for single samples."
+            )
+        self.context = context
+
+    def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
+        return self._done(damp_edit(model, forget_loader, retain_loader, config=self.config, seed=self.context.seed))
+
+    def edit_as_adapter(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> tuple[LoraConfig, Callable]:
+        about = {"config": self.config, "seed": self.context.seed}
+        report, config, factors = damp_lora(model, forget_loader, retain_loader, **about)
+        self._done(report)
+        return config, functools.partial(load_lora, factors=factors)
+
+    def _done(self, report: dict[str, Any]) -> dict[str, Any]:
+        self._report = report
+        self.notes += report["notes"]
+        return report
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self._report

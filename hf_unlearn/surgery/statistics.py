@@ -1,0 +1,204 @@
+"""Class means of the activations that operators read, and a few single samples of them, in one pass over the data."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from .. import randomness
+from ..batches import Batch
+from ..errors import UnlearningError
+from ..evaluation import evaluating, to_model
+from .checks import check_labels
+from .operators import Plan
+
+
+@dataclass
+class Statistics:
+    """Of the samples of one loader, those of all processes together.
+
+    Attributes:
+        counts: how many there are of each class.
+        means: for every reading μ_c, one row for each class in `counts`, in float64 on the CPU.
+        samples: for every reading the activations of the same few samples, in random order.
+    """
+
+    counts: dict[int, int]
+    means: list[Tensor]
+    samples: list[Tensor]
+
+
+@torch.no_grad()
+def collect(
+    model: nn.Module,
+    plan: Plan,
+    loader: Iterable[Mapping],
+    *,
+    conv: str = "channel",
+    pooling: str = "auto",
+    samples: int = 2000,
+    seed: int = 0,
+) -> Statistics:
+    """The statistics of what the operators of each reading read, pooled to one vector a sample, in eval mode.
+
+    They do not depend on how samples are shared out over batches and processes; rows of weight 0 do not count.
+
+    Args:
+        loader: this process's share of the data: mappings with the model's inputs and `labels`.
+        conv: of a convolution's input, `channel` takes the mean over places and `unfold` the mean patch.
+        pooling: `auto` takes the mean over tokens, and of the last stage the tokens that the head reads; `head` takes those
+            in every stage. Where the head reads the last token, every stage is read there.
+        samples: at most so many single samples are kept, those with the lowest random number.
+    """
+    process = PartialState()
+    totals: list[Tensor] = []  # class sums of every reading, and behind them the counts
+    waiting: list[tuple[Tensor, list[Tensor]]] = []  # random numbers of samples, and their rows of every reading
+    limit, seen = 1.0, 0
+    with evaluating(model), _Activations(plan, conv, pooling) as activations:
+        for batch in loader:
+            batch = activations.batch = ready(batch, model)
+            logits = model(**batch.inputs).logits
+            valid = batch.get("weight", torch.ones_like(batch.labels)) > 0
+            labels, z = batch.labels[valid].cpu(), [x[valid].cpu() for x in activations.take(logits)]
+            check_labels(labels, logits.shape[-1])
+            if not totals:
+                totals = [torch.zeros(logits.shape[-1], x.shape[1], dtype=torch.float64) for x in z]
+                totals += [torch.zeros(logits.shape[-1], dtype=torch.long)]
+            for total, x in zip(totals, [*z, torch.ones_like(labels)], strict=True):
+                total.index_add_(0, labels, x.to(total.dtype))
+
+            numbers = torch.arange(seen, seen + len(valid)) * process.num_processes + process.process_index
+            index = batch.get("sample_index", numbers).cpu()[valid.cpu()]
+            keys = randomness.uniform(seed, torch.zeros_like(index), index, 1)[:, 0]
+            waiting.append((keys[keys < limit], [x[keys < limit] for x in z]))
+            seen += len(valid)
+            if sum(len(keys) for keys, _ in waiting) > 2 * samples:
+                waiting = [_lowest(waiting, samples)]
+                limit = waiting[0][0][-1].item() if samples else 0.0
+    everyone = gather_object([(totals, _lowest(waiting, samples))] if totals else [])
+    if not everyone:
+        return Statistics({}, [], [])
+    *sums, counts = (sum(parts) for parts in zip(*(totals for totals, _ in everyone), strict=True))
+    for reading, total in zip(plan.readings, sums, strict=True):
+        if not total.isfinite().all():
+            raise UnlearningError(
+                f"What {reading.operators[0].name} reads is NaN or infinite for a sample of class "
+                f"{(~total.isfinite()).any(dim=1).int().argmax()}; check the data, or run the model in float32."
+            )
+    present = counts.nonzero()[:, 0]
+    return Statistics(
+        dict(zip(present.tolist(), counts[present].tolist(), strict=True)),
+        [total[present] / counts[present, None] for total in sums],
+        _lowest([part for _, part in everyone], samples)[1],
+    )
+
+
+def ready(batch: Mapping, model: nn.Module) -> Batch:
+    """A batch of anybody's loader, where the model is."""
+    if "labels" not in batch:
+        raise UnlearningError(f"A batch has the columns {', '.join(batch)}; expected `labels` among them.")
+    return to_model(Batch(batch), model, next(model.parameters()).device)
+
+
+def _lowest(parts: list[tuple[Tensor, list[Tensor]]], n: int) -> tuple[Tensor, list[Tensor]]:
+    """The keys and rows with the `n` lowest keys, in the order of the keys."""
+    keys = torch.cat([keys for keys, _ in parts])
+    order = keys.argsort()[:n]
+    return keys[order], [torch.cat(rows)[order] for rows in zip(*(rows for _, rows in parts), strict=True)]
+
+
+class _Activations:
+    """Hooks that pool what every reading's operators read in a forward pass."""
+
+    def __init__(self, plan: Plan, conv: str, pooling: str):
+        self.plan, self.conv, self.pooling = plan, conv, pooling
+        self.batch: Batch  # of the coming forward pass
+        self.read: dict[int, Tensor] = {}
+        self.scores: Tensor  # what the head gives, for each token
+
+    def __enter__(self) -> "_Activations":
+        self.handles = []
+        for i, reading in enumerate(self.plan.readings):
+            module = reading.operators[0].module
+            self.handles.append(module.register_forward_pre_hook(self._hook(i), with_kwargs=True))
+            if reading.is_head and self.plan.tokens == "last":
+                self.handles.append(module.register_forward_hook(self._keep_scores))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, i: int):
+        reading = self.plan.readings[i]
+        module = reading.operators[0].module
+        at_head = reading.stage == self.plan.stages or self.pooling == "head"
+        tokens = self.plan.tokens if at_head else "all"
+
+        def before(_, args: tuple, kwargs: dict) -> None:
+            z = (*args, *kwargs.values())[0]
+            if isinstance(module, nn.Conv2d):
+                z = mean_patch(z, module) if self.conv == "unfold" else z.mean((2, 3), dtype=_wide(z))
+            elif self.plan.tokens == "last":  # which is known when the scores are
+                z = z.reshape(len(self.batch.labels), -1, z.shape[-1])
+            else:
+                z = pool_tokens(z, len(self.batch.labels), tokens, self.batch.get("attention_mask"))
+            self.read[i] = z
+
+        return before
+
+    def _keep_scores(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self.scores = output
+
+    def take(self, logits: Tensor) -> list[Tensor]:
+        """One row a sample, of every reading; the token at which the head's scores are the logits, if it reads one."""
+        z = [self.read.pop(i) for i in range(len(self.plan.readings))]
+        if self.plan.tokens != "last":
+            return z
+        scores = self.scores.reshape(len(logits), -1, logits.shape[-1]).nan_to_num()  # NaN is told of later
+        is_read = (scores == logits[:, None].nan_to_num()).all(dim=-1)
+        if not is_read.any(dim=1).all():
+            raise UnlearningError(
+                "The logits are at no token what the head gives there, so it cannot be told which token is read; expected a "
+                "classifier that reads one token."
+            )
+        token = is_read.int().argmax(dim=1)
+        rows = torch.arange(len(token), device=token.device)
+        return [x if x.ndim == 2 else x[rows, token].to(_wide(x)) for x in z]
+
+
+def pool_tokens(z: Tensor, batch_size: int, tokens: str | None, mask: Tensor | None) -> Tensor:
+    """[B, d] from what a linear layer reads: [B, d], [B, T, d], [B, H, W, d] or [B·windows, T, d].
+
+    `first` takes the first token, anything else the mean over tokens, without those that `mask` [B, T] leaves out.
+    """
+    z = z.reshape(batch_size, -1, z.shape[-1])
+    if tokens == "first" or z.shape[1] == 1:
+        return z[:, 0].to(_wide(z), copy=True)  # the model may go on to write into z
+    if mask is None or mask.shape != z.shape[:2]:
+        return z.mean(1, dtype=_wide(z))
+    shown = mask[..., None] > 0  # what stands at padding may be NaN
+    return torch.where(shown, z, 0).sum(1, dtype=_wide(z)) / shown.sum(1)
+
+
+def mean_patch(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The mean of the patches that a convolution reads, [B, C·k·k] in the order of its flattened weight.
+
+    The mean over places of what the convolution gives is its weight times this vector, padding included.
+    """
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    z = F.pad(z, conv._reversed_padding_repeated_twice, mode)
+    sizes = zip(z.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    height, width = ((size - d * (k - 1) - 1) // stride * stride + 1 for size, k, stride, d in sizes)
+    starts = [[d * i for i in range(k)] for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    rows = [z[:, :, i : i + height : conv.stride[0]].mean(2, dtype=_wide(z)) for i in starts[0]]
+    taps = [row[:, :, j : j + width : conv.stride[1]].mean(2) for row in rows for j in starts[1]]
+    return torch.stack(taps, dim=2).flatten(1)
+
+
+def _wide(z: Tensor) -> torch.dtype:
+    return torch.promote_types(z.dtype, torch.float32)
