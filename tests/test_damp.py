@@ -25,6 +25,7 @@ from hf_unlearn.surgery.damp import (
     damp_lora,
     depth_coefficient,
     forget_directions,
+    overshoot,
     remove_directions,
     residuals,
 )
@@ -514,7 +515,7 @@ def test_once_is_what_one_stage_after_the_other_from_deep_to_shallow_gives():
 
 def test_the_coefficient_of_a_stage_comes_from_its_depth_and_its_probe():
     forget, retain = sides(n=40)
-    report = damp_edit(Net().double(), forget, retain, stages=STAGES)
+    report = damp_edit(Net().double(), forget, retain, config=DampConfig(overshoot=False), stages=STAGES)
     for row, depth in zip(report["readings"], (0.5, 1), strict=True):
         assert row["alpha"] == depth_coefficient(row["probe_accuracy"], row["stage"], 2)
         assert row["alpha"] == pytest.approx(depth * min(1, max(0, 2 * row["probe_accuracy"] - 1)))
@@ -522,6 +523,17 @@ def test_the_coefficient_of_a_stage_comes_from_its_depth_and_its_probe():
     forced = damp_edit(Net().double(), forget, retain, config=DampConfig(force_head_alpha=1.0), stages=STAGES)
     assert forced["readings"][0]["alpha"] == report["readings"][0]["alpha"]
     assert forced["readings"][1]["alpha"] == 1.0
+
+
+def test_the_head_may_overshoot():
+    """α is raised until no forgotten class has more than the average logit of the retained ones, and those keep theirs."""
+    logits, removed = torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]])
+    assert overshoot(logits, removed, [0], [1, 2]) == 1.5
+    assert overshoot(logits, -removed, [0], [1, 2]) == 0  # no α would
+    two = torch.tensor(
+        [[3.0, 0.0, 1.0, 1.0], [9.0, 5.0, 1.0, 1.0]]
+    )  # classes 0 and 1, whose other logits do not count
+    assert overshoot(two, torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0]]), [0, 1], [2, 3]) == 2.0
 
 
 @pytest.mark.parametrize("conv_bias", [True, False])
@@ -844,7 +856,7 @@ def test_bad_settings(name, value):
 
 
 def test_the_paper_is_linear_with_a_raw_probe():
-    assert DampConfig.paper() == DampConfig(span="linear", balanced=False)
+    assert DampConfig.paper() == DampConfig(span="linear", balanced=False, overshoot=False)
 
 
 def test_the_method_edits_and_reports():

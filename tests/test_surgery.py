@@ -104,11 +104,7 @@ def test_as_a_function(tmp_path: Path, method: str):
     data = a_class()
     result = unlearn(knowing(), **data, method=METHODS[method], args=arguments(tmp_path, per_device_eval_batch_size=7))
     model = knowing()
-    loaders = [
-        DataLoader(data[name].map(lambda row: {"labels": row["label"]}, remove_columns="label"), 32)
-        for name in ("forget", "retain")
-    ]
-    report = EDITS[method](model, *loaders, config=METHODS[method])
+    report = EDITS[method](model, *loaders(data), config=METHODS[method])
     for name, tensor in model.state_dict().items():
         assert torch.allclose(tensor, result.model.state_dict()[name], rtol=1e-5, atol=1e-6), name
     assert json.loads(json.dumps(report)) == report
@@ -122,6 +118,37 @@ def test_damp_changes_what_it_says(tmp_path: Path):
     trainer.train()
     read = {f"{name}.weight" for row in trainer.method.report["readings"] for name in row["operators"]}
     assert changed(model, before) == read  # no bias, no norm
+
+
+def loaders(data: dict[str, datasets.Dataset]) -> list[DataLoader]:
+    """Plain loaders of the samples to forget and of the retained ones."""
+    parts = [
+        data[name].map(lambda row: {"labels": row["label"]}, remove_columns="label") for name in ("forget", "retain")
+    ]
+    return [DataLoader(part, 32) for part in parts]
+
+
+def test_the_head_overshoots():
+    """Where even α = 1 leaves the class in front, its coefficient is raised, and retained classes do not notice."""
+    reports, forgotten = {}, {}
+    for bias in (0.0, 3.0, 1000.0):
+        for overshoot in (False, True):
+            model = knowing()
+            with torch.no_grad():
+                model.classifier.bias[0] += bias  # no direction holds this
+            config = DampConfig(span="affine", overshoot=overshoot)
+            reports[bias, overshoot] = damp_edit(model, *loaders(a_class()), config=config)
+            forgotten[bias, overshoot] = accuracy(model, [0])
+            if bias < 1000 and overshoot:
+                assert accuracy(model, OTHERS) > 0.95
+    alphas = {key: report["readings"][-1]["alpha"] for key, report in reports.items()}
+    assert alphas[3.0, False] <= 1 < alphas[3.0, True]
+    assert forgotten[3.0, False] > 0.9 and forgotten[3.0, True] == 0
+    after = reports[3.0, True]["head"]["classifier"]["0"]["after"]
+    assert after[0] == pytest.approx(sum(after[1:]) / 3)
+    assert any("coefficient of the head is" in note for note in reports[3.0, True]["notes"])
+    assert alphas[1000.0, True] <= 1  # more than the highest would be needed
+    assert any("not forgotten" in note for note in reports[1000.0, True]["notes"])
 
 
 @pytest.mark.parametrize("method", METHODS)

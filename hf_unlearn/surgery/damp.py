@@ -24,6 +24,9 @@ from .statistics import Statistics, collect, ready
 logger = logging.getLogger(__name__)
 
 EXACT = 1e-10  # what float64 may lose on the way, relative
+HIGHEST = (
+    5.0  # of α in the head: there, what varies along a direction within the retained classes is four times as large
+)
 PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
 
 
@@ -99,6 +102,19 @@ def depth_coefficient(probe_accuracy: float, stage: int, stages: int) -> float:
     return min(1.0, max(0.0, 2 * probe_accuracy - 1)) * stage / stages
 
 
+def overshoot(logits: Tensor, removed: Tensor, forgotten: list[int], retained: list[int]) -> float:
+    """The least α at which every forgotten class's logit, for its own mean, is the average of the retained classes' (ours).
+
+    Logits are ℓ(α) = ℓ − αv: here ℓ and v, one row for each forgotten class. 0 if no α does that.
+
+    >>> overshoot(torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]]), [0], [1, 2])
+    1.5
+    """
+    own = torch.arange(len(forgotten)), torch.tensor(forgotten)
+    lead, lost = (rows[own] - rows[:, retained].mean(dim=1) for rows in (logits, removed))
+    return 0.0 if (lost <= 0).any() else (lead / lost).max().item()
+
+
 @dataclass
 class DampConfig(MethodConfig):
     """DAMP. Beyond the paper: the affine span, the balanced probe, and whatever sets α by hand."""
@@ -136,7 +152,16 @@ class DampConfig(MethodConfig):
         default=None,
         metadata={"help": "α of every stage, without a probe (ours); null: by depth and probe (the paper)"},
     )
-    force_head_alpha: float | None = field(default=None, metadata={"help": "α of the head alone (ours)"})
+    force_head_alpha: float | None = field(
+        default=None, metadata={"help": "α of the head alone, such as 1, whatever its probe says (ours)"}
+    )
+    overshoot: bool = field(
+        default=True,
+        metadata={
+            "help": "let α of the head be above 1 where a forgotten class would still score higher, for the mean of its samples, "
+            "than retained classes do on average (ours); retained means are mapped as before for any α"
+        },
+    )
     tau: float = field(
         default=0.02, metadata={"help": "directions are dropped where ‖d_f‖/‖μ_f‖ is less: noise, not the class"}
     )
@@ -154,9 +179,11 @@ class DampConfig(MethodConfig):
         self.check("conv", self.conv in ("channel", "unfold"), "channel or unfold")
         self.check("pooling", self.pooling in ("auto", "head"), "auto or head")
         self.check("probe", self.probe in ("ridge", "logistic"), "ridge or logistic")
-        for name in ("alpha", "force_head_alpha"):
-            value = getattr(self, name)
-            self.check(name, value is None or 0 <= value <= 1, "a share in [0, 1], or null")
+        self.check("alpha", self.alpha is None or 0 <= self.alpha <= 1, "a share in [0, 1], or null")
+        forced = self.force_head_alpha
+        self.check(
+            "force_head_alpha", forced is None or 0 <= forced <= HIGHEST, f"a number in [0, {HIGHEST}], or null"
+        )
         self.check("tau", 0 <= self.tau < 1, "a share in [0, 1)")
         self.check("rcond", 0 <= self.rcond < 1, "a share in [0, 1)")
         self.check("probe_samples", self.probe_samples >= 20, "at least 20")
@@ -164,7 +191,7 @@ class DampConfig(MethodConfig):
     @classmethod
     def paper(cls) -> "DampConfig":
         """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy."""
-        return cls(span="linear", balanced=False)
+        return cls(span="linear", balanced=False, overshoot=False)
 
 
 @dataclass(frozen=True)
@@ -371,17 +398,36 @@ def _removals(
             found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative))
         return found, _head(found, forget)
 
+    notes = []
     removals, head = remove("affine" if config.span == "affine" else "linear")
-    left = _still_given(head)
-    if config.span != "auto" or not left or not any(holds):
-        return removals, head, []
-    notes = [
-        f"Without their directions outside the linear span (the paper's), the head still gives {_classes(left)}, so the affine "
-        "span was used (ours)."
-    ]
-    if without:
-        notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
-    return *remove("affine"), notes
+    if config.span == "auto" and any(holds) and (left := _still_given(head)):
+        notes.append(
+            f"Without their directions outside the linear span (the paper's), the head still gives {_classes(left)}, so the affine "
+            "span was used (ours)."
+        )
+        if without:
+            notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
+        removals, head = remove("affine")
+    if config.overshoot and config.alpha is None and config.force_head_alpha is None:
+        removals = [_overshot(removal, mu, forget, retain) for removal, mu in zip(removals, forget.means, strict=True)]
+        head = _head(removals, forget)
+        if highest := max((r.alpha for r in removals if r.alpha > 1), default=None):
+            notes.append(
+                f"The coefficient of the head is {highest:.2f} (ours): at 1 a forgotten class would still have more than the "
+                "average logit of a retained one."
+            )
+    return removals, head, notes
+
+
+def _overshot(removal: Removal, means: Tensor, forget: Statistics, retain: Statistics) -> Removal:
+    """With the coefficient that the head needs, if that is more than it has and not too much."""
+    if not removal.reading.is_head or not removal.directions.numel():
+        return removal
+    needed = []
+    for operator in removal.reading.operators:
+        logits, without = Edit(operator, dataclasses.replace(removal, alpha=1.0)).logits(means)
+        needed.append(overshoot(logits, logits - without, list(forget.counts), list(retain.counts)))
+    return dataclasses.replace(removal, alpha=max(needed)) if removal.alpha < max(needed) <= HIGHEST else removal
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
