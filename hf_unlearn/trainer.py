@@ -231,9 +231,9 @@ class UnlearningTrainer(ResumableTrainer):
             )
         if peft_config is None and (lora := self.method.adapter(self.task)):
             logger.info(
-                f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains all weights."
+                f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights."
             )
-            peft_config = LoraConfig(**lora)
+            peft_config = LoraConfig(**lora if self._only is None else lora | {"target_modules": self._only})
         with seeded(args.seed):  # where an adapter starts is drawn
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
@@ -245,6 +245,7 @@ class UnlearningTrainer(ResumableTrainer):
         }
         args = args.resolved(defaults)
         steering = str(args.metric_for_best_model).removeprefix("eval_")
+        self._only = self.method.trained_modules(models.base_of(model))
         if steering.startswith(EVIDENCE):
             raise UnlearningError(
                 f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
@@ -327,6 +328,34 @@ class UnlearningTrainer(ResumableTrainer):
         else:
             if checkpoint is not None:
                 self._resume(checkpoint)
+        with self._others_frozen():
+            return self._unlearn(resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _others_frozen(self) -> Iterator[None]:
+        """Inside, only those modules are trained that the method names, if it names some."""
+        if self._only is None:
+            yield
+            return
+        names = tuple(f"{name}." for name in self._only)
+        others = {name for name, p in self._parameters() if p.requires_grad and not name.startswith(names)}
+        for name, parameter in self._parameters():
+            parameter.requires_grad = parameter.requires_grad and name not in others
+        if not self.trained():
+            raise UnlearningError(
+                f"{self.method.info.name} trains {', '.join(self._only)}, and peft_config adapts other modules; leave out "
+                "peft_config, or name these in target_modules."
+            )
+        try:
+            yield
+        finally:
+            for name, parameter in self._parameters():
+                parameter.requires_grad = parameter.requires_grad or name in others
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return models.base_of(self.model).named_parameters()
+
+    def _unlearn(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
             if checkpoint is None and self.method.on_epoch_begin(0) is False:
                 logger.warning(f"{self.method.info.name} found nothing to do: it ended before its first step.")
                 output = TrainOutput(0, 0.0, {})
