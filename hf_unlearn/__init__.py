@@ -15,6 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
+        *("GradDiffConfig",),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .hardness import HardnessReport, measure_hardness
     from .methods import (
         FinetuneConfig,
+        GradDiffConfig,
         GruConfig,
         HamuConfig,
         LotusConfig,

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from ..errors import UnlearningError
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
+from .grad_diff import GradDiff, GradDiffConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
 from .lotus import Lotus, LotusConfig
@@ -17,7 +18,7 @@ from .retrain import Retrain, RetrainConfig
 
 METHODS: dict[str, type[Method]] = {
     method.info.name: method
-    for method in (Lotus, Hamu, Multitask, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd)
+    for method in (Lotus, Hamu, Multitask, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd, GradDiff)
 }
 
 
