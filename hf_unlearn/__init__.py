@@ -15,7 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("GradDiffConfig",),
+        *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
         GruConfig,
         HamuConfig,
         LotusConfig,
+        NpoConfig,
         OrthogradConfig,
         PcgradConfig,
         RandomLabelConfig,
         RetrainConfig,
+        SimnpoConfig,
         get_method,
         list_methods,
     )

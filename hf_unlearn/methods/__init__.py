@@ -11,14 +11,29 @@ from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
 from .lotus import Lotus, LotusConfig
 from .multitask import Multitask, MultitaskConfig
+from .npo import Npo, NpoConfig
 from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
+from .simnpo import Simnpo, SimnpoConfig
 
 METHODS: dict[str, type[Method]] = {
     method.info.name: method
-    for method in (Lotus, Hamu, Multitask, Retrain, Finetune, RandomLabel, Pcgrad, Gru, Orthograd, GradDiff)
+    for method in (
+        Lotus,
+        Hamu,
+        Multitask,
+        Retrain,
+        Finetune,
+        RandomLabel,
+        Pcgrad,
+        Gru,
+        Orthograd,
+        GradDiff,
+        Npo,
+        Simnpo,
+    )
 }
 
 
