@@ -129,6 +129,22 @@ class Context:
         """Replace the weights by those the original was trained from."""
         self._trainer.start_from_base()
 
+    def untrained_model(self) -> nn.Module:
+        """A model of the original's architecture with random weights, drawn by the seed, in eval mode and frozen."""
+        model = models.base_of(self.model)
+        with seeded(self.seed):
+            untrained = type(model)(copy.deepcopy(model.config))
+        return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What each step trains on."""
+        return self._trainer.schedule
+
+    def batch(self, samples: list[tuple[str, int]]) -> Batch:
+        """One batch of these samples, given as (source, index)."""
+        return self._trainer._batch(self._trainer._draws(samples))
+
     def log(self, values: dict[str, float]) -> None:
         """Log `values` together with the next losses."""
         self._trainer.pending_logs.update(values)
@@ -229,6 +245,7 @@ class UnlearningTrainer(ResumableTrainer):
                 "The samples are different every time they are read (augment, or a random transform), and the tokens of a "
                 "language model's samples are counted before the first step; expected fixed texts."
             )
+        self._only = self.method.trained_modules(models.base_of(model))
         if peft_config is None and (lora := self.method.adapter(self.task)):
             logger.info(
                 f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights."
@@ -245,7 +262,6 @@ class UnlearningTrainer(ResumableTrainer):
         }
         args = args.resolved(defaults)
         steering = str(args.metric_for_best_model).removeprefix("eval_")
-        self._only = self.method.trained_modules(models.base_of(model))
         if steering.startswith(EVIDENCE):
             raise UnlearningError(
                 f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
@@ -312,22 +328,6 @@ class UnlearningTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
-        started = time.perf_counter()
-        self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
-        checkpoint = self._find_checkpoint(resume_from_checkpoint)
-        self._keep_original(checkpoint)
-        # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
-        if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
-            self.original = self.measure()
-            self._accuracies = {split: measured.accuracy for split, measured in self.original.items()}
-            self._measured = dict(self.original)
-        self.method.prepare(Context(self))
-        self.runtime["prepare"] = time.perf_counter() - started
-        if self.method.info.kind == "surgery":
-            output = self._edit()
-        else:
-            if checkpoint is not None:
-                self._resume(checkpoint)
         with self._others_frozen():
             return self._unlearn(resume_from_checkpoint, **kwargs)
 
@@ -356,6 +356,22 @@ class UnlearningTrainer(ResumableTrainer):
         return models.base_of(self.model).named_parameters()
 
     def _unlearn(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
+        checkpoint = self._find_checkpoint(resume_from_checkpoint)
+        self._keep_original(checkpoint)
+        # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
+        if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
+            self.original = self.measure()
+            self._accuracies = {split: measured.accuracy for split, measured in self.original.items()}
+            self._measured = dict(self.original)
+        self.method.prepare(Context(self))
+        self.runtime["prepare"] = time.perf_counter() - started
+        if self.method.info.kind == "surgery":
+            output = self._edit()
+        else:
+            if checkpoint is not None:
+                self._resume(checkpoint)
             if checkpoint is None and self.method.on_epoch_begin(0) is False:
                 logger.warning(f"{self.method.info.name} found nothing to do: it ended before its first step.")
                 output = TrainOutput(0, 0.0, {})
