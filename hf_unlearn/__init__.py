@@ -15,6 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
+        *("L1SparseConfig",),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         GradDiffConfig,
         GruConfig,
         HamuConfig,
+        L1SparseConfig,
         LotusConfig,
         NpoConfig,
         OrthogradConfig,

@@ -9,6 +9,7 @@ from .finetune import Finetune, FinetuneConfig
 from .grad_diff import GradDiff, GradDiffConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
+from .l1_sparse import L1Sparse, L1SparseConfig
 from .lotus import Lotus, LotusConfig
 from .multitask import Multitask, MultitaskConfig
 from .npo import Npo, NpoConfig
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
         Retrain,
         Finetune,
         RandomLabel,
+        L1Sparse,
         Pcgrad,
         Gru,
         Orthograd,
