@@ -15,7 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("L1SparseConfig",),
+        *("GradientAscentConfig", "L1SparseConfig"),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .methods import (
         FinetuneConfig,
         GradDiffConfig,
+        GradientAscentConfig,
         GruConfig,
         HamuConfig,
         L1SparseConfig,

@@ -7,6 +7,7 @@ from ..errors import UnlearningError
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
 from .grad_diff import GradDiff, GradDiffConfig
+from .gradient_ascent import GradientAscent, GradientAscentConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
 from .l1_sparse import L1Sparse, L1SparseConfig
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
         Finetune,
         RandomLabel,
         L1Sparse,
+        GradientAscent,
         Pcgrad,
         Gru,
         Orthograd,
