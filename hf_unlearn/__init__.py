@@ -15,7 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("GradientAscentConfig", "L1SparseConfig"),
+        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig"),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import UnlearningError
     from .hardness import HardnessReport, measure_hardness
     from .methods import (
+        BadTeacherConfig,
         FinetuneConfig,
         GradDiffConfig,
         GradientAscentConfig,

@@ -4,6 +4,7 @@ import difflib
 from fnmatch import fnmatch
 
 from ..errors import UnlearningError
+from .bad_teacher import BadTeacher, BadTeacherConfig
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
 from .grad_diff import GradDiff, GradDiffConfig
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
         RandomLabel,
         L1Sparse,
         GradientAscent,
+        BadTeacher,
         Pcgrad,
         Gru,
         Orthograd,
