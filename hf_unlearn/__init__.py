@@ -15,7 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig"),
+        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig"),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         HamuConfig,
         L1SparseConfig,
         LotusConfig,
+        NeggradPlusConfig,
         NpoConfig,
         OrthogradConfig,
         PcgradConfig,

@@ -14,6 +14,7 @@ from .hamu import Hamu, HamuConfig
 from .l1_sparse import L1Sparse, L1SparseConfig
 from .lotus import Lotus, LotusConfig
 from .multitask import Multitask, MultitaskConfig
+from .neggrad_plus import NeggradPlus, NeggradPlusConfig
 from .npo import Npo, NpoConfig
 from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
         RandomLabel,
         L1Sparse,
         GradientAscent,
+        NeggradPlus,
         BadTeacher,
         Pcgrad,
         Gru,
