@@ -15,7 +15,7 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig"),
+        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig", "ScrubConfig"),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         PcgradConfig,
         RandomLabelConfig,
         RetrainConfig,
+        ScrubConfig,
         SimnpoConfig,
         get_method,
         list_methods,

@@ -20,6 +20,7 @@ from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
+from .scrub import Scrub, ScrubConfig
 from .simnpo import Simnpo, SimnpoConfig
 
 METHODS: dict[str, type[Method]] = {
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
         GradientAscent,
         NeggradPlus,
         BadTeacher,
+        Scrub,
         Pcgrad,
         Gru,
         Orthograd,
