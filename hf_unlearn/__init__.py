@@ -16,6 +16,7 @@ _MODULES = {
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
         *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig", "ScrubConfig"),
+        *("UnsirConfig",),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         RetrainConfig,
         ScrubConfig,
         SimnpoConfig,
+        UnsirConfig,
         get_method,
         list_methods,
     )

@@ -22,6 +22,7 @@ from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
 from .scrub import Scrub, ScrubConfig
 from .simnpo import Simnpo, SimnpoConfig
+from .unsir import Unsir, UnsirConfig
 
 METHODS: dict[str, type[Method]] = {
     method.info.name: method
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
         NeggradPlus,
         BadTeacher,
         Scrub,
+        Unsir,
         Pcgrad,
         Gru,
         Orthograd,
