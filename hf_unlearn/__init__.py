@@ -15,8 +15,8 @@ _MODULES = {
     "methods": [
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
-        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig", "ScrubConfig"),
-        *("UnsirConfig",),
+        *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig", "SalunConfig"),
+        *("ScrubConfig", "UnsirConfig"),
         *("GradDiffConfig", "NpoConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         PcgradConfig,
         RandomLabelConfig,
         RetrainConfig,
+        SalunConfig,
         ScrubConfig,
         SimnpoConfig,
         UnsirConfig,

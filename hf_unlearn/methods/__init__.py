@@ -20,6 +20,7 @@ from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
+from .salun import Salun, SalunConfig
 from .scrub import Scrub, ScrubConfig
 from .simnpo import Simnpo, SimnpoConfig
 from .unsir import Unsir, UnsirConfig
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
         BadTeacher,
         Scrub,
         Unsir,
+        Salun,
         Pcgrad,
         Gru,
         Orthograd,
