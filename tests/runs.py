@@ -29,7 +29,15 @@ import hf_unlearn.checkpoints as checkpoints
 from hf_unlearn import models
 from hf_unlearn.arguments import UnlearningArguments
 from hf_unlearn.losses import cross_entropy
-from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo, Multitask, MultitaskConfig
+from hf_unlearn.methods import (
+    METHODS,
+    Method,
+    MethodConfig,
+    MethodInfo,
+    Multitask,
+    MultitaskConfig,
+    ScrubConfig,
+)
 from hf_unlearn.multitask_model import MultiTaskModel, sample_losses, stack_labels
 from hf_unlearn.trainer import UnlearningTrainer
 from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
@@ -209,6 +217,7 @@ OWN = {
     "own_stopping": functools.partial(OwnStopping, last=1),
     "own_never": functools.partial(OwnStopping, last=0),
     "own_descent": functools.partial(OwnStopping, last=1000),
+    "scrub_rewind": lambda: METHODS["scrub"](ScrubConfig(rewind=True)),
     "multitask_often": lambda: Multitask(
         MultitaskConfig(refresh=3, batches=7, basis_batch_size=5, class_unlearning=True)
     ),

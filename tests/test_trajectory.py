@@ -159,6 +159,9 @@ TWO_PROCESSES = {method: case(method) for method in METHODS} | {
     "bert-float32": case("random_label", "bert", "float32"),
     "bert-gradient": case("own_difference", "bert"),
     "resnet-float32-gradient": case("own_difference", "resnet", "float32"),
+    "resnet-two-losses": case("neggrad_plus", "resnet"),
+    "bert-noise": case("unsir", "bert"),
+    "rewind": case("scrub_rewind"),
     "adapter": case("lotus", lora=True),
 }
 

@@ -56,7 +56,7 @@ class BadTeacher(Method):
         kind="loss",
         summary="distils an untrained teacher on forget samples, the original on retained ones",
         needs=("forget", "retain"),
-        cost=2.5,
+        cost=3,
         paper=Paper(
             title="Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
             arxiv="2205.08096",

@@ -15,7 +15,7 @@ class GradientAscentConfig(MethodConfig):
 
     method = "gradient_ascent"
 
-    look: int = field(default=1, metadata={"help": "steps between looks at the accuracy on the forget set"})
+    look: int = field(default=5, metadata={"help": "steps between looks at the accuracy on the forget set"})
 
     def __post_init__(self):
         self.check("look", self.look >= 1, "at least 1")
@@ -36,15 +36,15 @@ class GradientAscent(Method):
         kind="loss",
         summary="ascends on the forget samples alone, until they are no better known than unseen ones",
         needs=("forget", "unseen"),
-        cost=1,
+        cost=2,
     )
     config_class = GradientAscentConfig
     config: GradientAscentConfig
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 1e-4 if family == "convolutional" else 3e-3 / width,
-            "num_train_epochs": 10,
+            "learning_rate": 3e-5 if family == "convolutional" else 3e-3 / width,
+            "num_train_epochs": 30,
             "per_device_train_batch_size": 64,
             "weight_decay": 0.0,
             "lr_scheduler_type": "constant",
