@@ -20,6 +20,7 @@ from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
+from .rmu import Rmu, RmuConfig
 from .salun import Salun, SalunConfig
 from .scrub import Scrub, ScrubConfig
 from .simnpo import Simnpo, SimnpoConfig
@@ -47,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
         GradDiff,
         Npo,
         Simnpo,
+        Rmu,
     )
 }
 
