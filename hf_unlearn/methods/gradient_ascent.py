@@ -26,9 +26,9 @@ class GradientAscent(Method):
 
     That level is the original's accuracy on the control half of the unseen samples, matched to the forget set class by
     class, and not below chance, where an ascent ends that has left nothing; in a class request, whose class a retrained
-    model has never seen, it is 0. The gradient is clipped at 1 on
-    purpose, since it grows with the loss that it raises: `max_grad_norm=0` is the plain rule. BatchNorm is frozen by
-    default: ascent on forget samples alone would leave their statistics in the model.
+    model has never seen, it is 0. The gradient is clipped at 1 on purpose, since it grows with the loss that it raises:
+    `max_grad_norm=0` is the plain rule. BatchNorm is frozen by default: ascent on forget samples alone would leave their
+    statistics in the model.
     """
 
     info = MethodInfo(
