@@ -20,7 +20,7 @@ from .schedule import Draw
 class Batch(dict):
     """Model inputs, with what unlearning needs to know about each sample beside them."""
 
-    EXTRAS = ("labels", "is_forget", "sample_index", "epoch", "weight")
+    EXTRAS = ("labels", "is_forget", "sample_index", "epoch", "weight", "sample_weight")
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -41,6 +41,10 @@ class Batch(dict):
         """
         weight = self.weight if column is None else self.weight[:, column]
         return (per_sample * weight.to(per_sample.dtype)).sum()
+
+    def mean_over_samples(self, per_sample: Tensor) -> Tensor:
+        """The same mean with every sample counting the same, however many tokens it has."""
+        return (per_sample * self.sample_weight.to(per_sample.dtype)).sum()
 
 
 class Collator:
@@ -208,7 +212,8 @@ class TrainingCollator:
         batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
         batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
         batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
-        batch["weight"] = torch.tensor([draw.weight for draw, _, _ in samples], dtype=torch.float64)
+        for name in ("weight", "sample_weight"):
+            batch[name] = torch.tensor([getattr(draw, name) for draw, _, _ in samples], dtype=torch.float64)
         return batch
 
 

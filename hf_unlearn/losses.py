@@ -28,3 +28,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     labels = next_tokens(labels)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
+
+
+def divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(p‖q) of every row, p and q being softmax(logits/T), in float32 at least."""
+    p, q = (
+        (logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature).log_softmax(dim=-1)
+        for logits in (p_logits, q_logits)
+    )
+    return (p.exp() * (p - q)).sum(dim=-1)

@@ -364,12 +364,13 @@ def architecture_family(model: nn.Module) -> Literal["convolutional", "transform
     convolutional. What does neither, such as a recurrent language model, is trained like a transformer.
     """
     modules = list(base_of(model).modules())
-    if any(_attends(module) for module in modules) or not any(isinstance(module, nn.Conv2d) for module in modules):
+    if any(attends(module) for module in modules) or not any(isinstance(module, nn.Conv2d) for module in modules):
         return "transformer"
     return "convolutional"
 
 
-def _attends(module: nn.Module) -> bool:
+def attends(module: nn.Module) -> bool:
+    """Whether a module is attention between tokens."""
     name = type(module).__name__
     return isinstance(module, nn.MultiheadAttention) or (
         any(word in name for word in ATTENTION_NAMES) and not any(word in name for word in REWEIGHTING_NAMES)

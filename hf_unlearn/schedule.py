@@ -16,13 +16,14 @@ KINDS = ("mixed", "paired", "forget", "retain")
 
 class Draw(NamedTuple):
     """One sample of one step. `weight` is its share in the mean over the global batch (0 for padding), or its shares in
-    several means."""
+    several means; `sample_weight` is its share where all samples count the same, whatever their sizes."""
 
     group: str  # the part of the batch it belongs to: "mixed", "forget" or "retain"
     source: str  # the dataset it is read from: "forget" or "retain"
     index: int
     epoch: int
     weight: float | tuple[float, ...] = 1.0
+    sample_weight: float = 1.0
 
 
 class Schedule:
@@ -118,12 +119,13 @@ class Schedule:
 
     def weighted(self, draws: list[Draw], world_size: int = 1) -> list[Draw]:
         """The draws, of forget or retained samples, with the weights of a mean over them all."""
+        share = world_size / len(draws)
         if self.sizes is None:
-            return [draw._replace(weight=world_size / len(draws)) for draw in draws]
+            return [draw._replace(weight=share, sample_weight=share) for draw in draws]
         sizes = self.sizes[[d.index if d.source == "forget" else self.n_forget + d.index for d in draws]]
         weights = world_size * sizes / np.maximum(sizes.sum(axis=0), 1)
         return [
-            draw._replace(weight=tuple(weight.tolist()) if weights.ndim == 2 else float(weight))
+            draw._replace(weight=tuple(weight.tolist()) if weights.ndim == 2 else float(weight), sample_weight=share)
             for draw, weight in zip(draws, weights, strict=True)
         ]
 
@@ -158,4 +160,5 @@ class Schedule:
 
 
 def _padding(draw: Draw) -> Draw:
-    return draw._replace(weight=(0.0,) * len(draw.weight) if isinstance(draw.weight, tuple) else 0.0)
+    weight = (0.0,) * len(draw.weight) if isinstance(draw.weight, tuple) else 0.0
+    return draw._replace(weight=weight, sample_weight=0.0)

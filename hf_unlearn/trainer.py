@@ -129,6 +129,22 @@ class Context:
         """Replace the weights by those the original was trained from."""
         self._trainer.start_from_base()
 
+    def untrained_model(self) -> nn.Module:
+        """A model of the original's architecture with random weights, drawn by the seed, in eval mode and frozen."""
+        model = models.base_of(self.model)
+        with seeded(self.seed):
+            untrained = type(model)(copy.deepcopy(model.config))
+        return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What each step trains on."""
+        return self._trainer.schedule
+
+    def batch(self, samples: list[tuple[str, int]]) -> Batch:
+        """One batch of these samples, given as (source, index)."""
+        return self._trainer._batch(self._trainer._draws(samples))
+
     def log(self, values: dict[str, float]) -> None:
         """Log `values` together with the next losses."""
         self._trainer.pending_logs.update(values)
@@ -235,11 +251,12 @@ class UnlearningTrainer(ResumableTrainer):
             raise UnlearningError(f"peft_config is True, and {self.method.info.name} trains; expected a PEFT config.")
         self._edit_as_adapter = peft_config is True
         peft_config = None if self._edit_as_adapter else peft_config
+        self._only = self.method.trained_modules(models.base_of(model))
         if peft_config is None and (lora := self.method.adapter(self.task)):
             logger.info(
-                f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains all weights."
+                f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights."
             )
-            peft_config = LoraConfig(**lora)
+            peft_config = LoraConfig(**lora if self._only is None else lora | {"target_modules": self._only})
         with seeded(args.seed):  # where an adapter starts is drawn
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
@@ -319,6 +336,34 @@ class UnlearningTrainer(ResumableTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
+        with self._others_frozen():
+            return self._unlearn(resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _others_frozen(self) -> Iterator[None]:
+        """Inside, only those modules are trained that the method names, if it names some."""
+        if self._only is None:
+            yield
+            return
+        names = tuple(f"{name}." for name in self._only)
+        others = {name for name, p in self._parameters() if p.requires_grad and not name.startswith(names)}
+        for name, parameter in self._parameters():
+            parameter.requires_grad = parameter.requires_grad and name not in others
+        if not self.trained():
+            raise UnlearningError(
+                f"{self.method.info.name} trains {', '.join(self._only)}, and peft_config adapts other modules; leave out "
+                "peft_config, or name these in target_modules."
+            )
+        try:
+            yield
+        finally:
+            for name, parameter in self._parameters():
+                parameter.requires_grad = parameter.requires_grad or name in others
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return models.base_of(self.model).named_parameters()
+
+    def _unlearn(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         started = time.perf_counter()
         self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
         checkpoint = self._find_checkpoint(resume_from_checkpoint)

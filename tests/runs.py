@@ -21,18 +21,36 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 import hf_unlearn.checkpoints as checkpoints
 from hf_unlearn import models
 from hf_unlearn.arguments import UnlearningArguments
-from hf_unlearn.losses import cross_entropy
-from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo, Multitask, MultitaskConfig
+from hf_unlearn.losses import IGNORED, cross_entropy
+from hf_unlearn.methods import (
+    METHODS,
+    Method,
+    MethodConfig,
+    MethodInfo,
+    Multitask,
+    MultitaskConfig,
+    ScrubConfig,
+)
 from hf_unlearn.multitask_model import MultiTaskModel, sample_losses, stack_labels
 from hf_unlearn.trainer import UnlearningTrainer
-from tests.tiny import WORDS, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
+from tests.tiny import (
+    PAD,
+    SPECIAL_TOKENS,
+    VOCABULARY,
+    WORDS,
+    tiny_bert,
+    tiny_llama_lm,
+    tiny_resnet,
+    tiny_tokenizer,
+    tiny_vit,
+)
 
 HEADS = {
     "colour": {"kind": "classification", "size": 3},
@@ -48,7 +66,17 @@ def tiny_multitask(num_labels: int = 3, seed: int = 0) -> MultiTaskModel:
         return MultiTaskModel.from_backbone(backbone, HEADS)
 
 
-BUILDERS = {"resnet": tiny_resnet, "vit": tiny_vit, "bert": tiny_bert, "multitask": tiny_multitask}
+def tiny_llama(num_labels: int = 0, seed: int = 0) -> PreTrainedModel:
+    return tiny_llama_lm(seed)
+
+
+BUILDERS = {
+    "resnet": tiny_resnet,
+    "vit": tiny_vit,
+    "bert": tiny_bert,
+    "llama": tiny_llama,
+    "multitask": tiny_multitask,
+}
 TRAINED = [
     name
     for name, method in METHODS.items()
@@ -67,11 +95,14 @@ LABELS = 3
 
 
 def rows(family: str, dtype: torch.dtype = torch.float32) -> dict[str, list[dict]]:
-    """Processed images, or raw texts of different lengths; every class in every set."""
+    """Processed images, raw texts of different lengths, or processed completions; every class in every set."""
     rng = np.random.default_rng(0)
     sets = {}
     for name, size in SIZES.items():
         labels = rng.permutation(np.arange(size) % LABELS)
+        if family == "llama":
+            sets[name] = [_completion(rng) for _ in labels]
+            continue
         if family == "bert":
             inputs = [{"text": " ".join(rng.choice(WORDS, rng.integers(2, 20)))} for _ in labels]
         else:
@@ -82,6 +113,13 @@ def rows(family: str, dtype: torch.dtype = torch.float32) -> dict[str, list[dict
     return sets
 
 
+def _completion(rng: np.random.Generator) -> dict[str, list[int]]:
+    prompt, completion = (
+        rng.integers(len(SPECIAL_TOKENS), len(VOCABULARY), rng.integers(*size)).tolist() for size in ((1, 6), (1, 12))
+    )
+    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
 def _of_tasks(row: dict, i: int, rng: np.random.Generator) -> dict:
     """A label for every task, but that every fourth sample has no size."""
     size = None if i % 4 == 1 else float(rng.normal())
@@ -90,7 +128,8 @@ def _of_tasks(row: dict, i: int, rng: np.random.Generator) -> dict:
 
 def request(family: str) -> dict[str, list[dict] | datasets.Dataset]:
     """`rows` as the user has them: texts in a `datasets.Dataset`, images in a torch dataset."""
-    return {k: datasets.Dataset.from_list(v) if family == "bert" else v for k, v in rows(family).items()}
+    texts = family in ("bert", "llama")
+    return {k: datasets.Dataset.from_list(v) if texts else v for k, v in rows(family).items()}
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, dropout: float = 0.0) -> PreTrainedModel:
@@ -105,9 +144,16 @@ def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, dropou
 def _fitted(family: str) -> dict[str, Tensor]:
     model, sets = build(family), rows(family)
     samples = sets["forget"] + sets["retain"]
-    labels = torch.tensor([sample.get("labels", 0) for sample in samples])
     tasks = {name: stack_labels([sample.get(name) for sample in samples], task) for name, task in HEADS.items()}
-    if family == "bert":
+    if family != "llama":
+        labels = torch.tensor([sample.get("labels", 0) for sample in samples])
+    if family == "llama":
+        ids, labels = (
+            pad_sequence([torch.tensor(sample[key]) for sample in samples], batch_first=True, padding_value=padding)
+            for key, padding in (("input_ids", PAD), ("labels", IGNORED))
+        )
+        inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    elif family == "bert":
         inputs = tiny_tokenizer()([sample["text"] for sample in samples], padding=True, return_tensors="pt")
     else:
         inputs = {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
@@ -117,7 +163,7 @@ def _fitted(family: str) -> dict[str, Tensor]:
         if family == "multitask":
             sum(sample_losses(logits[k], tasks[k], HEADS[k]["kind"]).mean() for k in HEADS).backward()
         else:
-            F.cross_entropy(logits, labels).backward()
+            cross_entropy(logits, labels).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.state_dict()
@@ -209,6 +255,7 @@ OWN = {
     "own_stopping": functools.partial(OwnStopping, last=1),
     "own_never": functools.partial(OwnStopping, last=0),
     "own_descent": functools.partial(OwnStopping, last=1000),
+    "scrub_rewind": lambda: METHODS["scrub"](ScrubConfig(rewind=True)),
     "multitask_often": lambda: Multitask(
         MultitaskConfig(refresh=3, batches=7, basis_batch_size=5, class_unlearning=True)
     ),

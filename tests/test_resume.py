@@ -55,10 +55,14 @@ def check_no_pickled_arguments(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*TRAINED, "own_difference"])
-def test_killed_while_saving(method, tmp_path, uninterrupted):
+@pytest.mark.parametrize(
+    "method, family",
+    [(method, "vit") for method in (*TRAINED, "own_difference")]
+    + [(method, "llama") for method in ("grad_diff", "npo", "simnpo", "rmu")],
+)
+def test_killed_while_saving(method, family, tmp_path, uninterrupted):
     """Every method, with its own optimizer, in the middle of an epoch. The half-written checkpoint is not used."""
-    settings = EVERY_TWO | {"method": method, "family": "vit"}
+    settings = EVERY_TWO | {"method": method, "family": family}
     runs = Runs(tmp_path, **settings)
     runs.killed("optimizer", 4)
     assert runs.checkpoints == ["checkpoint-2", "checkpoint-4"]

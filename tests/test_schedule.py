@@ -212,7 +212,9 @@ class TestMicroBatches:
                 shares = [[draw for draw in part if draw.group == group] for part in parts]
                 assert all(shares)
                 counted = [[draw for draw in share if draw.weight > 0] for share in shares]
-                assert [draw._replace(weight=1.0) for share in counted for draw in share] == expected
+                assert [
+                    draw._replace(weight=1.0, sample_weight=1.0) for share in counted for draw in share
+                ] == expected
                 assert max(map(len, counted)) - min(map(len, counted)) <= 1
                 for share, real in zip(shares, counted, strict=True):
                     assert len(share) == max(1, len(real))

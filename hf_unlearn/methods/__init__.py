@@ -6,20 +6,54 @@ from fnmatch import fnmatch
 from ..errors import UnlearningError
 from ..surgery.damp import Damp, DampConfig
 from ..surgery.ssd import Ssd, SsdConfig
+from .bad_teacher import BadTeacher, BadTeacherConfig
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .finetune import Finetune, FinetuneConfig
+from .grad_diff import GradDiff, GradDiffConfig
+from .gradient_ascent import GradientAscent, GradientAscentConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
+from .l1_sparse import L1Sparse, L1SparseConfig
 from .lotus import Lotus, LotusConfig
 from .multitask import Multitask, MultitaskConfig
+from .neggrad_plus import NeggradPlus, NeggradPlusConfig
+from .npo import Npo, NpoConfig
 from .orthograd import Orthograd, OrthogradConfig
 from .pcgrad import Pcgrad, PcgradConfig
 from .random_label import RandomLabel, RandomLabelConfig
 from .retrain import Retrain, RetrainConfig
+from .rmu import Rmu, RmuConfig
+from .salun import Salun, SalunConfig
+from .scrub import Scrub, ScrubConfig
+from .simnpo import Simnpo, SimnpoConfig
+from .unsir import Unsir, UnsirConfig
 
 METHODS: dict[str, type[Method]] = {
     method.info.name: method
-    for method in (Lotus, Hamu, Damp, Multitask, Retrain, Finetune, RandomLabel, Ssd, Pcgrad, Gru, Orthograd)
+    for method in (
+        Lotus,
+        Hamu,
+        Damp,
+        Multitask,
+        Retrain,
+        Finetune,
+        RandomLabel,
+        L1Sparse,
+        GradientAscent,
+        NeggradPlus,
+        BadTeacher,
+        Scrub,
+        Unsir,
+        Salun,
+        Ssd,
+        Pcgrad,
+        Gru,
+        Orthograd,
+        GradDiff,
+        Npo,
+        Simnpo,
+        Rmu,
+    )
 }
 
 

@@ -110,6 +110,13 @@ class Method:
     def prepare(self, context: "Context") -> None:
         """Called once, before the first step, while the model is still the original."""
 
+    def trained_modules(self, model: nn.Module) -> list[str] | None:
+        """Names of the only modules of the original, without adapters, that are trained; None: all of them.
+
+        An adapter that the method has by default is put on them alone.
+        """
+        return None
+
     def adapter(self, task: str) -> dict[str, Any] | None:
         """Arguments of the `LoraConfig` that is used on models of this task unless the user says otherwise."""
         return None

@@ -1,4 +1,4 @@
-"""What the rules on a retain gradient and a forget gradient have in common."""
+"""What the methods that see a retain batch and a forget batch in every step have in common."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .base import Method, MethodConfig
 
 @dataclass
 class PairedConfig(MethodConfig):
-    """Settings of a rule on two gradients."""
+    """Settings of a method on forget and retained samples in pairs."""
 
     until: Literal["unseen", "end"] = field(
         default="unseen",
@@ -29,30 +29,13 @@ class PairedConfig(MethodConfig):
         self.check("look", self.look >= 1, "at least 1")
 
 
-class PairedGradients(Method):
-    """Every step has as many forget as retained samples, and a whole gradient of the plain loss on each of them."""
+class Paired(Method):
+    """Every step has as many forget as retained samples; the run ends when enough is forgotten."""
 
     config: PairedConfig
-    plain_sgd = True
-    learning_rate = 0.003
-
-    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
-        return {
-            "learning_rate": self.learning_rate,
-            "num_train_epochs": 20,
-            "per_device_train_batch_size": 64,
-            "lr_scheduler_type": "constant",
-            "optim": "sgd",
-            "weight_decay": 0.0,
-            "max_grad_norm": 1.0,
-            "freeze_batchnorm": True,
-        }
 
     def adapter(self, task: str) -> dict[str, Any] | None:
         return {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if task == "causal-lm" else None
-
-    def adapter_arguments(self) -> dict[str, Any]:
-        return {"learning_rate": 0.1}
 
     def epochs(self, epochs: int) -> list[str]:
         return ["paired"] * epochs
@@ -76,10 +59,6 @@ class PairedGradients(Method):
         forget = self.context.measure("forget")
         return forget.accuracy > 0 if self.context.is_class_request else forget.mean("loss") < self.aim
 
-    def losses(self, model, batch):
-        for name in ("retain", "forget"):
-            yield name, self.loss(model, batch[name])
-
     def loss(self, model, part) -> Tensor:
         return part.mean(cross_entropy(model(**part.inputs).logits, part.labels))
 
@@ -88,3 +67,50 @@ class PairedGradients(Method):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.aim = state["aim"].item()
+
+
+class PairedLosses(Paired):
+    """A loss on the forget batch and one on the retain batch, trained together."""
+
+    learning_rate = 0.03  # of Adam, over the number of a transformer's features
+    adapter_learning_rate = 1e-3
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return {
+            "learning_rate": 3e-4 if family == "convolutional" else self.learning_rate / width,
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 64,
+            "weight_decay": 0.0,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 1.0,
+            "freeze_batchnorm": True,
+        }
+
+    def adapter_arguments(self) -> dict[str, Any]:
+        return {"learning_rate": self.adapter_learning_rate, "per_device_train_batch_size": 16}
+
+
+class PairedGradients(Paired):
+    """A whole gradient of the plain loss on each of the two batches."""
+
+    plain_sgd = True
+    learning_rate = 0.003
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return {
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": 20,
+            "per_device_train_batch_size": 64,
+            "lr_scheduler_type": "constant",
+            "optim": "sgd",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "freeze_batchnorm": True,
+        }
+
+    def adapter_arguments(self) -> dict[str, Any]:
+        return {"learning_rate": 0.1}
+
+    def losses(self, model, batch):
+        for name in ("retain", "forget"):
+            yield name, self.loss(model, batch[name])

@@ -104,5 +104,9 @@ if __name__ == "__main__":
         "gru": ("gru", paired),
         "hamu": (HamuConfig(ratio=0.5, look=3, realised=False), paired),
         "hamu (u)": (HamuConfig(variant="u", look=3, realised=False), paired),
+        "grad_diff": ("grad_diff", {}),
+        "npo": ("npo", {}),
+        "simnpo": ("simnpo", {}),
+        "rmu": ("rmu", {}),
     }
     record("stories", {"stories15m-instance": study(data, fit, methods)})

@@ -1,0 +1,76 @@
+"""Gradient ascent on the forget data: the most direct baseline, and one without an end of its own."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..losses import cross_entropy
+from .base import Method, MethodConfig, MethodInfo
+
+
+@dataclass
+class GradientAscentConfig(MethodConfig):
+    """Gradient ascent. Its end is ours: nothing else bounds it."""
+
+    method = "gradient_ascent"
+
+    look: int = field(default=5, metadata={"help": "steps between looks at the accuracy on the forget set"})
+
+    def __post_init__(self):
+        self.check("look", self.look >= 1, "at least 1")
+
+
+class GradientAscent(Method):
+    """max CE(D_f), until the accuracy on D_f has fallen to the level of unseen samples.
+
+    That level is the original's accuracy on the control half of the unseen samples, matched to the forget set class by
+    class, and not below chance, where an ascent ends that has left nothing; in a class request, whose class a retrained
+    model has never seen, it is 0. The gradient is clipped at 1 on purpose, since it grows with the loss that it raises:
+    `max_grad_norm=0` is the plain rule. BatchNorm is frozen by default: ascent on forget samples alone would leave their
+    statistics in the model.
+    """
+
+    info = MethodInfo(
+        name="gradient_ascent",
+        kind="loss",
+        summary="ascends on the forget samples alone, until they are no better known than unseen ones",
+        needs=("forget", "unseen"),
+        cost=2,
+    )
+    config_class = GradientAscentConfig
+    config: GradientAscentConfig
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return {
+            "learning_rate": 3e-5 if family == "convolutional" else 3e-3 / width,
+            "num_train_epochs": 30,
+            "per_device_train_batch_size": 64,
+            "weight_decay": 0.0,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 1.0,
+            "freeze_batchnorm": True,
+        }
+
+    def epochs(self, epochs: int) -> list[str]:
+        return ["forget"] * epochs
+
+    def prepare(self, context) -> None:
+        self.context = context
+        self.level = 0.0
+        if not context.is_class_request:
+            labels = context.measure("forget").labels
+            self.level = max(context.measure("control").mean("correct", like=labels), 1 / context.num_labels)
+
+    def on_epoch_begin(self, epoch: int) -> bool:
+        return not self.is_done()
+
+    def on_step_end(self, step: int) -> bool | None:
+        return not self.is_done() if step % self.config.look == 0 else None
+
+    def is_done(self) -> bool:
+        return self.context.accuracy("forget") <= self.level
+
+    def losses(self, model, batch) -> dict[str, Tensor]:
+        loss = batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))
+        return {"loss": -loss, "forget_loss": loss}

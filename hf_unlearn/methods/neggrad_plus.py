@@ -1,0 +1,68 @@
+"""NegGrad+: descent on retained and ascent on forget samples in one loss (NeurIPS 2023)."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..errors import UnlearningError
+from .base import MethodInfo, Paper
+from .paired import PairedConfig, PairedLosses
+
+
+def neggrad_loss(retain_loss: Tensor, forget_loss: Tensor, beta: float) -> Tensor:
+    """β·CE(D_r) − (1 − β)·CE(D_f), to be minimised: descent on D_r, and *ascent* on D_f."""
+    return beta * retain_loss - (1 - beta) * forget_loss
+
+
+@dataclass
+class NeggradPlusConfig(PairedConfig):
+    """NegGrad+. `until` is ours."""
+
+    method = "neggrad_plus"
+
+    beta: float = field(
+        default=0.95, metadata={"help": "weight β of the retained samples; 1 is fine-tuning, 0 is gradient ascent"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("beta", 0 <= self.beta <= 1, "a weight in [0, 1]")
+
+    @classmethod
+    def paper(cls, setting: str = "small") -> "NeggradPlusConfig":
+        """The authors' values for their `small` runs, or for the `large` ones (β = 0.9999), with SGD."""
+        if setting not in ("small", "large"):
+            raise UnlearningError(f"NegGrad+'s paper has no setting {setting!r}; expected small or large.")
+        small = setting == "small"
+        arguments = {"learning_rate": 0.01, "num_train_epochs": 10 if small else 5, "optim": "sgd"}
+        arguments |= {"weight_decay": 0.1 if small else 5e-4, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+        return cls(until="end", beta=0.95 if small else 0.9999, arguments=arguments | {"freeze_batchnorm": False})
+
+
+class NeggradPlus(PairedLosses):
+    """min β·CE(D_r) − (1 − β)·CE(D_f): every step has as many forget as retained samples.
+
+    BatchNorm is frozen by default, because forget samples would enter its statistics in every step.
+    """
+
+    info = MethodInfo(
+        name="neggrad_plus",
+        kind="loss",
+        summary="descends on retained samples and ascends on forget samples, in one weighted loss",
+        needs=("forget", "retain"),
+        cost=20,
+        paper=Paper(
+            title="Towards Unbounded Machine Unlearning",
+            arxiv="2302.09880",
+            bibtex="@inproceedings{kurmanji2023towards,\n  title={Towards Unbounded Machine Unlearning},\n  author={Kurmanji, "
+            "Meghdad and Triantafillou, Peter and Hayes, Jamie and Triantafillou, Eleni},\n  booktitle={NeurIPS},\n"
+            "  year={2023}\n}",
+        ),
+    )
+    config_class = NeggradPlusConfig
+    config: NeggradPlusConfig
+
+    def losses(self, model, batch) -> dict[str, Tensor]:
+        retain, forget = (self.loss(model, batch[name]) for name in ("retain", "forget"))
+        loss = neggrad_loss(retain, forget, self.config.beta)
+        return {"loss": loss, "retain_loss": retain, "forget_loss": forget}

@@ -1,0 +1,148 @@
+"""SalUn: any other method, on the weights that matter most to the forget data (ICLR 2024)."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UnlearningError
+from ..gradients import Gradient
+from ..losses import cross_entropy
+from .base import Method, MethodConfig, MethodInfo, Paper
+
+
+def saliency_mask(gradient: Gradient, density: float) -> list[Tensor]:
+    """Where |g| is among the largest `density`·N of all N values, in all tensors together; never where g is 0.
+
+    The threshold is the exact k-th largest value. Values that equal it are all in.
+    """
+    magnitudes = torch.cat([g.abs().flatten() for g in gradient])
+    k = max(1, round(density * len(magnitudes)))
+    threshold = magnitudes.kthvalue(len(magnitudes) - k + 1).values
+    return [(g.abs() >= threshold) & (g != 0) for g in gradient]
+
+
+@dataclass
+class SalunConfig(MethodConfig):
+    """SalUn. The method inside is given by its name and settings, or as a config."""
+
+    method = "salun"
+
+    density: float = field(default=0.5, metadata={"help": "share of the weights that is trained"})
+    inner: str | MethodConfig = field(
+        default="random_label", metadata={"help": "the loss method that trains them: a name, or a config"}
+    )
+    inner_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of that method"})
+
+    def __post_init__(self):
+        if isinstance(self.inner, MethodConfig):
+            self.inner, self.inner_settings = self.inner.method, dataclasses.asdict(self.inner)
+        self.check("density", 0 < self.density <= 1, "a share in (0, 1]")
+
+    @classmethod
+    def paper(cls) -> "SalunConfig":
+        """The authors' values for ResNet-18 on CIFAR-10; their SGD has momentum 0.9, which `optim_args="momentum=0.9"` adds."""
+        arguments = {"learning_rate": 0.1, "num_train_epochs": 10, "per_device_train_batch_size": 256}
+        arguments |= {"optim": "sgd", "weight_decay": 5e-4, "lr_scheduler_type": "constant"}
+        return cls(arguments=arguments | {"max_grad_norm": 0.0, "freeze_batchnorm": False})
+
+
+class Salun(Method):
+    """Train with another method, and only the weights whose gradient of the forget loss is largest.
+
+    m = |∇CE(D_f)| among the largest `density` of all weights, at the original; θ = m·θ_trained + (1 − m)·θ_original
+    after every step. Weights outside of m keep their bits, whatever weight decay and momentum do.
+    """
+
+    info = MethodInfo(
+        name="salun",
+        kind="loss",
+        summary="runs another method on the weights that matter most to the forget samples, and on no others",
+        needs=("forget", "retain"),
+        cost=6,
+        paper=Paper(
+            title="SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and "
+            "Generation",
+            arxiv="2310.12508",
+            bibtex="@inproceedings{fan2024salun,\n  title={{SalUn}: Empowering Machine Unlearning via Gradient-based Weight "
+            "Saliency in Both Image Classification and Generation},\n  author={Fan, Chongyu and Liu, Jiancheng and Zhang, "
+            "Yihua and Wong, Eric and Wei, Dennis and Liu, Sijia},\n  booktitle={ICLR},\n  year={2024}\n}",
+        ),
+    )
+    config_class = SalunConfig
+    config: SalunConfig
+
+    def __init__(self, config: SalunConfig | None = None):
+        from . import get_method  # the table has this method in it
+
+        super().__init__(config)
+        method = get_method(self.config.inner)
+        if method.info.kind != "loss" or "base_model" in method.info.needs:
+            raise UnlearningError(
+                f"salun: inner is {self.config.inner!r}; expected a loss method that starts from the original."
+            )
+        self.inner = method(method.config_class.from_dict(self.config.inner_settings))
+        self.inner.notes = self.notes
+        self.info = dataclasses.replace(self.info, needs=method.info.needs, applies_to=method.info.applies_to)
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return self.inner.arguments(family, width) | self.inner.config.arguments
+
+    def adapter(self, task: str) -> dict[str, Any] | None:
+        return self.inner.adapter(task)
+
+    def adapter_arguments(self) -> dict[str, Any]:
+        return self.inner.adapter_arguments()
+
+    @property
+    def retain_fraction(self) -> float:
+        return self.inner.retain_fraction
+
+    def epochs(self, epochs: int) -> list[str]:
+        return self.inner.epochs(epochs)
+
+    def prepare(self, context) -> None:
+        if context.is_sharded:
+            raise UnlearningError(
+                "salun ranks all weights together, and those of a sharded model (FSDP) are in pieces; expected DDP."
+            )
+        self.parameters = context.parameters
+        self.original = [parameter.detach().clone() for parameter in self.parameters]
+        forget = [("forget", i) for i in range(context.schedule.n_forget)]
+        (gradient,) = context.gradients(self.forget_loss, [forget])
+        self.masks = saliency_mask(gradient, self.config.density)
+        self.inner.prepare(context)
+
+    def forget_loss(self, model, batch) -> Tensor:
+        return batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))
+
+    def on_epoch_begin(self, epoch: int) -> bool | None:
+        return self.inner.on_epoch_begin(epoch)
+
+    def on_step_begin(self, step: int) -> None:
+        self.inner.on_step_begin(step)
+
+    def losses(self, model, batch) -> dict[str, Tensor]:
+        return self.inner.losses(model, batch)
+
+    @torch.no_grad()
+    def on_step_end(self, step: int) -> bool | None:
+        for parameter, mask, original in zip(self.parameters, self.masks, self.original, strict=True):
+            parameter.copy_(torch.where(mask, parameter, original))
+        return self.inner.on_step_end(step)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return {**self.inner.report, "trained_weights": sum(int(mask.sum()) for mask in self.masks)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        inner = {f"inner.{name}": tensor for name, tensor in self.inner.state_dict().items()}
+        return inner | {"mask": torch.cat([mask.flatten() for mask in self.masks])}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        parts = state["mask"].split([mask.numel() for mask in self.masks])
+        self.masks = [part.view_as(mask).to(mask.device) for part, mask in zip(parts, self.masks, strict=True)]
+        inner = {name.removeprefix("inner."): tensor for name, tensor in state.items() if name != "mask"}
+        self.inner.load_state_dict(inner)
