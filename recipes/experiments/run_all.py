@@ -14,6 +14,8 @@ EXPERIMENTS = (
     "hamu.py",
     "quota.py",
     "multitask.py",
+    "damp.py",
+    "surgery_cost.py",
     "stories.py",
     "tables.py",
 )

@@ -51,6 +51,38 @@ def _quota(results: dict) -> str:
     return "\n".join(lines)
 
 
+SURGERY = {
+    "forget_train": "forgotten classes, training",
+    "forget_unseen": "forgotten classes, unseen",
+    "retained": "other classes, unseen",
+    "rdm": "RDM, correlation with retrained",
+    "probe": "new probe",
+    "new_head_forget": "new head, forgotten classes",
+}
+
+
+def _surgery(rows: dict) -> str:
+    columns = [key for key in SURGERY if any(row["mean"][key] is not None for row in rows.values())]
+    lines = [f"| | {' | '.join(SURGERY[key] for key in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        cells = (
+            "-" if row["mean"][key] is None else f"{row['mean'][key]:.3f} ± {row['std'][key]:.3f}" for key in columns
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _surgery_cost(results: dict) -> str:
+    lines = ["| model | edit | beside | seconds | seconds of the edit | ratio | wanted |", "|---|---|---|---|---|---|---|"]
+    beside = {"damp": "one forward pass", "ssd": "gradients of single samples"}
+    for model, edits in results["rows"].items():
+        for name, row in edits.items():
+            what = f"{beside[name]}, {results['samples'][name]:,} samples"
+            numbers = f"{row['plain']:.2f} | {row['edit']:.2f} | {row['ratio']:.3f} | {results['wanted'][name]:g}"
+            lines.append(f"| {model} | {name} | {what} | {numbers} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -63,6 +95,11 @@ def render(name: str) -> str:
         return _engine(results)
     if name == "quota":
         return _quota(results)
+    if name == "surgery-cost":
+        return _surgery_cost(results)
+    if file == "damp":
+        model, _, request = setting.partition(".")
+        return _surgery(results[model][request]["rows"])
     if setting:
         rows = results[setting]
         rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
