@@ -234,7 +234,7 @@ class TestEdit:
     def test_says_which_alpha_would_begin_to_dampen(self):
         model = tiny_vit()
         forget, retain = [samples(model, 8)], [samples(model, 32, seed=1)]
-        method, before = Ssd(), weights(model)
+        method, before = Ssd(SsdConfig.paper()), weights(model)
         report = method.edit(model, forget, retain)
         largest = report["largest_ratio"]
         assert same_bits(before, weights(model)) and method.report == report and method.notes == report["notes"]
