@@ -366,19 +366,21 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     names = [name for name in sys.argv[1:] if name in SETUPS] or list(SETUPS)
     assert not (unknown := set(sys.argv[1:]) - set(SETUPS) - {"--train"}), f"there is no {unknown}"
-    results: dict[str, Any] = {}
-    for seed, name in itertools.product(range(SEEDS), names):
-        for request, classes in requests(name, seed).items():
-            if "--train" in sys.argv:
+    if "--train" in sys.argv:
+        for seed, name in itertools.product(range(SEEDS), names):
+            for request, classes in requests(name, seed).items():
                 if is_retrained(name, request):
                     trained(name, seed, classes)
-                continue
-            found, about = one_request(name, seed, request, classes)
-            kept = results.setdefault(name, {}).setdefault(request, {"edits": [], "rows": {}})
-            kept["edits"].append(about)
-            for row, values in found.items():
-                kept["rows"].setdefault(row, []).append(values)
-    if results:
-        for kept in (kept for requests_of in results.values() for kept in requests_of.values()):
+        sys.exit()
+    for name in names:
+        results: dict[str, Any] = {}
+        for seed in range(SEEDS):
+            for request, classes in requests(name, seed).items():
+                found, about = one_request(name, seed, request, classes)
+                kept = results.setdefault(request, {"edits": [], "rows": {}})
+                kept["edits"].append(about)
+                for row, values in found.items():
+                    kept["rows"].setdefault(row, []).append(values)
+        for kept in results.values():
             kept["rows"] = {row: {"mean": mean(v), "std": std(v), "runs": v} for row, v in kept["rows"].items()}
-        record("damp", results)
+        record(f"damp-{name}", results)

@@ -73,7 +73,10 @@ def _surgery(rows: dict) -> str:
 
 
 def _surgery_cost(results: dict) -> str:
-    lines = ["| model | edit | beside | seconds | seconds of the edit | ratio | wanted |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| model | edit | beside | seconds | seconds of the edit | ratio | wanted |",
+        "|---|---|---|---|---|---|---|",
+    ]
     beside = {"damp": "one forward pass", "ssd": "gradients of single samples"}
     for model, edits in results["rows"].items():
         for name, row in edits.items():
@@ -97,9 +100,8 @@ def render(name: str) -> str:
         return _quota(results)
     if name == "surgery-cost":
         return _surgery_cost(results)
-    if file == "damp":
-        model, _, request = setting.partition(".")
-        return _surgery(results[model][request]["rows"])
+    if file.startswith("damp-"):
+        return _surgery(results[setting]["rows"])
     if setting:
         rows = results[setting]
         rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
