@@ -223,6 +223,11 @@ class UnlearningTrainer(ResumableTrainer):
         config = getattr(model, "config", None)
         self.request = Request(datasets, self.method, config, args, overlap, self.task, self.tasks, tasks)
         self.sources, self.indices = self.request.sources, self.request.indices
+        if self.method.whole_classes and not self.request.is_class:
+            raise UnlearningError(
+                f"{self.method.info.name} forgets whole classes, and the request is for single samples, or the retained set is a "
+                "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
+            )
 
         limits = {
             "image_channels": models.image_channels(model),
@@ -312,7 +317,8 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        self.add_callback(_Flow(self))
+        if self.method.info.kind != "surgery":
+            self.add_callback(_Flow(self))
         if self.is_fsdp_enabled and self.method.info.kind == "surgery":
             raise UnlearningError(f"{self.method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
         if self.is_fsdp_enabled and self.method.info.kind == "gradient":
@@ -394,17 +400,23 @@ class UnlearningTrainer(ResumableTrainer):
         self.runtime["total"] = time.perf_counter() - started
         return output
 
-    def _edit(self) -> dict[str, Any]:
+    def _edit(self) -> TrainOutput:
         """One edit of the unwrapped model, the same on every process."""
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        self._edit_weights()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(0, 0.0, {})
+
+    def _edit_weights(self) -> None:
         self.model.eval()
         shares = [_Share(self, name) for name in ("forget", "retain")]
         if not self._edit_as_adapter:
-            return self.method.edit(self.model, *shares)
+            self.method.edit(self.model, *shares)
+            return
         config, fill = self.method.edit_as_adapter(self.model, *shares)
         self.adapter = adapters.attach(self.model, config)
         self.model = self.adapter.model.eval()
         fill(self.model, adapters.NAME)
-        return self.method.report
 
     def _make_schedule(self) -> Schedule:
         args = self.args

@@ -332,8 +332,49 @@ def test_shared_layers_are_refused():
 def test_logits_that_do_not_depend_on_the_input():
     model = Plain(PlainConfig(num_labels=4))
     model.forward = lambda pixel_values: ImageClassifierOutput(logits=torch.zeros(len(pixel_values), 4))
-    with pytest.raises(UnlearningError, match="do not depend on its input; give the stages by hand"):
+    with pytest.raises(UnlearningError, match="does not follow the data of Plain .* give the stages by hand"):
         plan_of(model)
+
+
+def test_stages_by_hand_where_autograd_does_not_follow():
+    model = Plain(PlainConfig(num_labels=4))
+    forward = model.forward
+    model.forward = torch.no_grad()(forward)
+    stages = [["two"], ["three"], ["classifier"]]
+    plan = plan_of(model, stages=stages)
+    assert names(plan) == stages and [reading.is_head for reading in plan.readings] == [False, False, True]
+    assert plan.tokens == "all"
+    with pytest.raises(UnlearningError, match="name 'unused2', which is no linear layer"):
+        plan_of(model, stages=[["unused2"], ["classifier"]])
+    decoder = llama()
+    decoder.forward = torch.no_grad()(decoder.forward)
+    qkv_names = qkv("model.layers.1.self_attn", *VIT_QKV)
+    plan = plan_of(decoder, stages=[qkv_names, ["score"]])
+    assert names(plan) == [qkv_names, ["score"]] and len(plan.readings) == 2 and plan.tokens == "last"
+
+
+def test_stages_by_hand_that_make_no_sense():
+    model = Plain(PlainConfig(num_labels=4))
+    with pytest.raises(UnlearningError, match="name 'two' twice; expected every operator in one stage"):
+        plan_of(model, stages=[["two"], ["two"], ["classifier"]])
+    with pytest.raises(UnlearningError, match="not in the order of the data"):
+        plan_of(model, stages=[["classifier"], ["two"]])
+
+
+def test_a_head_is_what_gives_the_logits():
+    model = Plain(PlainConfig(num_labels=4))
+    classifier, forward = model.classifier, model.forward
+    model.classifier = nn.Linear(6, 9)  # features for a product with fixed vectors, which is no module
+    vectors = torch.randn(9, 4)
+    model.forward = lambda pixel_values: ImageClassifierOutput(logits=forward(pixel_values).logits @ vectors)
+    assert not any(reading.is_head for reading in plan_of(model).readings)
+    model.classifier = classifier
+
+
+def test_a_text_model_with_a_float_mask():
+    model, inputs = tiny.tiny_bert(), tiny.random_inputs(tiny.tiny_bert())
+    plan = find_plan(model, inputs | {"attention_mask": inputs["attention_mask"].float()})
+    assert names(plan) == names(find_plan(model, inputs))
 
 
 def test_too_few_stages():

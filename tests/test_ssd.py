@@ -365,10 +365,10 @@ class TestRefusals:
             assert (
                 importances(tiny_vit(), [Batch(wrong, weight=torch.tensor([1.0, 1, 0, 1]))], SsdConfig()).samples == 3
             )
-        self.refused("a batch of forget has no labels", tiny_vit(), forget=[rows.inputs])
-        message = r"a batch of forget has labels of shape .4, 4.; expected one class number"
+        self.refused("its labels are missing; expected a tensor", tiny_vit(), forget=[rows.inputs])
+        message = r"its labels are torch.float32 of shape .4, 4."
         self.refused(message, tiny_vit(), forget=[Batch(rows, labels=torch.zeros(4, 4))])
-        self.refused("labels of shape", tiny_vit(), forget=[Batch(rows, labels=torch.zeros(4))])
+        self.refused("its labels are torch.float32 of shape", tiny_vit(), forget=[Batch(rows, labels=torch.zeros(4))])
 
     def test_gradients_that_are_not_finite(self):
         rows = samples(tiny_vit(), 4)

@@ -75,10 +75,11 @@ def test_a_class_is_forgotten(tmp_path: Path, method: str, build: Callable[[], P
     forgotten, kept = accuracy(result.model, [0]), accuracy(result.model, OTHERS)
     if method == "damp":
         assert forgotten == 0 and kept >= 0.95
-    elif (
-        build is tiny_vit
-    ):  # the ResNet's loss on the class is lower than on the others, and hardly anything is dampened
+    elif build is tiny_vit:
         assert forgotten < 0.6 < 0.8 < kept
+    else:  # its loss on the class is lower than on the others, so little is dampened and nothing forgotten
+        assert result.trainer.method.report["dampened"] > 0
+        assert not same_bits(weights(result.model), weights(knowing(build)))
     assert result.metrics["before"]["forget_accuracy"] == 1
     assert result.metrics["after"]["forget_accuracy"] == pytest.approx(accuracy_of(result, "forget"))
     assert 0 < result.runtime["unlearn"] <= result.runtime["total"]
@@ -145,7 +146,7 @@ def test_the_head_overshoots():
     assert alphas[3.0, False] <= 1 < alphas[3.0, True]
     assert forgotten[3.0, False] > 0.9 and forgotten[3.0, True] == 0
     after = reports[3.0, True]["head"]["classifier"]["0"]["after"]
-    assert after[0] == pytest.approx(sum(after[1:]) / 3)
+    assert after[0] == pytest.approx(sum(after[1:]) / 3, abs=1e-3)
     assert any("coefficient of the head is" in note for note in reports[3.0, True]["notes"])
     assert alphas[1000.0, True] <= 1  # more than the highest would be needed
     assert any("not forgotten" in note for note in reports[1000.0, True]["notes"])

@@ -84,6 +84,7 @@ class Method:
     config_class: ClassVar[type[MethodConfig]]
     own_losses: Any = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
     own_tasks: list[str] | dict[str, str] | None = None
+    whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 

@@ -1,13 +1,18 @@
 """Weights that cannot be edited in place, refused before any compute."""
 
+from collections.abc import Mapping
+
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from ..adapters import tuner_layers
+from ..batches import Batch
 from ..errors import UnlearningError
+from ..evaluation import to_model
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,6 +36,29 @@ def check_weights(model: nn.Module, method: str) -> None:
         raise UnlearningError(
             f"{method} edits floating-point weights, and those of {kind} are quantised; pass model.dequantize()."
         )
+
+    if len({p.device for p in parameters.values()}) > 1:
+        raise UnlearningError(f"{method} edits a model on one device, and {kind} is on several; load it on one.")
+    group = torch.distributed.is_initialized() and torch.distributed.get_world_size()
+    if group and group != PartialState().num_processes:
+        raise UnlearningError(
+            f"There are {group} processes, and accelerate knows of {PartialState().num_processes}, so {method} cannot add up what "
+            "they find; make accelerate.PartialState(cpu=True) first on CPUs."
+        )
+
+
+def ready(batch: Mapping, model: nn.Module) -> Batch:
+    """A batch of anybody's loader, where the model is, with one class number a sample as labels."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        found = "missing" if labels is None else f"a {type(labels).__name__}"
+        if isinstance(labels, Tensor):
+            found = f"{labels.dtype} of shape {list(labels.shape)}"
+        raise UnlearningError(
+            f"A batch has the columns {', '.join(batch)}, and its labels are {found}; expected a tensor `labels` with one class "
+            "number a sample."
+        )
+    return to_model(Batch(batch, labels=labels.long()), model, next(model.parameters()).device)
 
 
 def check_labels(labels: Tensor, num_labels: int) -> None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -15,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import UnlearningError
 from ..gradients import project
 from ..methods.base import CLASSIFICATION, Method, MethodConfig, MethodInfo, Paper
-from .checks import check_weights
+from .checks import check_weights, ready
 from .lora import Factors, load_lora, to_lora
 from .operators import Operator, Plan, Reading, find_plan
 from .probe import probe_accuracy
-from .statistics import Statistics, collect, ready
+from .statistics import Statistics, collect
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ def residuals(
     m = centre(retain_means, span)
     x = forget_means - m
     d = project(x, principal(retain_means - m, rcond))
+    if len(principal(retain_means - m)) == x.shape[1]:  # they span everything, in whatever small directions
+        d = torch.zeros_like(x)
     return d, d.norm(dim=1) / x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
 
 
@@ -105,14 +109,17 @@ def depth_coefficient(probe_accuracy: float, stage: int, stages: int) -> float:
 def overshoot(logits: Tensor, removed: Tensor, forgotten: list[int], retained: list[int]) -> float:
     """The least α at which every forgotten class's logit, for its own mean, is the average of the retained classes' (ours).
 
-    Logits are ℓ(α) = ℓ − αv: here ℓ and v, one row for each forgotten class. 0 if no α does that.
+    Logits are ℓ(α) = ℓ − αv: here ℓ and v, one row for each forgotten class. 0 if no α does that. Of a single retained class
+    the average is its own logit, and the aim is that it leads by as much as it was behind.
 
     >>> overshoot(torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]]), [0], [1, 2])
     1.5
     """
     own = torch.arange(len(forgotten)), torch.tensor(forgotten)
     lead, lost = (rows[own] - rows[:, retained].mean(dim=1) for rows in (logits, removed))
-    return 0.0 if (lost <= 0).any() else (lead / lost).max().item()
+    if (lost <= 0).any():
+        return 0.0
+    return (lead / lost).max().item() * (2 if len(retained) == 1 else 1)
 
 
 @dataclass
@@ -158,8 +165,8 @@ class DampConfig(MethodConfig):
     overshoot: bool = field(
         default=True,
         metadata={
-            "help": "let α of the head be above 1 where a forgotten class would still score higher, for the mean of its samples, "
-            "than retained classes do on average (ours); retained means are mapped as before for any α"
+            "help": "raise α of the head, above 1 if need be, where a forgotten class would still score higher for the mean of "
+            "its samples than retained classes do on average (ours); retained means are mapped as before for any α"
         },
     )
     tau: float = field(
@@ -204,6 +211,7 @@ class Removal:
     directions: Tensor  # Q
     m: Tensor
     relative: dict[int, float]  # ‖d_f‖ / ‖μ_f − m‖ of every forget class
+    raised_from: float | None = None  # what α would be without `overshoot`
 
 
 class Edit:
@@ -211,41 +219,56 @@ class Edit:
 
     def __init__(self, operator: Operator, removal: Removal):
         self.operator, self.removal = operator, removal
-        self.weight = _out_by_in(operator.module.weight, operator.module).detach().cpu().double()
-        about = self.weight, removal.directions, removal.alpha
-        self.new_weight, self.shift = remove_directions(*about), affine_bias(*about, removal.m)
+
+    @property
+    def weight(self) -> Tensor:
+        return _out_by_in(self.operator.module.weight, self.operator.module).detach().cpu().double()
+
+    @property
+    def new_weight(self) -> Tensor:
+        return remove_directions(self.weight, self.removal.directions, self.removal.alpha)
+
+    @property
+    def shift(self) -> Tensor:
+        return affine_bias(self.weight, self.removal.directions, self.removal.alpha, self.removal.m)
 
     def logits(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Of a head, for the rows of z, before and after."""
-        bias = self.operator.module.bias
-        bias = torch.zeros_like(self.shift) if bias is None else bias.detach().cpu().double()
+        shift, bias = self.shift, self.operator.module.bias
+        bias = torch.zeros_like(shift) if bias is None else bias.detach().cpu().double()
         old, new = (w.reshape(len(w), z.shape[1], -1).sum(dim=2) for w in (self.weight, self.new_weight))
-        return z @ old.T + bias, z @ new.T + bias + self.shift
+        return z @ old.T + bias, z @ new.T + bias + shift
 
     def verify(self, retain_means: Tensor, rcond: float) -> dict[str, float]:
         """What must hold of every edit, as relative deviations; refuses an edit of which it does not hold.
 
         M are the retained means less m. Where rcond leaves small directions out of their span, it bounds the deviation.
+        `rounding` is what the weight's own precision will take, and what nothing can be done about.
         """
-        q, alpha, x = self.removal.directions, self.removal.alpha, retain_means - self.removal.m
-        old, new = (
-            w.reshape(len(w), len(q), -1).transpose(1, 2).flatten(0, 1) for w in (self.weight, self.new_weight)
-        )
+        q, alpha, m = self.removal.directions, self.removal.alpha, self.removal.m
+        x, weight, new_weight = retain_means - m, self.weight, self.new_weight
+        old, new = (w.reshape(len(w), len(q), -1).transpose(1, 2).flatten(0, 1) for w in (weight, new_weight))
+        old_sum, new_sum = (w.reshape(len(w), len(q), -1).sum(dim=2) for w in (weight, new_weight))
         wq, size, length = old @ q, old.norm(), x.norm()
-        found = {  # what is found, and the most that it may be
-            "QᵀQ = I": ((q.T @ q - torch.eye(q.shape[1])).abs().max(), EXACT),
-            "QᵀM = 0": (torch.linalg.matrix_norm(x @ q, 2), (rcond + EXACT) * length),
-            "W'M = WM": (((new - old) @ x.T).norm(), (rcond * wq.norm() + EXACT * size) * length * len(x) ** 0.5),
-            "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size),
+        slack = max(1.0, alpha) * rcond * wq.norm() + EXACT * size
+        found = {  # what is found, the most that it may be, and what it is relative to
+            "QᵀQ = I": ((q.T @ q - torch.eye(q.shape[1])).abs().max(), EXACT, 1.0),
+            "QᵀM = 0": (torch.linalg.matrix_norm(x @ q, 2), (rcond + EXACT) * length, length),
+            "W'M = WM": (((new - old) @ x.T).norm(), slack * length * len(x) ** 0.5, size * length),
+            "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size, size),
         }
-        for rule, (value, most) in found.items():
+        if self.removal.span == "affine":
+            moved, scale = (new_sum - old_sum) @ m + self.shift, old_sum.norm() * m.norm()
+            found["W'm + b' = Wm + b"] = (moved.norm(), EXACT * scale, scale)
+        for rule, (value, most, _) in found.items():
             if not value <= most:
                 raise UnlearningError(
                     f"The edit of {self.operator.name} breaks {rule} by {value:.1e}, where {most:.1e} is allowed, and nothing "
                     "was changed; check its weights and the data for huge values."
                 )
-        units = (1, length, size * length, size)
-        return {r: float(v / max(u, 1e-300)) for (r, (v, _)), u in zip(found.items(), units, strict=True)}
+        deviations = {rule: float(value / max(unit, 1e-300)) for rule, (value, _, unit) in found.items()}
+        rounded = new_weight.to(self.operator.module.weight.dtype).double()
+        return deviations | {"rounding": float((rounded - new_weight).norm() / size)}
 
     def changes(self) -> list[tuple[Tensor, Tensor]]:
         """(tensor of the model, its new values). A convolution without bias leaves that to the BatchNorm behind it."""
@@ -324,8 +347,10 @@ def _edits(
     as_adapter: bool = False,
 ) -> tuple[dict[str, Any], list[Edit]]:
     """The report, and the edits that are to be made."""
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
     check_weights(model, "damp")
-    plan = find_plan(model, _example(retain_loader, model), stages or config.stages, config.readers)
+    example, retain_loader = _example(retain_loader, model)
+    plan = find_plan(model, example, stages or config.stages, config.readers)
     if config.conv == "unfold":  # patches are of one operator
         split = [dataclasses.replace(r, operators=[o]) for r in plan.readings for o in r.operators]
         plan = dataclasses.replace(plan, readings=split)
@@ -402,8 +427,8 @@ def _removals(
     removals, head = remove("affine" if config.span == "affine" else "linear")
     if config.span == "auto" and any(holds) and (left := _still_given(head)):
         notes.append(
-            f"Without their directions outside the linear span (the paper's), the head still gives {_classes(left)}, so the affine "
-            "span was used (ours)."
+            f"Without the directions outside the linear span (the paper's) the head would still give a forgotten class for "
+            f"{_classes(left)}, so the affine span was used (ours)."
         )
         if without:
             notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
@@ -411,11 +436,12 @@ def _removals(
     if config.overshoot and config.alpha is None and config.force_head_alpha is None:
         removals = [_overshot(removal, mu, forget, retain) for removal, mu in zip(removals, forget.means, strict=True)]
         head = _head(removals, forget)
-        if highest := max((r.alpha for r in removals if r.alpha > 1), default=None):
-            notes.append(
-                f"The coefficient of the head is {highest:.2f} (ours): at 1 a forgotten class would still have more than the "
-                "average logit of a retained one."
-            )
+        notes += [
+            f"The coefficient of the head is {r.alpha:.2f} and not {r.raised_from:.2f} (ours): with that a forgotten class would "
+            "still have more than the average logit of a retained one."
+            for r in removals
+            if r.raised_from is not None
+        ]
     return removals, head, notes
 
 
@@ -427,7 +453,10 @@ def _overshot(removal: Removal, means: Tensor, forget: Statistics, retain: Stati
     for operator in removal.reading.operators:
         logits, without = Edit(operator, dataclasses.replace(removal, alpha=1.0)).logits(means)
         needed.append(overshoot(logits, logits - without, list(forget.counts), list(retain.counts)))
-    return dataclasses.replace(removal, alpha=max(needed)) if removal.alpha < max(needed) <= HIGHEST else removal
+    alpha = max(needed) * (1 + 1e-6)  # where all retained logits are the same, not a tie with them
+    if not removal.alpha < alpha <= HIGHEST:
+        return removal
+    return dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
@@ -442,14 +471,18 @@ def _head(removals: list[Removal], forget: Statistics) -> dict[str, dict[str, di
         for operator in removal.reading.operators if removal.reading.is_head else []:
             logits = Edit(operator, removal).logits(means)
             found[operator.name] = {
-                str(c): {"before": before.tolist(), "after": after.tolist(), "still_given": int(after.argmax()) == c}
+                str(c): {
+                    "before": before.tolist(),
+                    "after": after.tolist(),
+                    "still_given": int(after.argmax()) in forget.counts,
+                }
                 for c, before, after in zip(forget.counts, *logits, strict=True)
             }
     return found
 
 
 def _still_given(head: dict[str, dict[str, dict[str, Any]]]) -> list[int]:
-    """The head test: the forgotten classes that the edited head gives for their own means."""
+    """The head test: the forgotten classes for whose means the edited head still gives one of them."""
     return sorted({int(c) for classes in head.values() for c, about in classes.items() if about["still_given"]})
 
 
@@ -461,6 +494,7 @@ def _row(removal: Removal, accuracy: float | None, tau: float, deviations: list[
         "span": removal.span,
         "probe_accuracy": accuracy,
         "alpha": removal.alpha,
+        "raised_from": removal.raised_from,
         "rank": removal.directions.shape[1],
         "relative_residual": {str(c): share for c, share in removal.relative.items()},
         "dropped": [c for c, share in removal.relative.items() if share < tau],
@@ -475,12 +509,14 @@ def _explain(rows: list[dict[str, Any]], head: dict, tau: float) -> list[str]:
         for row in rows
         if row["dropped"]
     ]
+    if not head:
+        notes.append("No operator gives the logits by itself, so it was not tested whether the class is forgotten.")
     if not any(row["alpha"] and row["rank"] for row in rows):
         notes.append("No weight was changed: no direction tells the forgotten classes from the retained ones.")
     if left := _still_given(head):
         notes.append(
-            f"For the mean of its samples the edited head still gives {_classes(left)}: not forgotten; force_head_alpha=1 "
-            "removes as much as can be removed there."
+            f"For the mean of {_classes(left)} the edited head still gives a forgotten class: not forgotten; a higher "
+            "force_head_alpha removes more of it."
         )
     return notes
 
@@ -493,14 +529,20 @@ def _classes(classes: list[int]) -> str:
 # What cannot be edited
 
 
-def _example(loader: Iterable[Mapping] | None, model: nn.Module) -> dict[str, Tensor]:
-    """Inputs of two samples, on which the plan is found."""
-    batch = next(iter(loader), None) if loader is not None else None
-    if batch is None:
+def _example(loader: Iterable[Mapping] | None, model: nn.Module) -> tuple[dict[str, Tensor], Iterable[Mapping]]:
+    """Inputs of two retained samples, the same in every process, and the loader with nothing taken out of it."""
+    batches = iter(() if loader is None else loader)
+    first = next(batches, None)
+    if batches is loader:  # it can be read only once
+        loader = itertools.chain(() if first is None else [first], batches)
+    own = {} if first is None else {name: values[:2].cpu() for name, values in ready(first, model).inputs.items()}
+    found = next((example for example in gather_object([own]) if example), None)
+    if found is None:
         raise UnlearningError(
             "There are no retained samples; DAMP keeps what the means of the retained classes span: pass samples of them."
         )
-    return {name: values[:2] for name, values in ready(batch, model).inputs.items()}
+    device = next(model.parameters()).device
+    return {name: values.to(device) for name, values in found.items()}, loader
 
 
 def _check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
@@ -568,17 +610,13 @@ class Damp(Method):
     )
     config_class = DampConfig
     config: DampConfig
+    whole_classes = True
 
     def __init__(self, config: DampConfig | None = None):
         super().__init__(config)
         self._report: dict[str, Any] = {}
 
     def prepare(self, context) -> None:
-        if not context.is_class_request:
-            raise UnlearningError(
-                "damp forgets whole classes, and the request is for single samples; pass all samples of the classes to forget and "
-                "none of them as retained, or choose a method for single samples."
-            )
         self.context = context
 
     def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:

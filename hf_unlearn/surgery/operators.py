@@ -7,6 +7,7 @@ of a residual block. Where the blocks of the network begin is read off its lists
 architecture is known here.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -115,16 +116,11 @@ def find_plan(
         readers: `next`: the operators that the data meets first behind the stage; `all_residual`: also those that read
             the sum of later blocks and half-blocks, up to the next stage.
     """
-    flow = _Flow(model, inputs)
     if not isinstance(stages, int):
-        readings = [
-            Reading(stage, *about)
-            for stage, names in enumerate(stages, 1)
-            for about in flow.readings(flow.named(names))
-        ]
-        return Plan(readings, len(stages), flow.tokens(), flow.notes)
+        return _by_hand(model, inputs, stages)
     if stages < 1:
         raise UnlearningError(f"stages is {stages}; expected 1 or more.")
+    flow = _Flow(model, inputs)
     entries, exit_ = flow.blocks(stages)
     if len(entries) >= stages:
         depth = len(entries) + 1
@@ -145,6 +141,52 @@ def find_plan(
     return Plan(readings, len(entries) + 1, flow.tokens(), flow.notes)
 
 
+def _by_hand(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]]) -> Plan:
+    names = [name for stage in stages for name in stage]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UnlearningError(f"The stages name {twice[0]!r} twice; expected every operator in one stage.")
+    try:
+        flow = _Flow(model, inputs)
+    except _Untracked:
+        return _by_tensors(model, inputs, stages)
+    calls = [flow.named(stage) for stage in stages]
+    places = [[flow.place[call.read[0]] for call in stage] for stage in calls]
+    for before, after in itertools.pairwise(places):
+        if min(after) < min(before):
+            raise UnlearningError("The stages are not in the order of the data; expected the one nearest to the input first.")
+    readings = [Reading(stage, *about) for stage, named in enumerate(calls, 1) for about in flow.readings(named)]
+    return Plan(readings, len(stages), flow.tokens(), flow.notes)
+
+
+@torch.no_grad()
+def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]]) -> Plan:
+    """The named operators, by the tensors that they are called with, where autograd does not follow the data."""
+    modules, read, given = dict(model.named_modules()), {}, {}
+    with ExitStack() as stack:
+        for name in (name for stage in stages for name in stage):
+            if not isinstance(modules.get(name), OPERATORS):
+                raise UnlearningError(f"The stages name {name!r}, which is no linear layer or convolution of the model.")
+
+            def hook(_: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
+                read[name], given[name] = args[0], output
+
+            stack.enter_context(_removed(modules[name].register_forward_hook(hook)))
+        stack.enter_context(evaluating(model))
+        logits = model(**inputs).logits
+    readings, tokens = [], "all"
+    for number, stage in enumerate(stages, 1):
+        groups: dict[int, list[str]] = {}
+        for name in stage:
+            if name not in read:
+                raise UnlearningError(f"The stages name {name!r}, which is not used in a forward pass.")
+            groups.setdefault(id(read[name]), []).append(name)
+        for group in groups.values():
+            is_head = number == len(stages) and all(given[name].shape[-1] == logits.shape[-1] for name in group)
+            tokens = "last" if is_head and read[group[0]].ndim == 3 else tokens
+            readings.append(Reading(number, [Operator(name, modules[name]) for name in group], is_head))
+    return Plan(readings, len(stages), tokens)
+
+
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     """A random sample of the kind that the model takes."""
     generator = torch.Generator().manual_seed(0)
@@ -157,6 +199,10 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
         size = getattr(model.config, "image_size", IMAGE_SIZE)  # a convolutional network need not say
     size = (size, size) if isinstance(size, int) else size
     return {"pixel_values": torch.randn(1, models.image_channels(model), *size, generator=generator).to(model.dtype)}
+
+
+class _Untracked(UnlearningError):
+    pass
 
 
 class _Flow:
@@ -203,15 +249,19 @@ class _Flow:
             return output.detach().requires_grad_().clone()
 
         with ExitStack() as stack:
-            tracked = {k: v.clone().requires_grad_().clone() for k, v in inputs.items() if v.is_floating_point()}
-            if not tracked:
+            tracked = {}
+            if "input_ids" not in inputs:
+                tracked = {k: v.clone().requires_grad_().clone() for k, v in inputs.items() if v.is_floating_point()}
+            else:
                 stack.enter_context(_removed(self.model.get_input_embeddings().register_forward_hook(track)))
             for name, module in self.model.named_modules():
                 stack.enter_context(_removed(module.register_forward_pre_hook(before(name), with_kwargs=True)))
                 stack.enter_context(_removed(module.register_forward_hook(after(name))))
             logits = self.model(**(inputs | tracked)).logits
         if logits.grad_fn is None:
-            raise UnlearningError(f"The logits of {type(self.model).__name__} do not depend on its input; {BY_HAND}.")
+            raise _Untracked(
+                f"Autograd does not follow the data of {type(self.model).__name__} from input to logits; {BY_HAND}."
+            )
         return logits
 
     def _order(self) -> tuple[dict[Node, int], list[Node]]:
@@ -284,7 +334,7 @@ class _Flow:
                 )
             groups.setdefault(call.read, []).append(call)
         for group in groups.values():
-            is_head = not any(self.readers(call.given[0]) for call in group)
+            is_head = all(c.output.shape[-1] == self.logits.shape[-1] and not self.readers(c.given[0]) for c in group)
             yield [Operator(call.name, call.module, *self._norm(call)) for call in group], is_head
 
     def _norm(self, call: _Call) -> tuple[nn.Module | None, str | None]:
@@ -386,8 +436,8 @@ class _Flow:
             return None
         (gradient,) = torch.autograd.grad(self.logits.sum(), outputs[-1], retain_graph=True)
         read = gradient.abs().sum(dim=(0, 2)) > 0
-        if read.sum() > 2:
-            return "all"
+        if read.sum() > 2 or not (read[0] or any(len(call.shape) == 3 for call in self.operators[-1:])):
+            return "all"  # or one token at the end that is taken before the head, which cannot be told from here
         return "first" if read[0] else "last"
 
 

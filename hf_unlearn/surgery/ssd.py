@@ -13,10 +13,10 @@ from torch.func import functional_call, grad, vmap
 
 from ..batches import Batch
 from ..errors import UnlearningError
-from ..evaluation import evaluating, to_model
+from ..evaluation import evaluating
 from ..losses import cross_entropy
 from ..methods.base import Method, MethodConfig, MethodInfo, Paper
-from .checks import check_labels, check_weights
+from .checks import check_labels, check_weights, ready
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,7 @@ Weights = dict[str, Tensor]  # by the name of the parameter
 PAPER_ALPHA = 10.0
 TOLERANCE = 1e-4  # of squared gradients by vmap, relative to those of the loop
 VMAP_NUMBERS = 2**28  # gradients held at once: 1 GiB in float32
-# Where the loop is as fast as vmap, or faster. On two cores, in ms a sample, loop and vmap: ResNet-18 at 32 pixels 20 and
-# 37 to 60, ViT-tiny 35 and 20 to 28, a BERT of 6 layers 61 and 47 to 74.
+# Where a loop over samples is about as fast as vmap, or faster.
 LOOP_DEVICES = ("cpu",)
 
 
@@ -79,7 +78,7 @@ class SsdConfig(MethodConfig):
         default=None,
         metadata={
             "help": "α: how many times more important for the forget set than for all data; null: 10 (the paper), or, ours, a "
-            "third of n/n_f where that is less, as no weight can be more than n/n_f times as important"
+            "third of n/n_f where that is less, and at least 1, as no weight can be more than n/n_f times as important"
         },
     )
     lam: float = field(default=1.0, metadata={"help": "the lower, the stronger the dampening; λ"})
@@ -138,7 +137,7 @@ def importances(
             p.requires_grad_(True)
         with torch.enable_grad(), evaluating(model):
             for batch in loader:
-                batch = _counted(to_model(Batch(batch), model, device), name)
+                batch = _counted(ready(batch, model))
                 if len(batch.labels) == 0:
                     continue
                 num_labels = num_labels or _num_labels(model, batch)
@@ -179,12 +178,12 @@ def ssd_edit(
     I_D is over D_f and D_r together, (n_f·I_f + n_r·I_r)/n. No weight changes before all importances are known to be
     finite. The loaders are read once; see `importances` for what they give.
     """
-    config, model = config or SsdConfig(), extract_model_from_parallel(model)
+    config, model = config or SsdConfig(), extract_model_from_parallel(model, keep_torch_compile=False)
     check_weights(model, "ssd")
     forget = importances(model, forget_loader, config, "forget")
     retain = importances(model, retain_loader, config, "retain")
     share = forget.terms / (forget.terms + retain.terms)
-    alpha = min(PAPER_ALPHA, 1 / (3 * share)) if config.alpha is None else config.alpha
+    alpha = min(PAPER_ALPHA, max(1.0, 1 / (3 * share))) if config.alpha is None else config.alpha
     tensors, factors, sizes, largest = [], [], [], 0.0
     with torch.no_grad():
         for key in list(forget.values):
@@ -192,7 +191,7 @@ def ssd_edit(
             i_f = nn.functional.threshold(i_f, torch.finfo(i_f.dtype).tiny, 0.0)  # or I_D may be rounded to 0
             i_d = torch.lerp(i_r, i_f, share)  # exactly I_f where I_r = I_f, which the sum is not
             weight.copy_(dampen(weight, i_f, i_d, alpha, config.lam))
-            chosen = i_f > alpha * i_d
+            chosen = i_f > max(alpha, config.lam) * i_d
             factors.append((config.lam * i_d[chosen] / i_f[chosen]).clamp(max=1))
             largest = max(largest, torch.where(i_d > 0, i_f / i_d, 0.0).max().item())
             sizes.append(weight.numel())
@@ -287,6 +286,8 @@ def vmap_error(model: nn.Module, weights: Weights, few: Batch) -> float | None:
     add_squares(model, weights, expected, pieces(few, 1))
     try:
         add_squares_by_vmap(model, weights, found, few)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # what functorch raises for an operation that it cannot batch
         logger.debug("torch.func.vmap does not work", exc_info=True)
         return None
@@ -294,12 +295,8 @@ def vmap_error(model: nn.Module, weights: Weights, few: Batch) -> float | None:
     return max((found[k] - total).norm().item() / (total.norm().item() + rounding) for k, total in expected.items())
 
 
-def _counted(batch: Batch, name: str) -> Batch:
+def _counted(batch: Batch) -> Batch:
     """The rows of a batch that are no padding."""
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        found = f"labels of shape {list(labels.shape)}" if isinstance(labels, Tensor) else "no labels"
-        raise UnlearningError(f"ssd: a batch of {name} has {found}; expected one class number a sample as labels.")
     if "weight" not in batch or bool((batch.weight > 0).all()):
         return batch
     return Batch({key: value[batch.weight > 0] for key, value in batch.items()})

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import randomness
 from ..batches import Batch
 from ..errors import UnlearningError
-from ..evaluation import evaluating, to_model
-from .checks import check_labels
+from ..evaluation import evaluating
+from .checks import check_labels, ready
 from .operators import Plan
 
 
@@ -45,7 +45,8 @@ def collect(
 ) -> Statistics:
     """The statistics of what the operators of each reading read, pooled to one vector a sample, in eval mode.
 
-    They do not depend on how samples are shared out over batches and processes; rows of weight 0 do not count.
+    They do not depend on how samples are shared out over batches and processes (the single samples, where batches have a
+    `sample_index`); rows of weight 0 do not count.
 
     Args:
         loader: this process's share of the data: mappings with the model's inputs and `labels`.
@@ -63,7 +64,10 @@ def collect(
             batch = activations.batch = ready(batch, model)
             logits = model(**batch.inputs).logits
             valid = batch.get("weight", torch.ones_like(batch.labels)) > 0
-            labels, z = batch.labels[valid].cpu(), [x[valid].cpu() for x in activations.take(logits)]
+            z = activations.take(logits)
+            if not totals and len(batch.labels) > 1:
+                activations.check_layout(model, z)
+            labels, z = batch.labels[valid].cpu(), [x[valid].cpu() for x in z]
             check_labels(labels, logits.shape[-1])
             if not totals:
                 totals = [torch.zeros(logits.shape[-1], x.shape[1], dtype=torch.float64) for x in z]
@@ -95,13 +99,6 @@ def collect(
         [total[present] / counts[present, None] for total in sums],
         _lowest([part for _, part in everyone], samples)[1],
     )
-
-
-def ready(batch: Mapping, model: nn.Module) -> Batch:
-    """A batch of anybody's loader, where the model is."""
-    if "labels" not in batch:
-        raise UnlearningError(f"A batch has the columns {', '.join(batch)}; expected `labels` among them.")
-    return to_model(Batch(batch), model, next(model.parameters()).device)
 
 
 def _lowest(parts: list[tuple[Tensor, list[Tensor]]], n: int) -> tuple[Tensor, list[Tensor]]:
@@ -153,6 +150,18 @@ class _Activations:
 
     def _keep_scores(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         self.scores = output
+
+    def check_layout(self, model: nn.Module, z: list[Tensor]) -> None:
+        """The first sample alone must give what it gives among others; not so where a layer reads [T, B, d]."""
+        whole, self.batch = self.batch, Batch({name: values[:1] for name, values in self.batch.items()})
+        alone = self.take(model(**self.batch.inputs).logits)
+        self.batch = whole
+        for reading, x, among in zip(self.plan.readings, alone, z, strict=True):
+            if (x[0] - among[0]).norm() > 0.1 * among[0].norm():
+                raise UnlearningError(
+                    f"What {reading.operators[0].name} reads for a sample depends on the others in the batch, so its axes are not "
+                    "those of samples, places and features; give the stages by hand, without it."
+                )
 
     def take(self, logits: Tensor) -> list[Tensor]:
         """One row a sample, of every reading; the token at which the head's scores are the logits, if it reads one."""
