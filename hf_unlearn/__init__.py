@@ -16,7 +16,7 @@ _MODULES = {
         *("FinetuneConfig", "GruConfig", "HamuConfig", "LotusConfig", "OrthogradConfig", "PcgradConfig"),
         *("RandomLabelConfig", "RetrainConfig", "get_method", "list_methods"),
         *("BadTeacherConfig", "GradientAscentConfig", "L1SparseConfig", "NeggradPlusConfig", "SalunConfig"),
-        *("ScrubConfig", "UnsirConfig"),
+        *("LocalTeacherConfig", "ScrubConfig", "UnsirConfig"),
         *("GradDiffConfig", "NpoConfig", "RmuConfig", "SimnpoConfig"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         GruConfig,
         HamuConfig,
         L1SparseConfig,
+        LocalTeacherConfig,
         LotusConfig,
         NeggradPlusConfig,
         NpoConfig,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in ("methods", "metrics"):
+    if name in ("audits", "methods", "metrics"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

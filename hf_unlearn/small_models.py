@@ -1,0 +1,124 @@
+"""Small classifiers that are trained from scratch in seconds, as teachers that know only what they are shown."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .errors import UnlearningError
+from .evaluation import evaluating
+from .losses import cross_entropy
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.shortcut = nn.Sequential()
+        if before != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+class ResNet8(nn.Module):
+    """The ResNet of 6n + 2 layers with n = 1, for images of about 32 px; larger ones are averaged down to 32 to 63 px."""
+
+    def __init__(self, num_labels: int, channels: int = 3):
+        super().__init__()
+        stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.blocks = nn.Sequential(*stem, Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
+        self.classifier = nn.Linear(64, num_labels)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        pixels = F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // 32))
+        return ImageClassifierOutput(logits=self.classifier(self.blocks(pixels).mean((2, 3))))
+
+
+def small_transformer(num_labels: int, vocabulary: int, positions: int) -> PreTrainedModel:
+    """A BERT of two layers, without dropout."""
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=positions,
+            num_labels=num_labels,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=256,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[tuple[dict[str, Tensor], Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    accuracy: float,
+) -> float:
+    """Plain cross-entropy until the running accuracy of an epoch is enough; that accuracy is given back.
+
+    `batches` gives the inputs and labels of an epoch. In the last fifth of the epochs the learning rate is a tenth.
+    """
+    model.train()
+    for epoch in range(epochs):
+        if epoch == -(-4 * epochs // 5):
+            for group in optimizer.param_groups:
+                group["lr"] /= 10
+        right = total = 0
+        for inputs, labels in batches(epoch):
+            logits = model(**inputs).logits
+            optimizer.zero_grad()
+            cross_entropy(logits, labels).mean().backward()
+            optimizer.step()
+            right, total = right + (logits.argmax(dim=-1) == labels).sum(), total + len(labels)
+        reached = right.item() / total
+        if reached >= accuracy:
+            break
+    return reached
+
+
+def readable(teacher: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the teacher takes of the inputs, in its own precision."""
+    dtype, takes = next(teacher.parameters()).dtype, inspect.signature(teacher.forward).parameters
+    return {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items() if key in takes}
+
+
+def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> None:
+    """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does."""
+    called: list[nn.Module] = []
+    hooks = [module.register_forward_pre_hook(lambda m, _: called.append(m)) for module in original.modules()]
+    with torch.no_grad(), evaluating(teacher):
+        logits = getattr(teacher(**{key: x[:2] for key, x in inputs.items()}), "logits", None) if inputs else None
+    for hook in hooks:
+        hook.remove()
+    known = defaultdict(list)
+    for weight in original.parameters():
+        if not hasattr(weight, "full_tensor"):  # a piece of a sharded one
+            known[weight.shape].append(weight)
+    matrices = [weight for weight in teacher.parameters() if weight.ndim > 1]
+    copied = sum(any(torch.equal(weight, w.to(weight)) for w in known[weight.shape]) for weight in matrices)
+    if called or 2 * copied > len(matrices):
+        raise UnlearningError(
+            f"local_teacher: the teacher {'calls' if called else 'has the weights of'} the original, whose features have "
+            "seen the forget samples, so that nothing would be forgotten; expected a model from scratch, or a public checkpoint."
+        )
+    if logits is None or logits.shape[-1] != num_labels:
+        found = "no .logits" if logits is None else f"{logits.shape[-1]} logits"
+        raise UnlearningError(
+            f"local_teacher: the teacher is a {type(teacher).__name__} that gives {found}; expected .logits of {num_labels} "
+            "classes, from the inputs of the original."
+        )
