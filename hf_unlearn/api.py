@@ -118,8 +118,8 @@ def unlearn(
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
         peft_config: unlearn in a PEFT adapter instead of in the weights.
         base_model: what the original was trained from; `retrain` needs it.
-        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, or a function that
-            returns one.
+        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
+            folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.

@@ -101,10 +101,12 @@ def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Ten
     """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does."""
     called: list[nn.Module] = []
     hooks = [module.register_forward_pre_hook(lambda m, _: called.append(m)) for module in original.modules()]
-    with torch.no_grad(), evaluating(teacher):
-        logits = getattr(teacher(**{key: x[:2] for key, x in inputs.items()}), "logits", None) if inputs else None
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad(), evaluating(teacher):
+            logits = getattr(teacher(**{key: x[:2] for key, x in inputs.items()}), "logits", None) if inputs else None
+    finally:
+        for hook in hooks:
+            hook.remove()
     known = defaultdict(list)
     for weight in original.parameters():
         if not hasattr(weight, "full_tensor"):  # a piece of a sharded one

@@ -180,8 +180,8 @@ class UnlearningTrainer(ResumableTrainer):
             False trains the weights.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
-        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, or a function
-            that returns one.
+        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
+            folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or which tasks of which forget samples (a table, or a
             dictionary of columns). Default: all tasks.
         overlap: `"error"` refuses forget samples that are in another set too, `"allow"` does not look.

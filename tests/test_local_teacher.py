@@ -310,6 +310,17 @@ class TestSupport:
         assert method.report["k"] == 9
         assert method.report["lowest_similarity"] == pytest.approx(s.sort(descending=True).values[8].item(), abs=1e-5)
 
+    def test_a_retained_set_that_is_a_stream(self, tmp_path):
+        found = []
+        for name in ("whole", "stream"):
+            data = learnt(flipped=False)
+            if name == "stream":
+                data["retain"] = data["retain"].to_iterable_dataset()
+            method = LocalTeacher(LocalTeacherConfig(k=9, **QUICK))
+            run(tmp_path / name, method, data=data, max_steps=2, retain_size=24 if name == "stream" else None)
+            found.append((sorted(method.support.tolist()), weights(method.teacher)))
+        assert found[0][0] == found[1][0] and same_bits(found[0][1], found[1][1])
+
     def test_scattered_forget_samples(self, tmp_path):
         """Of every class: the centroid says nothing, and each of them gets neighbours of its own."""
         method = LocalTeacher(LocalTeacherConfig(**QUICK))
@@ -450,6 +461,11 @@ class TestTeacher:
     )
     def test_that_do_not_answer(self, tmp_path, teacher, message):
         with pytest.raises(UnlearningError, match=message):
+            run(tmp_path, LocalTeacherConfig(**QUICK), teacher=teacher)
+
+    @pytest.mark.parametrize("teacher", [lambda: 5, {"a": 1}])
+    def test_that_are_no_models(self, tmp_path, teacher):
+        with pytest.raises(UnlearningError, match="teacher= gave a (int|dict); expected a model, or a function that"):
             run(tmp_path, LocalTeacherConfig(**QUICK), teacher=teacher)
 
     def test_of_the_wrong_kind(self, tmp_path):

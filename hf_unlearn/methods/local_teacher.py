@@ -176,7 +176,7 @@ class LocalTeacher(Method):
         self.context = context
         ranked, half = self.neighbours()
         k = self.stable_k(ranked, half) if self.config.k == "auto" else self.config.k or 2 * half
-        support = ranked[:k]
+        self.support = support = ranked[:k]
         self.teacher, reached = self.trained_teacher(support)
         classes, (known, _) = len(np.unique(self.labels[support])), self.answers([self.teacher])
         self.facts |= {"k": len(support), "lowest_similarity": float(self.s[support].min()), "classes": classes}
@@ -185,7 +185,8 @@ class LocalTeacher(Method):
             self.note(
                 f"the {len(support)} neighbours are of {classes} class(es) only; expected three, from a larger k"
             )
-        if known == 1 or (known == 0 and not context.is_class_request):
+        many = context.schedule.n_forget > 10  # fewer may well be all right, or all wrong
+        if many and (known == 1 or (known == 0 and not context.is_class_request)):
             self.note(f"the teacher is right on {'all' if known else 'no'} forget samples; try another k")
         if reached < self.config.teacher_accuracy:
             self.note(f"the teacher's accuracy on its support ended at {reached:.3f}; try more teacher_epochs")
@@ -235,7 +236,8 @@ class LocalTeacher(Method):
             classes = len(np.unique(self.labels[ranked[:k]]))
             curve.append({"k": k, "accuracy": accuracy, "classes": classes, "histogram": histogram.tolist()})
         self.facts["curve"] = curve
-        usable = [row["classes"] >= min(3, self.context.num_labels) and row["accuracy"] < 1 for row in curve]
+        least, wanted = -1 if self.context.is_class_request else 0, min(3, self.context.num_labels)
+        usable = [row["classes"] >= wanted and least < row["accuracy"] < 1 for row in curve]
         histograms = [np.array(row["histogram"]) for row in curve]
         return plateau([row["k"] for row in curve], histograms, usable) or 2 * half
 
@@ -278,7 +280,12 @@ class LocalTeacher(Method):
         if isinstance(given, nn.Module):
             return copy.deepcopy(given)
         if not isinstance(given, str):
-            return given()
+            found = given() if callable(given) else given
+            if not isinstance(found, nn.Module):
+                raise UnlearningError(
+                    f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
+                )
+            return found
         if given in ("auto", own) and own == "resnet8":
             return ResNet8(context.num_labels, models.image_channels(context.model))
         if given in ("auto", own):
