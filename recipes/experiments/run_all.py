@@ -15,6 +15,7 @@ EXPERIMENTS = (
     "quota.py",
     "multitask.py",
     "stories.py",
+    "locality.py",
     "tables.py",
 )
 
