@@ -1,8 +1,10 @@
 """Small classifiers that are trained from scratch in seconds, as teachers that know only what they are shown."""
 
+import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from . import models
 from .errors import UnlearningError
 from .evaluation import evaluating
 from .losses import cross_entropy
@@ -60,6 +63,44 @@ def small_transformer(num_labels: int, vocabulary: int, positions: int) -> PreTr
             attention_probs_dropout_prob=0.0,
         )
     )
+
+
+def new_teacher(given: Any, original: nn.Module, task: str, num_labels: int) -> nn.Module:
+    """A fresh teacher: from scratch by its name ("auto": by the task), a checkpoint, a copy of a model, or from a function."""
+    own = "resnet8" if task == "image-classification" else "transformer"
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    if not isinstance(given, str):
+        found = given() if callable(given) else given
+        if not isinstance(found, nn.Module):
+            raise UnlearningError(
+                f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
+            )
+        return found
+    words = original.get_input_embeddings().num_embeddings if own == "transformer" else None
+    if given in ("auto", own):
+        if words is None:
+            return ResNet8(num_labels, models.image_channels(original))
+        return small_transformer(num_labels, words, models.max_tokens(original) or 512)
+    if given in ("resnet8", "transformer"):
+        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task}; use {own!r}.")
+    teacher = models.load_model(given, task=task, num_labels=num_labels)
+    theirs = teacher.get_input_embeddings().num_embeddings if words else None
+    if theirs != words:
+        raise UnlearningError(
+            f"local_teacher: teacher is {given!r} with {theirs} tokens, and the model has {words}; expected a checkpoint with "
+            "the same tokenizer, such as the one that the model was trained from."
+        )
+    return teacher
+
+
+def new_optimizer(model: nn.Module, kind: str, rate: float | None, decay: float) -> torch.optim.Optimizer:
+    """`sgd` with momentum, `adamw`, or `auto`: AdamW for what attends over tokens."""
+    attends = any(models.attends(module) for module in model.modules())
+    about = {"lr": rate or (0.05 / models.width(model) if attends else 0.05), "weight_decay": decay}
+    if kind == "adamw" or (kind == "auto" and attends):
+        return torch.optim.AdamW(model.parameters(), **about)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, **about)
 
 
 def fit(

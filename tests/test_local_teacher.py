@@ -544,6 +544,17 @@ class TestRun:
         resumed.train(resume_from_checkpoint=True)
         assert same_bits(weights(resumed.model), weights(expected.model))
 
+    @pytest.mark.parametrize("family", ["vit", "bert"])
+    def test_in_an_adapter(self, tmp_path, family):
+        found = [
+            make_trainer(LocalTeacherConfig(k=9, **QUICK), family, tmp_path / str(i), lora=i) for i in (False, True)
+        ]
+        for trainer in found:
+            trainer.train()
+        plain, adapted = (trainer.method for trainer in found)
+        assert plain.s == pytest.approx(adapted.s, abs=1e-5)
+        assert same_bits(weights(plain.teacher), weights(adapted.teacher))
+
     def test_the_teacher_does_not_move(self, tmp_path):
         class Still(LocalTeacher):
             def prepare(self, context):

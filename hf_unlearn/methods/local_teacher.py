@@ -1,6 +1,5 @@
 """Local Teacher Distillation: what a model that only knows the retained neighbours says of the forget samples (2026)."""
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,12 +11,10 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from .. import models
 from ..batches import Batch, seeded
-from ..errors import UnlearningError
 from ..losses import cross_entropy
 from ..neighbours import Neighbours, centres
-from ..small_models import ResNet8, check_teacher, fit, readable, small_transformer
+from ..small_models import check_teacher, fit, new_optimizer, new_teacher, readable
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 SCATTERED = 0.8  # below: how often a forget sample is nearer to the centroid than a retained one is
@@ -256,54 +253,16 @@ class LocalTeacher(Method):
                 yield readable(teacher, batch.inputs), batch.labels
 
         with seeded(context.seed, 4, seed):
-            teacher = self.new_teacher().to(context.model.device).requires_grad_(True)
+            given = config.teacher if context.given_teacher is None else context.given_teacher
+            teacher = new_teacher(given, context.model, context.task, context.num_labels)
+            teacher.to(context.model.device).requires_grad_(True)
             teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
             check_teacher(teacher, context.model, readable(teacher, whole.inputs), context.num_labels)
-            optimizer = self.teacher_optimizer(teacher)
+            optimizer = new_optimizer(teacher, config.teacher_optim, config.teacher_lr, config.teacher_decay)
             reached = fit(teacher, batches, optimizer, config.teacher_epochs, config.teacher_accuracy)
         for tensor in teacher.state_dict().values():
             tensor.copy_(broadcast(tensor))
         return teacher.eval().requires_grad_(False), reached
-
-    def teacher_optimizer(self, teacher: nn.Module) -> torch.optim.Optimizer:
-        config, attends = self.config, any(models.attends(module) for module in teacher.modules())
-        rate = config.teacher_lr or (0.05 / models.width(teacher) if attends else 0.05)
-        about = {"lr": rate, "weight_decay": config.teacher_decay}
-        if config.teacher_optim == "adamw" or (config.teacher_optim == "auto" and attends):
-            return torch.optim.AdamW(teacher.parameters(), **about)
-        return torch.optim.SGD(teacher.parameters(), momentum=0.9, **about)
-
-    def new_teacher(self) -> nn.Module:
-        context = self.context
-        given = self.config.teacher if context.given_teacher is None else context.given_teacher
-        own = "resnet8" if context.task == "image-classification" else "transformer"
-        if isinstance(given, nn.Module):
-            return copy.deepcopy(given)
-        if not isinstance(given, str):
-            found = given() if callable(given) else given
-            if not isinstance(found, nn.Module):
-                raise UnlearningError(
-                    f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
-                )
-            return found
-        if given in ("auto", own) and own == "resnet8":
-            return ResNet8(context.num_labels, models.image_channels(context.model))
-        if given in ("auto", own):
-            words = context.model.get_input_embeddings().num_embeddings
-            return small_transformer(context.num_labels, words, models.max_tokens(context.model) or 512)
-        if given in ("resnet8", "transformer"):
-            raise UnlearningError(
-                f"local_teacher: teacher is {given!r}, and the model is for {context.task}; use {own!r}."
-            )
-        teacher = models.load_model(given, task=context.task, num_labels=context.num_labels)
-        if own == "transformer":
-            theirs, ours = (m.get_input_embeddings().num_embeddings for m in (teacher, context.model))
-            if theirs != ours:
-                raise UnlearningError(
-                    f"local_teacher: teacher is {given!r} with {theirs} tokens, and the model has {ours}; expected a "
-                    "checkpoint with the same tokenizer, such as the one that the model was trained from."
-                )
-        return teacher
 
     def probabilities(self, teacher: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """p = softmax(g(x)/T)."""
