@@ -14,9 +14,9 @@ _MODULES = {
     "hardness": ["HardnessReport", "measure_hardness"],
     "methods": [
         *("BadTeacherConfig", "DampConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
-        *("HamuConfig", "L1SparseConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig", "OrthogradConfig"),
-        *("PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig", "ScrubConfig"),
-        *("SimnpoConfig", "SsdConfig", "UnsirConfig", "get_method", "list_methods"),
+        *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
+        *("OrthogradConfig", "PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig"),
+        *("ScrubConfig", "SimnpoConfig", "SsdConfig", "UnsirConfig", "get_method", "list_methods"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         GruConfig,
         HamuConfig,
         L1SparseConfig,
+        LocalTeacherConfig,
         LotusConfig,
         NeggradPlusConfig,
         NpoConfig,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in ("methods", "metrics", "surgery"):
+    if name in ("audits", "methods", "metrics", "surgery"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -97,6 +97,7 @@ def unlearn(
     data_collator: Callable | None = None,
     peft_config: Any = None,
     base_model: Any = None,
+    teacher: Any = None,
     tasks: Any = None,
     overlap: str = "error",
     augment: Callable | None = None,
@@ -118,6 +119,8 @@ def unlearn(
         peft_config: unlearn in a PEFT adapter instead of in the weights; True, of a method that edits weights once: its edit
             as an adapter.
         base_model: what the original was trained from; `retrain` needs it.
+        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
+            folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.
@@ -139,6 +142,7 @@ def unlearn(
         data_collator=data_collator,
         peft_config=peft_config,
         base_model=base_model,
+        teacher=teacher,
         tasks=tasks,
         overlap=overlap,
         augment=augment,

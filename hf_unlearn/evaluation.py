@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from . import models
 from .batches import Batch, DrawnSamples, TrainingCollator
 from .errors import UnlearningError
 from .losses import IGNORED, next_tokens
@@ -108,6 +109,17 @@ class Evaluator:
                 with torch.no_grad(), self.accelerator.autocast():
                     logits = model(**batch.inputs).logits
                 yield positions, batch, logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def features(
+        self, model: nn.Module, name: str, indices: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """(positions, labels, what the model's head reads), batch by batch, of all samples on every process."""
+        with models.reading_features(model, self.num_labels) as read:
+            for positions, batch, logits in self.logits(model, name, indices, description=f"features of {name}"):
+                places = torch.as_tensor(positions, device=logits.device)
+                parts = (places, batch.labels, read(logits), batch.weight > 0)
+                places, labels, features, real = self.accelerator.gather(parts)
+                yield places[real].cpu().numpy(), labels[real].cpu().numpy(), features[real]
 
     @property
     def shard(self) -> tuple[int, int]:

@@ -5,7 +5,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -395,6 +396,44 @@ def width(model: nn.Module) -> int:
     model = _network(model)
     config = getattr(model, "config", None)
     return model.timm_model.num_features if _is_timm(config) else getattr(config, "hidden_size", 768)
+
+
+@contextmanager
+def reading_features(model: nn.Module, num_labels: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Inside, `read(logits)` gives what the head has read in the forward pass of these logits, a row for each sample.
+
+    The head is the layer that ran last of those with an output for each class. Where it is applied to every token of a
+    text, the row is that of the token whose output the logits are.
+    """
+    passed: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        passed.update(inputs=inputs[0].detach(), output=output.detach())
+
+    def read(logits: Tensor) -> Tensor:
+        if not passed:
+            raise UnlearningError(
+                f"{type(base_of(model)).__name__} has no layer that makes {num_labels} logits of features; expected a "
+                "classifier that ends in a linear layer."
+            )
+        features, output = passed["inputs"], passed["output"]
+        if output.ndim == 3:
+            token = (output == logits.to(output.dtype)[:, None]).all(dim=-1).int().argmax(dim=1)
+            features = features[torch.arange(len(features), device=features.device), token]
+        return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
+
+    outputs = ("out_features", "out_channels")
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if "lora_" not in name and num_labels in [getattr(module, o, None) for o in outputs]
+    ]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield read
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def image_channels(model: nn.Module) -> int | None:

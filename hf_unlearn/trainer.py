@@ -54,6 +54,9 @@ class Context:
         self.tasks: Tasks | None = trainer.tasks  # of a multi-task model
         self.targets: list[str] = trainer.targets if trainer.tasks else []  # where something must be forgotten
         self.kept: dict[int, int] = trainer.request.kept  # forget sample -> its place in `retain`, if it keeps a label
+        self.task: str = trainer.task
+        self.is_deterministic: bool = trainer.deterministic  # whether training reads a sample the same in every epoch
+        self.given_teacher: Any = trainer.given_teacher
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -141,9 +144,15 @@ class Context:
         """What each step trains on."""
         return self._trainer.schedule
 
-    def batch(self, samples: list[tuple[str, int]]) -> Batch:
-        """One batch of these samples, given as (source, index)."""
-        return self._trainer._batch(self._trainer._draws(samples))
+    def batch(self, samples: list[tuple[str, int]], epoch: int | None = None) -> Batch:
+        """One batch of these samples, given as (source, index); with an epoch, as training reads them then."""
+        return self._trainer._batch(self._trainer._draws(samples), epoch)
+
+    def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """(indices, labels, what the head of the model reads as it is now), batch by batch, of all samples of `forget` or
+        `retain`, on every process."""
+        trainer = self._trainer
+        yield from trainer.evaluator.features(trainer._forward_model, source, np.arange(len(trainer.sources[source])))
 
     def log(self, values: dict[str, float]) -> None:
         """Log `values` together with the next losses."""
@@ -171,6 +180,8 @@ class UnlearningTrainer(ResumableTrainer):
             False trains the weights. True, of a method that edits weights once: the edit as an adapter.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
+        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
+            folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or which tasks of which forget samples (a table, or a
             dictionary of columns). Default: all tasks.
         overlap: `"error"` refuses forget samples that are in another set too, `"allow"` does not look.
@@ -193,6 +204,7 @@ class UnlearningTrainer(ResumableTrainer):
         data_collator: Callable | None = None,
         peft_config: Any = None,
         base_model: Any = None,
+        teacher: Any = None,
         tasks: Any = None,
         overlap: str = "error",
         augment: Callable | None = None,
@@ -200,7 +212,7 @@ class UnlearningTrainer(ResumableTrainer):
         **kwargs: Any,
     ):
         self.method = create_method(method)
-        self.base_model = base_model
+        self.base_model, self.given_teacher = base_model, teacher
         args = args or UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}")
         _check_arguments(args)
         datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
@@ -536,8 +548,11 @@ class UnlearningTrainer(ResumableTrainer):
                 total[:] = [part.view_as(column) for part, column in zip(parts, total, strict=True)]
         return totals
 
-    def _batch(self, draws: list[Draw]) -> Batch:
-        batch = TrainingCollator(self.collate)(self.evaluator.samples.__getitems__(draws))
+    def _batch(self, draws: list[Draw], epoch: int | None = None) -> Batch:
+        samples = self.evaluator.samples
+        if epoch is not None:
+            samples, draws = self.train_dataset, [draw._replace(epoch=epoch) for draw in draws]
+        batch = TrainingCollator(self.collate)(samples.__getitems__(draws))
         return to_model(batch, self.model, self.args.device)
 
     def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:

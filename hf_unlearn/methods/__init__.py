@@ -14,6 +14,7 @@ from .gradient_ascent import GradientAscent, GradientAscentConfig
 from .gru import Gru, GruConfig
 from .hamu import Hamu, HamuConfig
 from .l1_sparse import L1Sparse, L1SparseConfig
+from .local_teacher import LocalTeacher, LocalTeacherConfig
 from .lotus import Lotus, LotusConfig
 from .multitask import Multitask, MultitaskConfig
 from .neggrad_plus import NeggradPlus, NeggradPlusConfig
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
         Lotus,
         Hamu,
         Damp,
+        LocalTeacher,
         Multitask,
         Retrain,
         Finetune,

@@ -153,7 +153,9 @@ def _by_hand(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]
     places = [[flow.place[call.read[0]] for call in stage] for stage in calls]
     for before, after in itertools.pairwise(places):
         if min(after) < min(before):
-            raise UnlearningError("The stages are not in the order of the data; expected the one nearest to the input first.")
+            raise UnlearningError(
+                "The stages are not in the order of the data; expected the one nearest to the input first."
+            )
     readings = [Reading(stage, *about) for stage, named in enumerate(calls, 1) for about in flow.readings(named)]
     return Plan(readings, len(stages), flow.tokens(), flow.notes)
 
@@ -165,7 +167,9 @@ def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[s
     with ExitStack() as stack:
         for name in (name for stage in stages for name in stage):
             if not isinstance(modules.get(name), OPERATORS):
-                raise UnlearningError(f"The stages name {name!r}, which is no linear layer or convolution of the model.")
+                raise UnlearningError(
+                    f"The stages name {name!r}, which is no linear layer or convolution of the model."
+                )
 
             def hook(_: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
                 read[name], given[name] = args[0], output

@@ -17,6 +17,7 @@ EXPERIMENTS = (
     "damp.py",
     "surgery_cost.py",
     "stories.py",
+    "locality.py",
     "tables.py",
 )
 

@@ -1,0 +1,209 @@
+"""Who pays for forgetting: the distance to a retrained model by similarity to the forget set.
+
+    s(x) = cosine of x to the centroid of the forget set, in the features that the original's head reads
+    Δacc(B) = Acc_ret(B) − Acc_un(B),   Δconf(B) = mean of p_ret(x)_y − p_un(x)_y,   TV(B) = mean of ½‖p_ret(x) − p_un(x)‖₁
+
+over the samples in each of ten bins of s, of equal width. Zero is agreement, positive differences are damage. Beside them:
+the means over the nearest 5 % and the farthest half of the samples, the ratio of their TV, and Spearman's correlation of s
+and TV. The floor is the same between two retrained models.
+
+References:
+    Dolgova and Stich, *Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning*, arXiv 2605.31317.
+    TV, the ratio, the correlation and the floor are ours.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from ..api import UnlearningResult
+from ..errors import UnlearningError
+from ..evaluation import Evaluator
+from ..methods.local_teacher import similarity
+
+MEASURES = ("accuracy", "confidence", "total_variation")
+NEAR, FAR = 0.05, 0.5  # shares of the samples
+
+
+@dataclass
+class Locality:
+    """The difference between two models, reference − model, near the forget set and far from it.
+
+    Attributes:
+        edges: of the bins of similarity.
+        counts: samples in each bin.
+        bins: measure -> its mean in each bin; None where a bin is empty. Measures are `accuracy`, `confidence` (of the true
+            class) and `total_variation`.
+        near, far: measure -> its mean over the nearest 5 % and the farthest half.
+        ratio: total variation near / far; None where there is none far.
+        correlation: Spearman's, of similarity and total variation; None where one of them is constant.
+        floor: the same between two retrained models.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    bins: dict[str, list[float | None]]
+    near: dict[str, float]
+    far: dict[str, float]
+    ratio: float | None
+    correlation: float | None
+    floor: "Locality | None" = None
+
+    def summary(self) -> str:
+        """In one line for each place."""
+
+        def line(where: str, values: dict[str, float], floor: dict[str, float] | None) -> str:
+            said = f"{where}: accuracy {values['accuracy']:+.3f}, confidence {values['confidence']:+.3f}, "
+            said += f"total variation {values['total_variation']:.3f}"
+            return said + (f" (two retrained models: {floor['total_variation']:.3f})" if floor else "")
+
+        near, far = (self.floor.near, self.floor.far) if self.floor else (None, None)
+        ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
+        correlation = "-" if self.correlation is None else f"{self.correlation:.2f}"
+        lines = [line("nearest 5 %", self.near, near), line("farthest half", self.far, far)]
+        return "\n".join([*lines, f"near/far ratio {ratio}, rank correlation with similarity {correlation}"])
+
+    def svg(self, measure: str = "total_variation", width: int = 480, height: int = 240) -> str:
+        """A measure by similarity as a picture: the model's line, and the floor's in grey."""
+        left, low, right, top = 50, height - 35, width - 10, 10
+        lines = {"#c0392b": self.bins[measure]} | ({"#999999": self.floor.bins[measure]} if self.floor else {})
+        values = [value for line in lines.values() for value in line if value is not None]
+        least, most = min(0.0, *values), max(1e-9, *values)
+
+        def x(s: float) -> float:
+            return left + (right - left) * (s - self.edges[0]) / max(self.edges[-1] - self.edges[0], 1e-9)
+
+        def y(value: float) -> float:
+            return low - (low - top) * (value - least) / (most - least)
+
+        middles = [(a + b) / 2 for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        parts = [f'<line x1="{left}" y1="{y(0):.1f}" x2="{right}" y2="{y(0):.1f}" stroke="black"/>']
+        for colour, line in lines.items():
+            points = [(x(s), y(v)) for s, v in zip(middles, line, strict=True) if v is not None]
+            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for px, py, text in (
+            (left, height - 18, f"{self.edges[0]:.2f}"),
+            (right, height - 18, f"{self.edges[-1]:.2f}"),
+            ((left + right) / 2, height - 5, "similarity to the forget set"),
+            (left / 2, y(most) + 10, f"{most:.2f}"),
+            (left / 2, y(least), f"{least:.2f}"),
+        ):
+            parts.append(f'<text x="{px:.0f}" y="{py:.0f}" text-anchor="middle">{text}</text>')
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-size="11">'
+        return "\n".join([head, f"<title>{measure.replace('_', ' ')}</title>", *parts, "</svg>"])
+
+
+def compare_locally(
+    similarities: ArrayLike, differences: dict[str, ArrayLike], bins: int = 10, floor: Locality | None = None
+) -> Locality:
+    """From numbers of each sample: its similarity, and the difference of the two models in each measure.
+
+    >>> about = compare_locally([0.0, 1.0], dict.fromkeys(MEASURES, [0.1, 0.3]), bins=2)
+    >>> about.bins["accuracy"], round(about.ratio, 3)
+    ([0.1, 0.3], 3.0)
+    """
+    s = np.asarray(similarities, dtype=np.float64)
+    found = {measure: np.asarray(values, dtype=np.float64) for measure, values in differences.items()}
+    edges = np.linspace(s.min(), s.max(), bins + 1)
+    place = np.clip(np.searchsorted(edges, s, side="right") - 1, 0, bins - 1)  # the last bin is closed
+    counts, order = np.bincount(place, minlength=bins), np.argsort(-s, kind="stable")
+    near, far = order[: max(1, round(NEAR * len(s)))], order[len(s) - max(1, round(FAR * len(s))) :]
+    variation = found["total_variation"]
+    varies = np.ptp(s) > 0 and np.ptp(variation) > 0
+    return Locality(
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+        bins={m: [float(v[place == b].mean()) if counts[b] else None for b in range(bins)] for m, v in found.items()},
+        near={measure: float(values[near].mean()) for measure, values in found.items()},
+        far={measure: float(values[far].mean()) for measure, values in found.items()},
+        ratio=float(variation[near].mean() / variation[far].mean()) if variation[far].any() else None,
+        correlation=float(spearmanr(s, variation).statistic) if varies else None,
+        floor=floor,
+    )
+
+
+def locality(
+    result: UnlearningResult, retrained: nn.Module | None = None, second: nn.Module | None = None, bins: int = 10
+) -> dict[str, Locality]:
+    """The difference of an unlearned model to a `retrained` one, on `retain` and on `unseen` samples, by similarity.
+
+    Without a retrained model it is the difference to the original, which tells where the model has changed. With a
+    `second` one, retrained with another seed, `floor` is the difference that two retrained models have.
+
+    Example:
+        >>> print(locality(result, retrained)["unseen"].summary())  # doctest: +SKIP
+    """
+    trainer, evaluator = result.trainer, result.trainer.evaluator
+    if not trainer.num_labels:
+        raise UnlearningError(f"locality compares the classes of predictions, and the model is for {trainer.task}.")
+    if second is not None and retrained is None:
+        raise UnlearningError("A second retrained model is given without a first one; pass it as retrained=.")
+    others = [model.to(trainer.args.device) for model in (retrained, second) if model is not None]
+    splits = [(name, trainer.indices[split]) for name, split in SPLITS.items() if split in trainer.indices]
+    found = {}
+    with _original(trainer) as original:
+        forget = torch.cat([h for _, _, h in evaluator.features(original, *trainer.indices["forget"])])
+        for name, (source, indices) in splits:
+            rows = [
+                (positions, similarity(h, forget).cpu())
+                for positions, _, h in evaluator.features(original, source, indices)
+            ]
+            positions, s = (np.concatenate(column) for column in zip(*rows, strict=True))
+            s = s[np.argsort(positions)]
+            reference = others[0] if others else original
+            floor = None
+            if len(others) == 2:
+                floor = compare_locally(s, differences(evaluator, *others, source, indices), bins)
+            found[name] = compare_locally(
+                s, differences(evaluator, reference, result.model, source, indices), bins, floor
+            )
+    return found
+
+
+SPLITS = {"retain": "retain", "unseen": "evidence"}
+
+
+def differences(
+    evaluator: Evaluator, reference: nn.Module, model: nn.Module, source: str, indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Of each sample, reference − model: whether it is right, its probability of the true class; and the TV."""
+    found = {measure: np.empty(len(indices)) for measure in MEASURES}
+    passes = evaluator.logits(reference, source, indices), evaluator.logits(model, source, indices)
+    for (positions, batch, a), (_, _, b) in zip(*passes, strict=True):
+        p, q, true = a.double().softmax(-1), b.double().softmax(-1), batch.labels[:, None]
+        right = [(x.argmax(dim=-1) == batch.labels).double() for x in (p, q)]
+        columns = right[0] - right[1], (p - q).gather(1, true)[:, 0], (p - q).abs().sum(dim=-1) / 2
+        places = torch.as_tensor(positions, device=p.device)
+        places, columns = evaluator.accelerator.gather((places, columns))
+        for measure, values in zip(MEASURES, columns, strict=True):
+            found[measure][places.cpu().numpy()] = values.cpu().numpy()
+    return found
+
+
+class _Unadapted(nn.Module):
+    """The original, as a model whose adapter is switched off in every pass."""
+
+    def __init__(self, adapter: Any):
+        super().__init__()
+        self.model, self.disabled = adapter.model, adapter.disabled
+
+    def forward(self, **inputs: Tensor) -> Any:
+        with self.disabled():
+            return self.model(**inputs)
+
+
+@contextlib.contextmanager
+def _original(trainer: Any) -> Iterator[nn.Module]:
+    if trainer.adapter:
+        yield _Unadapted(trainer.adapter)
+        return
+    with trainer.original_model() as original:
+        yield original

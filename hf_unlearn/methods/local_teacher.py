@@ -1,0 +1,301 @@
+"""Local Teacher Distillation: what a model that only knows the retained neighbours says of the forget samples (2026)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from ..batches import Batch, seeded
+from ..losses import cross_entropy
+from ..neighbours import Neighbours, centres
+from ..small_models import check_teacher, fit, new_optimizer, new_teacher, readable
+from .base import Method, MethodConfig, MethodInfo, Paper
+
+SCATTERED = 0.8  # below: how often a forget sample is nearer to the centroid than a retained one is
+SWEEP = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5.5)  # sizes of the support that k="auto" tries, in halves of the default
+ROWS_AT_ONCE = 256  # forget samples in one pass of a teacher
+
+
+def similarity(features: Tensor, forget_features: Tensor) -> Tensor:
+    """s(x, D_f), the cosine of each feature row h to the forget centroid: ⟨h/‖h‖, u/‖u‖⟩ with u = Σ_{D_f} h."""
+    u = forget_features.sum(dim=0)
+    return F.normalize(features, dim=1) @ F.normalize(u, dim=0)
+
+
+def truncate_targets(probabilities: Tensor, top: int = 3) -> Tensor:
+    """ŷ: the `top` largest entries of each row, divided by their sum; the others are 0.
+
+    >>> truncate_targets(torch.tensor([[0.4, 0.1, 0.2, 0.2]]), top=1)
+    tensor([[1., 0., 0., 0.]])
+    """
+    kept = probabilities.topk(min(top, probabilities.shape[-1]), dim=-1)
+    y = torch.zeros_like(probabilities).scatter(-1, kept.indices, kept.values)
+    return y / y.sum(dim=-1, keepdim=True)
+
+
+def distillation_loss(student: Tensor, targets: Tensor, labels: Tensor, is_forget: Tensor, beta: float) -> Tensor:
+    """CE(onehot(y), f(x)) of retained samples, β·CE(ŷ, f(x)) of forget samples; from the student's logits."""
+    log_q = student.to(torch.promote_types(student.dtype, torch.float32)).log_softmax(dim=-1)
+    soft = -(targets.to(log_q.dtype) * log_q).sum(dim=-1)
+    return torch.where(is_forget, beta * soft, cross_entropy(student, labels))
+
+
+def plateau(sizes: list[int], histograms: list[np.ndarray], usable: list[bool]) -> int | None:
+    """The usable size, of rising ones, at which the histogram of the teacher's answers changes least with log k.
+
+    The change is KL(hist_{i−1}‖hist_i) over log(k_i/k_{i−1}), the mean of both sides of a size. None if there is none.
+    """
+    p = [histogram + 1e-12 for histogram in histograms]
+    change = [
+        (a * np.log(a / b)).sum() / math.log(new / old)
+        for a, b, old, new in zip(p, p[1:], sizes, sizes[1:], strict=False)
+    ]
+    inner = [i for i in range(1, len(sizes) - 1) if usable[i]]
+    return sizes[min(inner, key=lambda i: change[i - 1] + change[i])] if inner else None
+
+
+@dataclass
+class LocalTeacherConfig(MethodConfig):
+    """Local Teacher Distillation. Similarities but `centroid`, and pretrained teachers, are ours."""
+
+    method = "local_teacher"
+
+    k: int | Literal["auto"] | None = field(
+        default=None,
+        metadata={
+            "help": "size of the support; auto: where the answers of teachers change least (24 teachers are trained); "
+            "default: twice the training samples of a forget class (scattered forget sets: 4 for each forget sample)"
+        },
+    )
+    similarity: Literal["auto", "centroid", "per_example", "cluster"] = field(
+        default="auto",
+        metadata={
+            "help": "support near the forget set's centroid, near each of its samples, or near the centres of its clusters; "
+            "auto: the centroid, unless the forget samples are scattered"
+        },
+    )
+    clusters: int = field(default=8, metadata={"help": "number of clusters"})
+    top: int = field(default=3, metadata={"help": "classes that are kept of a teacher's answer"})
+    temperature: float = field(default=1.0, metadata={"help": "temperature T of the teacher's answer"})
+    forget_weight: float = field(default=2.0, metadata={"help": "weight β of the forget samples"})
+    teacher: str = field(
+        default="auto",
+        metadata={
+            "help": "resnet8 or transformer, from scratch (auto: by the data); or a public checkpoint that has never seen "
+            "the forget samples: a Hub id or a folder (ours)"
+        },
+    )
+    teacher_accuracy: float = field(default=0.99, metadata={"help": "accuracy on the support that ends its training"})
+    teacher_epochs: int = field(default=250, metadata={"help": "epochs of its training at most"})
+    teacher_optim: Literal["auto", "sgd", "adamw"] = field(
+        default="auto", metadata={"help": "its optimizer; auto: adamw for transformers, sgd with momentum for others"}
+    )
+    teacher_lr: float | None = field(
+        default=None,
+        metadata={
+            "help": "its learning rate, a tenth of it in the last fifth of the epochs; default 0.05, or 0.05/width of a "
+            "transformer"
+        },
+    )
+    teacher_decay: float = field(default=1e-4, metadata={"help": "its weight decay"})
+    teacher_batch: int = field(default=64, metadata={"help": "its batch size"})
+
+    def __post_init__(self):
+        self.check("k", self.k in (None, "auto") or self.k >= 1, 'at least 1, "auto" or None')
+        kinds = ("auto", "centroid", "per_example", "cluster")
+        self.check("similarity", self.similarity in kinds, "auto, centroid, per_example or cluster")
+        self.check("clusters", self.clusters >= 1, "at least 1")
+        self.check("top", self.top >= 1, "at least 1")
+        self.check("temperature", self.temperature > 0, "a positive temperature")
+        self.check("forget_weight", self.forget_weight >= 0, "a weight of 0 or more")
+        self.check("teacher_accuracy", 0 < self.teacher_accuracy <= 1, "an accuracy in (0, 1]")
+        self.check("teacher_epochs", self.teacher_epochs >= 1, "at least 1")
+        self.check("teacher_optim", self.teacher_optim in ("auto", "sgd", "adamw"), "auto, sgd or adamw")
+        self.check("teacher_lr", self.teacher_lr is None or self.teacher_lr > 0, "a positive number, or None")
+        self.check("teacher_batch", self.teacher_batch >= 1, "at least 1")
+
+    @classmethod
+    def paper(cls) -> "LocalTeacherConfig":
+        """ResNet-56 on CIFAR-100, half of a class forgotten."""
+        arguments = {"learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 256}
+        arguments |= {"optim": "adamw_torch", "weight_decay": 1e-6, "lr_scheduler_type": "constant"}
+        arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False}
+        teacher = {"teacher": "resnet8", "teacher_optim": "sgd", "teacher_lr": 0.2, "teacher_batch": 256}
+        return cls(k=1000, similarity="centroid", **teacher, arguments=arguments)
+
+
+class LocalTeacher(Method):
+    """Embed D_f ∪ D_r with the original; S_k = the k retained samples nearest to D_f; train a small teacher g on S_k from
+    scratch; minimise Σ_{D_r} CE(y, f(x)) + β·Σ_{D_f} CE(ŷ, f(x)) over both sets shuffled together, where ŷ are the
+    three largest probabilities of g(x), renormalised. The sums are divided by the size of the batch.
+
+    The teacher sees raw inputs, never the original's features: those know the forget samples, and so would it.
+    """
+
+    info = MethodInfo(
+        name="local_teacher",
+        kind="loss",
+        summary="gives forget samples the labels of a small model that was trained on their retained neighbours alone",
+        needs=("forget", "retain"),
+        cost=11,
+        paper=Paper(
+            title="Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning",
+            arxiv="2605.31317",
+            bibtex="@misc{dolgova2026forgetting,\n  title={Forgetting Has Neighbors: Localized Collateral Forgetting in "
+            "Machine Unlearning},\n  author={Dolgova, Polina and Stich, Sebastian U.},\n  eprint={2605.31317},\n  "
+            "archivePrefix={arXiv},\n  year={2026}\n}",
+        ),
+    )
+    config_class = LocalTeacherConfig
+    config: LocalTeacherConfig
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return {
+            "learning_rate": 3e-4 if family == "convolutional" else 0.03 / width,
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 64,
+            "weight_decay": 1e-6,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "freeze_batchnorm": True,
+        }
+
+    def epochs(self, epochs: int) -> list[str]:
+        return ["mixed"] * epochs
+
+    def prepare(self, context) -> None:
+        self.context = context
+        ranked, half = self.neighbours()
+        k = self.stable_k(ranked, half) if self.config.k == "auto" else self.config.k or 2 * half
+        self.support = support = ranked[:k]
+        self.teacher, reached = self.trained_teacher(support)
+        classes, (known, _) = len(np.unique(self.labels[support])), self.answers([self.teacher])
+        self.facts |= {"k": len(support), "lowest_similarity": float(self.s[support].min()), "classes": classes}
+        self.facts |= {"teacher_accuracy": reached, "teacher_forget_accuracy": known}
+        if classes < min(3, context.num_labels):
+            self.note(
+                f"the {len(support)} neighbours are of {classes} class(es) only; expected three, from a larger k"
+            )
+        many = context.schedule.n_forget > 10  # fewer may well be all right, or all wrong
+        if many and (known == 1 or (known == 0 and not context.is_class_request)):
+            self.note(f"the teacher is right on {'all' if known else 'no'} forget samples; try another k")
+        if reached < self.config.teacher_accuracy:
+            self.note(f"the teacher's accuracy on its support ended at {reached:.3f}; try more teacher_epochs")
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"local_teacher: {text}.")
+
+    def neighbours(self) -> tuple[np.ndarray, int]:
+        """The retained samples that are nearest to the forget set, the nearest first; and half of the default k."""
+        config, features = self.config, self.context.features
+        _, forget_labels, forget = zip(*features("forget"), strict=True)
+        forget, classes = torch.cat(forget), np.unique(np.concatenate(forget_labels))
+        u = forget.sum(dim=0, keepdim=True)
+        parts = [(indices, labels, similarity(h, u).cpu().numpy()) for indices, labels, h in features("retain")]
+        indices, labels, s = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(indices)
+        self.labels, self.s = labels[order], s[order]
+        # How often a forget sample is nearer to the centroid than a retained one: 1/2 where the centroid says nothing.
+        nearer = float(np.searchsorted(np.sort(s), similarity(forget, u).cpu().numpy()).mean() / len(s))
+        kind = config.similarity
+        if kind == "auto":
+            kind = "centroid" if nearer >= SCATTERED else "per_example"
+        self.facts = {"similarity": kind, "forget_nearer": nearer}
+        if nearer < SCATTERED:
+            found = f"a forget sample is nearer to the centroid of them all than a retained one in only {100 * nearer:.0f} %"
+            advice = "; expected similarity=per_example" if kind == "centroid" else ""
+            self.note(f"{found} of pairs, which is scattered, and the support is chosen by {kind}{advice}")
+        of_class = (np.isin(labels, classes).sum() + len(forget)) / len(classes)
+        half = math.ceil(of_class) if kind == "centroid" else 2 * len(forget)
+        wanted = math.ceil(SWEEP[-1] * half) if config.k == "auto" else config.k or 2 * half
+        most = min(wanted, len(s))
+        if kind == "centroid":
+            nearest = np.argpartition(-self.s, most - 1)[:most]
+            return nearest[np.argsort(-self.s[nearest], kind="stable")], half
+        points = centres(forget, config.clusters, self.context.seed) if kind == "cluster" else forget
+        # Points share neighbours: lists eight times as long as they would have to be otherwise hold enough of them.
+        lists = Neighbours(points, min(most, math.ceil(8 * most / len(points))))
+        for indices, _, h in features("retain"):
+            lists.add(indices, h)
+        return lists.nearest(most), half
+
+    def stable_k(self, ranked: np.ndarray, half: int) -> int:
+        """Without a retrained model: where the answers of three teachers together change least from one k to the next."""
+        curve = []
+        for k in sorted({min(len(ranked), math.ceil(share * half)) for share in SWEEP}):
+            accuracy, histogram = self.answers([self.trained_teacher(ranked[:k], seed)[0] for seed in range(3)])
+            classes = len(np.unique(self.labels[ranked[:k]]))
+            curve.append({"k": k, "accuracy": accuracy, "classes": classes, "histogram": histogram.tolist()})
+        self.facts["curve"] = curve
+        least, wanted = -1 if self.context.is_class_request else 0, min(3, self.context.num_labels)
+        usable = [row["classes"] >= wanted and least < row["accuracy"] < 1 for row in curve]
+        histograms = [np.array(row["histogram"]) for row in curve]
+        return plateau([row["k"] for row in curve], histograms, usable) or 2 * half
+
+    def trained_teacher(self, support: np.ndarray, seed: int = 0) -> tuple[nn.Module, float]:
+        """A teacher that has learned the support, the same on every process, and its accuracy there."""
+        config, context = self.config, self.context
+        samples = [("retain", int(index)) for index in np.sort(support)]
+        whole = context.batch(samples)
+
+        def batches(epoch: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+            order = np.random.default_rng([context.seed, 4, seed, epoch]).permutation(len(samples))
+            for rows in np.array_split(order, math.ceil(len(order) / config.teacher_batch)):
+                batch = Batch({key: value[rows] for key, value in whole.items()})
+                if not context.is_deterministic:
+                    batch = context.batch([samples[row] for row in rows], epoch)
+                yield readable(teacher, batch.inputs), batch.labels
+
+        with seeded(context.seed, 4, seed):
+            given = config.teacher if context.given_teacher is None else context.given_teacher
+            teacher = new_teacher(given, context.model, context.task, context.num_labels)
+            teacher.to(context.model.device).requires_grad_(True)
+            teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
+            check_teacher(teacher, context.model, readable(teacher, whole.inputs), context.num_labels)
+            optimizer = new_optimizer(teacher, config.teacher_optim, config.teacher_lr, config.teacher_decay)
+            reached = fit(teacher, batches, optimizer, config.teacher_epochs, config.teacher_accuracy)
+        for tensor in teacher.state_dict().values():
+            tensor.copy_(broadcast(tensor))
+        return teacher.eval().requires_grad_(False), reached
+
+    def probabilities(self, teacher: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """p = softmax(g(x)/T)."""
+        with torch.no_grad():
+            return (teacher(**readable(teacher, inputs)).logits / self.config.temperature).softmax(dim=-1)
+
+    def answers(self, teachers: list[nn.Module]) -> tuple[float, np.ndarray]:
+        """The accuracy on D_f of some teachers together, and the share of each class in their answers."""
+        right, histogram = 0, np.zeros(self.context.num_labels)
+        forget = [("forget", index) for index in range(self.context.schedule.n_forget)]
+        for start in range(0, len(forget), ROWS_AT_ONCE):
+            batch = self.context.batch(forget[start : start + ROWS_AT_ONCE])
+            answer = sum(self.probabilities(teacher, batch.inputs) for teacher in teachers).argmax(dim=-1)
+            right += (answer == batch.labels).sum().item()
+            histogram += answer.bincount(minlength=len(histogram)).cpu().numpy()
+        return right / len(forget), histogram / len(forget)
+
+    def losses(self, model, batch) -> dict[str, Tensor]:
+        student = model(**batch.inputs).logits
+        targets = torch.zeros_like(student)
+        if batch.is_forget.any():
+            inputs = {key: value[batch.is_forget] for key, value in batch.inputs.items()}
+            y = truncate_targets(self.probabilities(self.teacher, inputs), self.config.top)
+            targets = targets.to(y.dtype).masked_scatter(batch.is_forget[:, None], y)
+        beta = self.config.forget_weight
+        return {"loss": batch.mean(distillation_loss(student, targets, batch.labels, batch.is_forget, beta))}
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.facts
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor.clone().contiguous() for name, tensor in self.teacher.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.teacher.load_state_dict(state)

@@ -1,0 +1,167 @@
+"""Small classifiers that are trained from scratch in seconds, as teachers that know only what they are shown."""
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from . import models
+from .errors import UnlearningError
+from .evaluation import evaluating
+from .losses import cross_entropy
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.shortcut = nn.Sequential()
+        if before != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+class ResNet8(nn.Module):
+    """The ResNet of 6n + 2 layers with n = 1, for images of about 32 px; larger ones are averaged down to 32 to 63 px."""
+
+    def __init__(self, num_labels: int, channels: int = 3):
+        super().__init__()
+        stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.blocks = nn.Sequential(*stem, Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
+        self.classifier = nn.Linear(64, num_labels)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        pixels = F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // 32))
+        return ImageClassifierOutput(logits=self.classifier(self.blocks(pixels).mean((2, 3))))
+
+
+def small_transformer(num_labels: int, vocabulary: int, positions: int) -> PreTrainedModel:
+    """A BERT of two layers, without dropout."""
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=positions,
+            num_labels=num_labels,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=256,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def new_teacher(given: Any, original: nn.Module, task: str, num_labels: int) -> nn.Module:
+    """A fresh teacher: from scratch by its name ("auto": by the task), a checkpoint, a copy of a model, or from a function."""
+    own = "resnet8" if task == "image-classification" else "transformer"
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    if not isinstance(given, str):
+        found = given() if callable(given) else given
+        if not isinstance(found, nn.Module):
+            raise UnlearningError(
+                f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
+            )
+        return found
+    words = original.get_input_embeddings().num_embeddings if own == "transformer" else None
+    if given in ("auto", own):
+        if words is None:
+            return ResNet8(num_labels, models.image_channels(original))
+        return small_transformer(num_labels, words, models.max_tokens(original) or 512)
+    if given in ("resnet8", "transformer"):
+        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task}; use {own!r}.")
+    teacher = models.load_model(given, task=task, num_labels=num_labels)
+    theirs = teacher.get_input_embeddings().num_embeddings if words else None
+    if theirs != words:
+        raise UnlearningError(
+            f"local_teacher: teacher is {given!r} with {theirs} tokens, and the model has {words}; expected a checkpoint with "
+            "the same tokenizer, such as the one that the model was trained from."
+        )
+    return teacher
+
+
+def new_optimizer(model: nn.Module, kind: str, rate: float | None, decay: float) -> torch.optim.Optimizer:
+    """`sgd` with momentum, `adamw`, or `auto`: AdamW for what attends over tokens."""
+    attends = any(models.attends(module) for module in model.modules())
+    about = {"lr": rate or (0.05 / models.width(model) if attends else 0.05), "weight_decay": decay}
+    if kind == "adamw" or (kind == "auto" and attends):
+        return torch.optim.AdamW(model.parameters(), **about)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, **about)
+
+
+def fit(
+    model: nn.Module,
+    batches: Callable[[int], Iterable[tuple[dict[str, Tensor], Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    accuracy: float,
+) -> float:
+    """Plain cross-entropy until the running accuracy of an epoch is enough; that accuracy is given back.
+
+    `batches` gives the inputs and labels of an epoch. In the last fifth of the epochs the learning rate is a tenth.
+    """
+    model.train()
+    for epoch in range(epochs):
+        if epoch == -(-4 * epochs // 5):
+            for group in optimizer.param_groups:
+                group["lr"] /= 10
+        right = total = 0
+        for inputs, labels in batches(epoch):
+            logits = model(**inputs).logits
+            optimizer.zero_grad()
+            cross_entropy(logits, labels).mean().backward()
+            optimizer.step()
+            right, total = right + (logits.argmax(dim=-1) == labels).sum(), total + len(labels)
+        reached = right.item() / total
+        if reached >= accuracy:
+            break
+    return reached
+
+
+def readable(teacher: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the teacher takes of the inputs, in its own precision."""
+    dtype, takes = next(teacher.parameters()).dtype, inspect.signature(teacher.forward).parameters
+    return {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items() if key in takes}
+
+
+def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> None:
+    """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does."""
+    called: list[nn.Module] = []
+    hooks = [module.register_forward_pre_hook(lambda m, _: called.append(m)) for module in original.modules()]
+    try:
+        with torch.no_grad(), evaluating(teacher):
+            logits = getattr(teacher(**{key: x[:2] for key, x in inputs.items()}), "logits", None) if inputs else None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    known = defaultdict(list)
+    for weight in original.parameters():
+        if not hasattr(weight, "full_tensor"):  # a piece of a sharded one
+            known[weight.shape].append(weight)
+    matrices = [weight for weight in teacher.parameters() if weight.ndim > 1]
+    copied = sum(any(torch.equal(weight, w.to(weight)) for w in known[weight.shape]) for weight in matrices)
+    if called or 2 * copied > len(matrices):
+        raise UnlearningError(
+            f"local_teacher: the teacher {'calls' if called else 'has the weights of'} the original, whose features have "
+            "seen the forget samples, so that nothing would be forgotten; expected a model from scratch, or a public checkpoint."
+        )
+    if logits is None or logits.shape[-1] != num_labels:
+        found = "no .logits" if logits is None else f"{logits.shape[-1]} logits"
+        raise UnlearningError(
+            f"local_teacher: the teacher is a {type(teacher).__name__} that gives {found}; expected .logits of {num_labels} "
+            "classes, from the inputs of the original."
+        )
