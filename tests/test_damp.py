@@ -616,7 +616,7 @@ def test_nothing_changes_where_retained_means_span_everything(span, caplog):
     model = Net(classes=16).double()
     before = state_of(model)
     forget, retain = sides(classes=16, n=3)
-    config = DampConfig(span=span, rcond=1e-12)
+    config = DampConfig(span=span, conv="channel", rcond=1e-12)
     report = damp_edit(model, forget, retain, config=config, stages=STAGES)
     assert not changed(model, before)
     assert all(row["rank"] == 0 and row["dropped"] == [1] for row in report["readings"])
@@ -925,7 +925,7 @@ def test_bad_settings(name, value):
 
 
 def test_the_paper_is_linear_with_a_raw_probe():
-    assert DampConfig.paper() == DampConfig(span="linear", balanced=False, overshoot=False)
+    assert DampConfig.paper() == DampConfig(span="linear", conv="channel", balanced=False, overshoot=False)
 
 
 def test_the_method_edits_and_reports():

@@ -143,8 +143,8 @@ class DampConfig(MethodConfig):
         metadata={"help": "which operators are edited: those right behind a stage, or all up to the next one"},
     )
     conv: Literal["channel", "unfold"] = field(
-        default="channel",
-        metadata={"help": "what is edited of convolutions: channels, the same at each tap, or whole patches"},
+        default="unfold",
+        metadata={"help": "what is edited of convolutions: whole patches (unfold), or channels, the same at each tap"},
     )
     pooling: Literal["auto", "head"] = field(
         default="auto",
@@ -198,7 +198,7 @@ class DampConfig(MethodConfig):
     @classmethod
     def paper(cls) -> "DampConfig":
         """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy."""
-        return cls(span="linear", balanced=False, overshoot=False)
+        return cls(span="linear", conv="channel", balanced=False, overshoot=False)
 
 
 @dataclass(frozen=True)

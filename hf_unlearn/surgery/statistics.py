@@ -24,7 +24,8 @@ class Statistics:
     Attributes:
         counts: how many there are of each class.
         means: for every reading μ_c, one row for each class in `counts`, in float64 on the CPU.
-        samples: for every reading the activations of the same few samples, in random order.
+        samples: for every reading the activations of the same few samples, in random order; of patches, the mean of each
+            channel, which a probe tells apart about as well at a k·k-th of the width.
     """
 
     counts: dict[int, int]
@@ -78,7 +79,8 @@ def collect(
             numbers = torch.arange(seen, seen + len(valid)) * process.num_processes + process.process_index
             index = batch.get("sample_index", numbers).cpu()[valid.cpu()]
             keys = randomness.uniform(seed, torch.zeros_like(index), index, 1)[:, 0]
-            waiting.append((keys[keys < limit], [x[keys < limit] for x in z]))
+            rows = [x[keys < limit].unflatten(1, (-1, n)).mean(2) for x, n in zip(z, activations.taps, strict=True)]
+            waiting.append((keys[keys < limit], rows))
             seen += len(valid)
             if sum(len(keys) for keys, _ in waiting) > 2 * samples:
                 waiting = [_lowest(waiting, samples)]
@@ -113,6 +115,12 @@ class _Activations:
 
     def __init__(self, plan: Plan, conv: str, pooling: str):
         self.plan, self.conv, self.pooling = plan, conv, pooling
+        modules = [reading.operators[0].module for reading in plan.readings]
+        is_patch = [conv == "unfold" and isinstance(module, nn.Conv2d) for module in modules]
+        self.taps = [
+            module.kernel_size[0] * module.kernel_size[1] if p else 1
+            for module, p in zip(modules, is_patch, strict=True)
+        ]
         self.batch: Batch  # of the coming forward pass
         self.read: dict[int, Tensor] = {}
         self.scores: Tensor  # what the head gives, for each token

@@ -336,7 +336,7 @@ def one_request(
     ssd = SsdConfig()
     methods = {"damp": DampConfig(), "damp (paper)": DampConfig.paper(), "head alone": head_alone, "ssd": ssd}
     if name in ("cnn5", "resnet18"):
-        methods["damp, patches"] = DampConfig(conv="unfold")
+        methods["damp, channels"] = DampConfig(conv="channel")
     if request == "two":
         methods["damp, α 1 everywhere"] = DampConfig(alpha=1.0)
 
