@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from hf_unlearn.benchmark import build
 from hf_unlearn.surgery import damp_edit, ssd_edit
 
-FORWARD, SINGLE, BATCH, CLASSES = 5000, 256, 100, 10  # samples of both sides of DAMP, and of SSD
+FORWARD, SINGLE, BATCH, CLASSES = 5000, 500, 100, 10  # samples of both sides of DAMP, and of SSD
 WANTED = {"damp": 1.3, "ssd": 1.2}
 Batches = list[dict[str, Tensor]]
 
@@ -79,7 +79,7 @@ def measure(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     rows: dict[str, dict[str, dict[str, float]]] = {}
     for name in ("resnet18", "vit"):
         model = build(name, 32).eval()
