@@ -526,14 +526,15 @@ def test_the_coefficient_of_a_stage_comes_from_its_depth_and_its_probe():
 
 
 def test_the_head_may_overshoot():
-    """α is raised until no forgotten class has more than the average logit of the retained ones, and those keep theirs."""
+    """α is raised until at most 1 % of the forget samples are given a forgotten class, and no further."""
     logits, removed = torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]])
-    assert overshoot(logits, removed, [0], [1, 2]) == 1.5
-    assert overshoot(logits, -removed, [0], [1, 2]) == 0  # no α would
-    two = torch.tensor(
-        [[3.0, 0.0, 1.0, 1.0], [9.0, 5.0, 1.0, 1.0]]
-    )  # classes 0 and 1, whose other logits do not count
-    assert overshoot(two, torch.tensor([[1.0, 0, 0, 0], [0, 2.0, 0, 0]]), [0, 1], [2, 3]) == 2.0
+    kept = torch.tensor([[0.0, 5.0, 1.0]]), torch.zeros(1, 3)
+    assert overshoot((logits, removed), kept, [0], least=0.5) == 1.05  # 3 - 2α < 1
+    assert overshoot((logits, removed), kept, [0], least=1.5) == 1.5
+    far = torch.cat([logits] * 98 + [logits + torch.tensor([50.0, 0, 0])] * 2)  # two that nothing moves
+    assert overshoot((far, removed.expand(100, 3)), kept, [0], least=0.5) == 1.05  # the fewest, as early as can be
+    harmed = kept[0], torch.tensor([[0.0, 6.0, 0.0]])  # retained samples change their class beyond α = 2/3
+    assert overshoot((logits, removed), harmed, [0], least=0.5) < 2 / 3
 
 
 @pytest.mark.parametrize("conv_bias", [True, False])
@@ -857,8 +858,6 @@ def test_means_that_span_everything_leave_nothing_whatever_the_default():
 def test_a_forgotten_class_given_as_another_one_is_not_forgotten():
     head = {"fc": {"0": {"still_given": True}, "1": {"still_given": False}}}
     assert damp._still_given(head) == [0]
-    logits = torch.tensor([[1.0, 2.0, 0.0]])
-    assert overshoot(logits, torch.tensor([[1.0, 0.0, 0.0]]), [0], [2]) == 2.0  # one retained class: as far behind
 
 
 def test_rounding_is_reported():

@@ -145,8 +145,6 @@ def test_the_head_overshoots():
     alphas = {key: report["readings"][-1]["alpha"] for key, report in reports.items()}
     assert alphas[3.0, False] <= 1 < alphas[3.0, True]
     assert forgotten[3.0, False] > 0.9 and forgotten[3.0, True] == 0
-    after = reports[3.0, True]["head"]["classifier"]["0"]["after"]
-    assert after[0] == pytest.approx(sum(after[1:]) / 3, abs=1e-3)
     assert any("coefficient of the head is" in note for note in reports[3.0, True]["notes"])
     assert alphas[1000.0, True] <= 1  # more than the highest would be needed
     assert any("not forgotten" in note for note in reports[1000.0, True]["notes"])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,20 +107,32 @@ def depth_coefficient(probe_accuracy: float, stage: int, stages: int) -> float:
     return min(1.0, max(0.0, 2 * probe_accuracy - 1)) * stage / stages
 
 
-def overshoot(logits: Tensor, removed: Tensor, forgotten: list[int], retained: list[int]) -> float:
-    """The least α at which every forgotten class's logit, for its own mean, is the average of the retained classes' (ours).
+def overshoot(
+    forget: tuple[Tensor, Tensor], retain: tuple[Tensor, Tensor], forgotten: list[int], least: float
+) -> float:
+    """The least α, from `least` to 5, that leaves a forgotten class in front for at most 1 % of the forget samples (ours).
 
-    Logits are ℓ(α) = ℓ − αv: here ℓ and v, one row for each forgotten class. 0 if no α does that. Of a single retained class
-    the average is its own logit, and the aim is that it leads by as much as it was behind.
+    Both sides are (ℓ, v), a row for each sample: its logits are ℓ(α) = ℓ − αv. Where no α does that, the one that leaves the
+    fewest. Only those α count that change the class of at most 1 % more of the retained samples than `least` does.
 
-    >>> overshoot(torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]]), [0], [1, 2])
-    1.5
+    >>> logits, removed = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    >>> overshoot((logits, removed), (logits.flip(1), 0 * removed), [0], least=1.0)
+    2.05
     """
-    own = torch.arange(len(forgotten)), torch.tensor(forgotten)
-    lead, lost = (rows[own] - rows[:, retained].mean(dim=1) for rows in (logits, removed))
-    if (lost <= 0).any():
-        return 0.0
-    return (lead / lost).max().item() * (2 if len(retained) == 1 else 1)
+
+    def given(side: tuple[Tensor, Tensor], alpha: float) -> Tensor:
+        return (side[0] - alpha * side[1]).argmax(dim=1)
+
+    def changed(alpha: float) -> float:
+        return (given(retain, alpha) != given(retain, 0.0)).double().mean().item()
+
+    def left(alpha: float) -> float:
+        return torch.isin(given(forget, alpha), torch.tensor(forgotten)).double().mean().item()
+
+    most = changed(least) + 0.01
+    steps = [least, *(i / 20 for i in range(math.ceil(20 * least), round(20 * HIGHEST) + 1))]
+    allowed = [alpha for alpha in steps if changed(alpha) <= most]
+    return next((alpha for alpha in allowed if left(alpha) <= 0.01), None) or min(allowed, key=left)
 
 
 @dataclass
@@ -165,8 +178,8 @@ class DampConfig(MethodConfig):
     overshoot: bool = field(
         default=True,
         metadata={
-            "help": "raise α of the head, above 1 if need be, where a forgotten class would still score higher for the mean of "
-            "its samples than retained classes do on average (ours); retained means are mapped as before for any α"
+            "help": "raise α of the head, above 1 if need be, where more than 1 % of the forget samples would still be given a "
+            "forgotten class, as far as no more than 1 % of the retained samples change theirs (ours)"
         },
     )
     tau: float = field(
@@ -434,29 +447,31 @@ def _removals(
             notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
         removals, head = remove("affine")
     if config.overshoot and config.alpha is None and config.force_head_alpha is None:
-        removals = [_overshot(removal, mu, forget, retain) for removal, mu in zip(removals, forget.means, strict=True)]
+        each = zip(removals, forget.samples, retain.samples, strict=True)
+        removals = [_overshot(removal, *sides, list(forget.counts)) for removal, *sides in each]
         head = _head(removals, forget)
         notes += [
-            f"The coefficient of the head is {r.alpha:.2f} and not {r.raised_from:.2f} (ours): with that a forgotten class would "
-            "still have more than the average logit of a retained one."
+            f"The coefficient of the head is {r.alpha:.2f} and not {r.raised_from:.2f} (ours): with that more than 1 % of the forget "
+            "samples would still be given a forgotten class."
             for r in removals
             if r.raised_from is not None
         ]
     return removals, head, notes
 
 
-def _overshot(removal: Removal, means: Tensor, forget: Statistics, retain: Statistics) -> Removal:
-    """With the coefficient that the head needs, if that is more than it has and not too much."""
+def _overshot(removal: Removal, forget: Tensor, retain: Tensor, forgotten: list[int]) -> Removal:
+    """With the coefficient that the head needs for single samples of both sides, if that is more than it has."""
     if not removal.reading.is_head or not removal.directions.numel():
         return removal
-    needed = []
+    whole = dataclasses.replace(removal, alpha=1.0)
+    alpha = removal.alpha
     for operator in removal.reading.operators:
-        logits, without = Edit(operator, dataclasses.replace(removal, alpha=1.0)).logits(means)
-        needed.append(overshoot(logits, logits - without, list(forget.counts), list(retain.counts)))
-    alpha = max(needed) * (1 + 1e-6)  # where all retained logits are the same, not a tie with them
-    if not removal.alpha < alpha <= HIGHEST:
-        return removal
-    return dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
+        sides = []
+        for z in (forget, retain):
+            logits, without = Edit(operator, whole).logits(z.double())
+            sides.append((logits, logits - without))
+        alpha = max(alpha, overshoot(*sides, forgotten, removal.alpha))
+    return removal if alpha == removal.alpha else dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
