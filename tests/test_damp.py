@@ -529,10 +529,10 @@ def test_the_head_may_overshoot():
     """α is raised until at most 1 % of the forget samples are given a forgotten class, and no further."""
     logits, removed = torch.tensor([[3.0, 1.0, -1.0]]), torch.tensor([[2.0, 0.0, 0.0]])
     kept = torch.tensor([[0.0, 5.0, 1.0]]), torch.zeros(1, 3)
-    assert overshoot((logits, removed), kept, [0], least=0.5) == 1.05  # 3 - 2α < 1
-    assert overshoot((logits, removed), kept, [0], least=1.5) == 1.5
+    assert overshoot((logits, removed), kept, [0], least=0.5) == 1.5  # 3 - 2α: the average of the others, 0
+    assert overshoot((logits, removed), kept, [0], least=2.0) == 2.0
     far = torch.cat([logits] * 98 + [logits + torch.tensor([50.0, 0, 0])] * 2)  # two that nothing moves
-    assert overshoot((far, removed.expand(100, 3)), kept, [0], least=0.5) == 1.05  # the fewest, as early as can be
+    assert overshoot((far, removed.expand(100, 3)), kept, [0], least=0.5) == 1.5  # the fewest, as early as can be
     harmed = kept[0], torch.tensor([[0.0, 6.0, 0.0]])  # retained samples change their class beyond α = 2/3
     assert overshoot((logits, removed), harmed, [0], least=0.5) < 2 / 3
 

@@ -110,7 +110,8 @@ def depth_coefficient(probe_accuracy: float, stage: int, stages: int) -> float:
 def overshoot(
     forget: tuple[Tensor, Tensor], retain: tuple[Tensor, Tensor], forgotten: list[int], least: float
 ) -> float:
-    """The least α, from `least` to 5, that leaves a forgotten class in front for at most 1 % of the forget samples (ours).
+    """The least α, from `least` to 5, that leaves a forgotten class in front for at most 1 % of the forget samples, and above
+    the average of the retained classes for at most half of them, which is the margin that unseen samples need (ours).
 
     Both sides are (ℓ, v), a row for each sample: its logits are ℓ(α) = ℓ − αv. Where no α does that, the one that leaves the
     fewest. Only those α count that change the class of at most 1 % more of the retained samples than `least` does.
@@ -129,10 +130,16 @@ def overshoot(
     def left(alpha: float) -> float:
         return torch.isin(given(forget, alpha), torch.tensor(forgotten)).double().mean().item()
 
+    def above(alpha: float) -> float:
+        logits = forget[0] - alpha * forget[1]
+        retained = [c for c in range(logits.shape[1]) if c not in forgotten]
+        return (logits[:, forgotten].amax(dim=1) > logits[:, retained].mean(dim=1)).double().mean().item()
+
     most = changed(least) + 0.01
     steps = [least, *(i / 20 for i in range(math.ceil(20 * least), round(20 * HIGHEST) + 1))]
     allowed = [alpha for alpha in steps if changed(alpha) <= most]
-    return next((alpha for alpha in allowed if left(alpha) <= 0.01), None) or min(allowed, key=left)
+    enough = (alpha for alpha in allowed if left(alpha) <= 0.01 and above(alpha) <= 0.5)
+    return next(enough, min(allowed, key=lambda alpha: (left(alpha), above(alpha))))
 
 
 @dataclass
