@@ -329,13 +329,12 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        if self.method.info.kind != "surgery":
-            self.add_callback(_Flow(self))
         if self.is_fsdp_enabled and self.method.info.kind == "surgery":
             raise UnlearningError(f"{self.method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
         if self.is_fsdp_enabled and self.method.info.kind == "gradient":
             _check_sharding(self.method, getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1))
         if self.method.info.kind != "surgery":
+            self.add_callback(_Flow(self))
             self.schedule = self._make_schedule()
             self.args.max_steps = len(self.schedule)
         parts = self.accelerator, samples, TrainingCollator(self.collate)

@@ -29,6 +29,7 @@ from ..evaluation import Evaluator
 from ..methods.local_teacher import similarity
 
 MEASURES = ("accuracy", "confidence", "total_variation")
+SPLITS = {"retain": "retain", "unseen": "evidence"}  # what is compared, by what the trainer calls it
 NEAR, FAR = 0.05, 0.5  # shares of the samples
 
 
@@ -166,9 +167,6 @@ def locality(
                 s, differences(evaluator, reference, result.model, source, indices), bins, floor
             )
     return found
-
-
-SPLITS = {"retain": "retain", "unseen": "evidence"}
 
 
 def differences(

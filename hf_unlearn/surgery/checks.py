@@ -36,7 +36,6 @@ def check_weights(model: nn.Module, method: str) -> None:
         raise UnlearningError(
             f"{method} edits floating-point weights, and those of {kind} are quantised; pass model.dequantize()."
         )
-
     if len({p.device for p in parameters.values()}) > 1:
         raise UnlearningError(f"{method} edits a model on one device, and {kind} is on several; load it on one.")
     group = torch.distributed.is_initialized() and torch.distributed.get_world_size()

@@ -27,9 +27,7 @@ from .statistics import Statistics, collect
 logger = logging.getLogger(__name__)
 
 EXACT = 1e-10  # what float64 may lose on the way, relative
-HIGHEST = (
-    5.0  # of α in the head: there, what varies along a direction within the retained classes is four times as large
-)
+HIGHEST = 5.0  # of α in the head: there, what varies along a direction within the retained classes is 4 times as large
 PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
 
 
@@ -45,7 +43,8 @@ def residuals(
     m = centre(retain_means, span)
     x = forget_means - m
     d = project(x, principal(retain_means - m, rcond))
-    if len(principal(retain_means - m)) == x.shape[1]:  # they span everything, in whatever small directions
+    enough = len(retain_means) >= x.shape[1]
+    if enough and len(principal(retain_means - m)) == x.shape[1]:  # they span everything, if only in small directions
         d = torch.zeros_like(x)
     return d, d.norm(dim=1) / x.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
 
@@ -65,7 +64,10 @@ def forget_directions(
     tensor([[0.],
             [1.]])
     """
-    d, relative = residuals(forget_means, retain_means, span, rcond)
+    return _directions(*residuals(forget_means, retain_means, span, rcond), tau)
+
+
+def _directions(d: Tensor, relative: Tensor, tau: float) -> Tensor:
     d = d[(relative >= tau) & (relative > 0)]
     return principal(d / d.norm(dim=1, keepdim=True), PARALLEL).T
 
@@ -121,25 +123,28 @@ def overshoot(
     2.05
     """
 
-    def given(side: tuple[Tensor, Tensor], alpha: float) -> Tensor:
-        return (side[0] - alpha * side[1]).argmax(dim=1)
+    (logits, removed), (retain_logits, retain_removed) = forget, retain
+    classes, given = torch.tensor(forgotten), retain_logits.argmax(dim=1)
+    retained = [c for c in range(logits.shape[1]) if c not in forgotten]
 
     def changed(alpha: float) -> float:
-        return (given(retain, alpha) != given(retain, 0.0)).double().mean().item()
+        return ((retain_logits - alpha * retain_removed).argmax(dim=1) != given).double().mean().item()
 
-    def left(alpha: float) -> float:
-        return torch.isin(given(forget, alpha), torch.tensor(forgotten)).double().mean().item()
+    def remaining(alpha: float) -> tuple[float, float]:
+        """The shares of forget samples with a forgotten class in front, and above the average of the retained ones."""
+        now = logits - alpha * removed
+        above = now[:, forgotten].amax(dim=1) > now[:, retained].mean(dim=1)
+        return torch.isin(now.argmax(dim=1), classes).double().mean().item(), above.double().mean().item()
 
-    def above(alpha: float) -> float:
-        logits = forget[0] - alpha * forget[1]
-        retained = [c for c in range(logits.shape[1]) if c not in forgotten]
-        return (logits[:, forgotten].amax(dim=1) > logits[:, retained].mean(dim=1)).double().mean().item()
-
-    most = changed(least) + 0.01
-    steps = [least, *(i / 20 for i in range(math.ceil(20 * least), round(20 * HIGHEST) + 1))]
-    allowed = [alpha for alpha in steps if changed(alpha) <= most]
-    enough = (alpha for alpha in allowed if left(alpha) <= 0.01 and above(alpha) <= 0.5)
-    return next(enough, min(allowed, key=lambda alpha: (left(alpha), above(alpha))))
+    most, best = changed(least) + 0.01, (math.inf, math.inf, least)
+    for alpha in (least, *(i / 20 for i in range(math.ceil(20 * least), round(20 * HIGHEST) + 1))):
+        if changed(alpha) > most:
+            continue
+        left, above = remaining(alpha)
+        if left <= 0.01 and above <= 0.5:
+            return alpha
+        best = min(best, (left, above, alpha))
+    return best[2]
 
 
 @dataclass
@@ -217,7 +222,8 @@ class DampConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "DampConfig":
-        """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy."""
+        """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy. It does not say how a
+        convolution is edited: here by channels."""
         return cls(span="linear", conv="channel", balanced=False, overshoot=False)
 
 
@@ -437,9 +443,9 @@ def _removals(
         each = zip(plan.readings, alphas, forget.means, retain.means, holds, strict=True)
         for reading, alpha, mu, means, held in each:
             span_here = span if held else "linear"
-            q = forget_directions(mu, means, span_here, config.rcond, config.tau)
-            relative = residuals(mu, means, span_here, config.rcond)[1].tolist()
-            relative = dict(zip(forget.counts, relative, strict=True))
+            d, relative = residuals(mu, means, span_here, config.rcond)
+            q = _directions(d, relative, config.tau)
+            relative = dict(zip(forget.counts, relative.tolist(), strict=True))
             found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative))
         return found, _head(found, forget)
 

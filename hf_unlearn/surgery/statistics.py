@@ -25,7 +25,7 @@ class Statistics:
         counts: how many there are of each class.
         means: for every reading μ_c, one row for each class in `counts`, in float64 on the CPU.
         samples: for every reading the activations of the same few samples, in random order; of patches, the mean of each
-            channel, which a probe tells apart about as well at a k·k-th of the width.
+            channel, so that a probe has no k·k times as many features to fit.
     """
 
     counts: dict[int, int]
