@@ -377,6 +377,17 @@ def test_a_text_model_with_a_float_mask():
     assert names(plan) == names(find_plan(model, inputs))
 
 
+def test_a_network_of_nothing_but_its_classifier():
+    model = Plain(PlainConfig(num_labels=4))
+    model.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    del model.one, model.two, model.three, model.unused, model.classifier
+    model.forward = lambda pixel_values: ImageClassifierOutput(logits=model.net(pixel_values))
+    inputs = {"pixel_values": torch.randn(1, 3, 2, 2)}
+    with pytest.raises(UnlearningError, match="No stages are found in Plain; give the stages by hand"):
+        find_plan(model, inputs)
+    assert names(find_plan(model, inputs, stages=[["net.1"]])) == [["net.1"]]
+
+
 def test_too_few_stages():
     with pytest.raises(UnlearningError, match="stages is 0; expected 1 or more"):
         plan_of(vit(2), stages=0)

@@ -373,9 +373,10 @@ class _Flow:
             spans = [(call.read[0], call.given[0]) for call in self.operators]
         entries = self._entries(spans)
         last = max((end for _, end in spans), key=self.place.get, default=None)
-        if last is None or not (entries or items):
+        behind = last is not None and any(self.place[call.read[0]] >= self.place[last] for call in self.operators)
+        if not (entries or (items and behind)):
             raise UnlearningError(f"No stages are found in {type(self.model).__name__}; {BY_HAND}.")
-        if not any(self.place[call.read[0]] >= self.place[last] for call in self.operators):
+        if not behind:
             last = entries.pop()  # the classifier is the last item of a list
         return entries, last
 
