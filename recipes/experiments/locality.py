@@ -9,7 +9,7 @@ over the farthest half; `near_retain` and `far_retain` on retained images; `near
 class, near. The row `retrained` holds what two retrained models have of each: the floor. `interval` is half of a 95 % interval
 of the mean over seeds, with Student's t.
 
-The nine models are trained once and kept in the cache of `real_data.py`, about an hour and a half on one core; `--train` does no
+The nine models are trained once and kept in the cache of `real_data.py`, about 40 minutes on one core; `--train` does no
 more than that. `--smoke` runs two methods on 300 images and writes nothing.
 """
 
@@ -36,10 +36,10 @@ from hf_unlearn.digits import Samples
 from hf_unlearn.methods import MethodConfig
 
 SMOKE = "--smoke" in sys.argv
-SEEDS, TRAIN, UNSEEN = (1, 300, 200) if SMOKE else (3, 10_000, 10_000)
+SEEDS, TRAIN, UNSEEN = (1, 300, 200) if SMOKE else (3, 10_000, 5_000)
 CAT = 3
 FIT = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 64}
-FIT |= {"num_train_epochs": 1 if SMOKE else 20}
+FIT |= {"num_train_epochs": 1 if SMOKE else 12}
 
 
 def methods() -> dict[str, str | MethodConfig]:
