@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -40,13 +41,23 @@ def dampen(weight: Tensor, importance_forget: Tensor, importance_full: Tensor, a
 
 def add_squares(model: nn.Module, weights: Weights, sums: Weights, parts: Iterable[Batch]) -> None:
     """Σ += (∂ℓ/∂θ)², where ℓ is the mean cross-entropy of each part: of one sample, or of a batch."""
-    parameters, totals = list(weights.values()), list(sums.values())
-    for part in parts:
-        loss = cross_entropy(model(**part.inputs).logits, part.labels).mean()
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        used = [(total, g.to(total.dtype)) for total, g in zip(totals, found, strict=True) if g is not None]
-        squared, gradients = zip(*used, strict=True)
-        torch._foreach_addcmul_(squared, gradients, gradients)
+
+    def square(total: Tensor, p: nn.Parameter) -> None:
+        g, p.grad = p.grad.to(total.dtype), None
+        total.addcmul_(g, g)
+
+    given = {name: p.grad for name, p in weights.items()}
+    # A gradient is squared as soon as it is there, while it lies in the processor's cache.
+    hooks = [p.register_post_accumulate_grad_hook(partial(square, sums[name])) for name, p in weights.items()]
+    try:
+        for p in weights.values():
+            p.grad = None
+        for part in parts:
+            cross_entropy(model(**part.inputs).logits, part.labels).mean().backward()
+    finally:
+        for hook, (name, p) in zip(hooks, weights.items(), strict=True):
+            hook.remove()
+            p.grad = given[name]
 
 
 def add_squares_by_vmap(model: nn.Module, weights: Weights, sums: Weights, batch: Batch) -> None:
