@@ -9,6 +9,8 @@ __version__ = "0.1.0.dev0"
 _MODULES = {
     "api": ["UnlearningResult", "unlearn"],
     "arguments": ["UnlearningArguments"],
+    "audits.audit": ["audit"],
+    "audits.report": ["AuditReport"],
     "data": ["split_dataset"],
     "errors": ["UnlearningError"],
     "hardness": ["HardnessReport", "measure_hardness"],
@@ -29,6 +31,8 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from .api import UnlearningResult, unlearn
     from .arguments import UnlearningArguments
+    from .audits.audit import audit
+    from .audits.report import AuditReport
     from .data import split_dataset
     from .errors import UnlearningError
     from .hardness import HardnessReport, measure_hardness
@@ -66,7 +70,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if name in ("audits", "methods", "metrics", "surgery"):
+    if name in ("audits", "hub", "methods", "metrics", "surgery"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

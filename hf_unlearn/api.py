@@ -1,19 +1,26 @@
 """`unlearn()`: from a model and the data that must go to a result with evidence."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from . import adapters
 from .arguments import UnlearningArguments
+from .batches import seeded
 from .errors import UnlearningError
+from .facts import describe_run
 from .methods import Method, MethodConfig
 from .report import table
 from .trainer import UnlearningTrainer
+
+if TYPE_CHECKING:
+    from .audits.report import AuditReport
+    from .hub.revisions import Parent, Pushed
 
 
 @dataclass
@@ -68,20 +75,94 @@ class UnlearningResult:
         lines += self.trainer.method.notes
         return "\n".join(lines)
 
+    def audit(
+        self,
+        level: int = 0,
+        retrained: nn.Module | str | None = None,
+        reference: nn.Module | str | None = None,
+        canaries: str | Sequence[int] | Sequence[bool] | None = None,
+    ) -> "AuditReport":
+        """What is left of the forget samples, on the sets of this run; see `hf_unlearn.audit` for the arguments.
+
+        Of the unseen samples only those are read that no method may use: the evidence half, or `test`.
+        """
+        from .audits.audit import audit_result
+
+        return audit_result(self, level, retrained, reference, canaries)
+
     def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         if not self.metrics:
             raise UnlearningError("Nothing was measured, because of measure=False; run again without it.")
         return self.metrics["before"], self.metrics["after"]
 
+    def merge(self) -> nn.Module:
+        """Put the adapters into the weights: `model` becomes a plain model, with the same outputs up to rounding.
+
+        It is a copy. The trainer keeps the model with the adapter, and with that the way back to the original.
+        """
+        if self.trainer.is_fsdp_enabled:
+            raise UnlearningError(
+                "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result, and merge the "
+                "adapter in one process with merge_and_unload()."
+            )
+        if adapters.is_adapted(self.model):
+            self.model = adapters.merged(self.model)
+        return self.model
+
     def save(self, path: str | Path) -> Path:
         """Write the model, its processing class, `unlearning_config.json` and `metrics.json` to a folder."""
         path = Path(path)
-        self.trainer.save_model(str(path))
+        if self.model is self.trainer.model:
+            self.trainer.save_model(str(path))
+        elif self.trainer.args.should_save:
+            self.trainer.write(self.model, path)
         if self.trainer.args.should_save:
             method = self.trainer.method
             content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
+            content["run"] = describe_run(self.trainer, self.model)
             (path / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
         return path
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        revision: str | None = None,
+        *,
+        report: "AuditReport | None" = None,
+        parent: "Parent | None" = None,
+        folder: str | Path | None = None,
+        token: str | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+        tag: str | None = None,
+        to_main: bool = False,
+        **release: Any,
+    ) -> "Pushed | None":
+        """Push the model with its card, receipt and figures as one commit on a branch of its own.
+
+        A complete local folder is written first. If the push fails, the error says the command that pushes it later.
+
+        Args:
+            repo_id: `owner/name`.
+            revision: the branch; default: `unlearned/<method>-<date>-<id of the run>`.
+            report: an audit of this result, to go with it.
+            parent: the repository and commit that was unlearned; default: where the model came from, if that is known.
+                In `repo_id` itself, the branch begins there.
+            folder: where the release is written; default: `release` in the output folder.
+            token: default: the one of the login.
+            private: whether a repository that does not exist is created as a private or a public one; default: not at all.
+            message: the title of the commit.
+            tag: a tag for the commit.
+            to_main: push to `main` instead of a branch.
+            release: for `hub.prepare`, such as `sign_key`.
+
+        Returns:
+            Where it is; None on the processes that do not write.
+        """
+        from .hub.publish import publish
+
+        about = {"token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
+        return publish(self, repo_id, revision, report=report, parent=parent, folder=folder, **about, **release)
 
 
 def unlearn(
@@ -96,6 +177,7 @@ def unlearn(
     processing_class: Any = None,
     data_collator: Callable | None = None,
     peft_config: Any = None,
+    merge: bool = False,
     base_model: Any = None,
     teacher: Any = None,
     tasks: Any = None,
@@ -116,8 +198,9 @@ def unlearn(
         method: a name (see `list_methods()`), a config such as `LotusConfig(alpha=4)`, or a `Method` of your own.
         args: training arguments; what they leave unset is chosen by the method.
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
-        peft_config: unlearn in a PEFT adapter instead of in the weights; True, of a method that edits weights once: its edit
-            as an adapter.
+        peft_config: unlearn in a PEFT adapter instead of in the weights; True chooses one (see `adapters.default_config`), and
+            of a method that edits weights once gives its edit as an adapter. Dropping an adapter brings back what was forgotten.
+        merge: put the adapters into the weights at the end (see `UnlearningResult.merge`).
         base_model: what the original was trained from; `retrain` needs it.
         teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
             folder of one, or a function that returns one.
@@ -130,23 +213,27 @@ def unlearn(
         >>> result = unlearn(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP
         >>> print(result.summary())  # doctest: +SKIP
     """
-    trainer = UnlearningTrainer(
-        model,
-        args,
-        method=method,
-        forget_dataset=forget,
-        retain_dataset=retain,
-        unseen_dataset=unseen,
-        test_dataset=test,
-        processing_class=processing_class,
-        data_collator=data_collator,
-        peft_config=peft_config,
-        base_model=base_model,
-        teacher=teacher,
-        tasks=tasks,
-        overlap=overlap,
-        augment=augment,
-        callbacks=callbacks,
-    )
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    return UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
+    with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
+        trainer = UnlearningTrainer(
+            model,
+            args,
+            method=method,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            unseen_dataset=unseen,
+            test_dataset=test,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            peft_config=peft_config,
+            base_model=base_model,
+            teacher=teacher,
+            tasks=tasks,
+            overlap=overlap,
+            augment=augment,
+            callbacks=callbacks,
+        )
+        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
+    if merge:
+        result.merge()
+    return result

@@ -70,12 +70,16 @@ class ResumableTrainer(Trainer):
         Overridden because the Trainer's writes `training_args.bin`, a pickle with paths and a token in it, and because
         a timm model must stay readable by timm.
         """
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            self.write(model, output_dir or self.args.output_dir, state_dict)
+
+    def write(self, model: nn.Module, folder: str | Path, state_dict: dict | None = None) -> None:
+        """Save `model` with what belongs to this run."""
+        folder = Path(folder)
         with _clear_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            models.save_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), folder, state_dict)
+            models.save_model(model, folder, state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self._own_clipping()
@@ -110,7 +114,7 @@ class ResumableTrainer(Trainer):
     def _marker(self) -> dict[str, Any]:
         step = self.state.global_step
         return {
-            "run": self._run_id(),
+            "run": self.run_id(),
             "step": step,
             "time": time.time_ns(),
             # A method or a callback has ended the run here; resumed, it must not go on.
@@ -129,7 +133,8 @@ class ResumableTrainer(Trainer):
             (checkpoint / COMPLETE).unlink()
             shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def _run_id(self) -> str | None:
+    def run_id(self) -> str | None:
+        """What tells the run that has this output folder from every other one."""
         about = self._private / "original.json"
         return json.loads(about.read_text())["run"] if about.exists() else None
 
@@ -137,7 +142,7 @@ class ResumableTrainer(Trainer):
         """The complete checkpoints of the run in this output folder, in the order in which they were written."""
         paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
         markers = {path.parent: json.loads(path.read_text()) for path in paths}
-        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self._run_id()]
+        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self.run_id()]
         return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
 
     def _last_complete(self) -> Path | None:
@@ -232,9 +237,33 @@ class ResumableTrainer(Trainer):
             self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
         return self._interrupted
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """Not the Trainer's: it would push several commits, to the main branch."""
-        raise UnlearningError("Save the model with save_model(folder), and push that folder to a branch of its own.")
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        *,
+        repo_id: str | None = None,
+        **release: Any,
+    ) -> Any:
+        """Push the result of the run to a branch of its own (see `UnlearningResult.push_to_hub`).
+
+        Overridden because the Trainer's pushes several commits, to the main branch. It always waits for the Hub.
+        """
+        from .api import UnlearningResult
+
+        repo_id = repo_id or self.args.hub_model_id
+        if repo_id is None:
+            raise UnlearningError("No repository was named; pass repo_id=, or hub_model_id= in the arguments.")
+        release = {"private": self.args.hub_private_repo} | release
+        return UnlearningResult(self.model, self, self.metrics, self.runtime).push_to_hub(
+            repo_id,
+            revision or self.args.hub_revision,
+            message=commit_message,
+            token=token or self.args.hub_token,
+            **release,
+        )
 
 
 def check_disk(model: nn.Module, args: UnlearningArguments) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import UnlearningError
+from .hub.cli import COMMANDS as hub_commands
 
 if TYPE_CHECKING:
     from .methods import Method
@@ -155,11 +156,115 @@ def surgery(argv: Sequence[str]) -> None:
     print(find_plan(model, example_inputs(model), options.stages, options.readers))
 
 
+def audit(argv: Sequence[str]) -> None:
+    """look for what is left of a forget set in a model, without unlearning anything: audit BEFORE AFTER"""
+    parser = _parser(audit)
+    parser.add_argument("before", help="the original: a Hub id or a local folder")
+    parser.add_argument("after", help="the unlearned model, named in the same way")
+    what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
+    parser.add_argument("--forget", metavar="DATA", required=True, help=f"what had to go: {what}")
+    parser.add_argument("--retain", metavar="DATA", help="what had to stay, named in the same way")
+    parser.add_argument("--unseen", metavar="DATA", help="what no model was trained on; half of it is read, by the seed")
+    parser.add_argument("--test", metavar="DATA", help="the same, read whole instead")
+    parser.add_argument("--retrained", metavar="MODEL", help="a model trained without the forget samples")
+    parser.add_argument("--reference", metavar="MODEL", help="of level 2: a model that was never trained on them")
+    parser.add_argument(
+        "--level", type=int, default=0, help="0: forward passes; 1: also probes, rounding, relearning; 2: also attacks"
+    )
+    parser.add_argument("--canaries", metavar="COLUMN", help="true or false: forget samples with planted wrong labels")
+    parser.add_argument(
+        "--overlap", choices=("error", "allow"), default="error", help="allow: samples may be in two sets"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples of one forward pass")
+    parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn")
+    for column in ("image", "text", "text-pair", "label"):
+        parser.add_argument(f"--{column}-column", metavar="NAME", help="if it has an unusual name")
+    parser.add_argument("--json", metavar="FILE", help="write the whole report to this file too")
+    parser.add_argument("--html", metavar="FILE", help="write it as a page")
+    options = parser.parse_args(argv)
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UnlearningError(f"--batch-size is {options.batch_size}; expected 1 or more.")
+    from . import models, recipe
+    from .audits.audit import audit as run_audit
+    from .audits.audit import check_level
+    from .data import Columns
+
+    check_level(options.level)
+    columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
+    loaded = {name: models.load_model(getattr(options, name)) for name in ("before", "after")}
+    sets = {}
+    for name in ("forget", "retain", "unseen", "test"):
+        if data := getattr(options, name):
+            sets[name] = recipe.number_labels(
+                recipe.read_set(data, name), loaded["before"], name, options.label_column
+            )
+    report = run_audit(
+        options.before,
+        options.after,
+        **{"retain": None, "unseen": None} | sets,
+        retrained=options.retrained,
+        reference=options.reference,
+        level=options.level,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        columns=Columns(**columns),
+        canaries=options.canaries,
+        overlap=options.overlap,
+    )
+    print(report.summary())
+    for path, write in ((options.json, report.to_json), (options.html, report.to_html)):
+        if path:
+            write(path)
+
+
 def benchmark(argv: Sequence[str]) -> int:
     """measure what unlearning costs in time and memory, beside plain fine-tuning"""
     from . import benchmark as module
 
     return module.main(argv)
+
+
+def push_metric(argv: Sequence[str]) -> None:
+    """push a metric to the Hub as a Space that evaluate.load() reads: push-metric NAME NAMESPACE/NAME"""
+    parser = _parser(push_metric)
+    parser.add_argument("name", help="avg_gap, jsd, rf_jsd, uis or unlearning_mia")
+    parser.add_argument("repository", help="NAMESPACE/NAME, created if it does not exist")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
+    options = parser.parse_args(argv)
+    from .hub.metrics import push_metric as push
+
+    url = push(options.name, options.repository, private=options.private)
+    print(f'{url}\nTo use it: evaluate.load("{options.repository}")')
+
+
+def verify(argv: Sequence[str]) -> int:
+    """check a release against its receipt: verify REPO_OR_FOLDER [--revision REV]"""
+    parser = _parser(verify)
+    parser.add_argument("release", metavar="REPO_OR_FOLDER", help="a Hub id or a local folder")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
+    parser.add_argument("--forget", metavar="DATA", help=f"records said to have been in the request: {what}")
+    parser.add_argument("--secrets", metavar="FILE", help="receipt_secrets.json of that run, to look for them")
+    parser.add_argument("--parent", help="a folder, or REPO@COMMIT, with what the model was unlearned from")
+    parser.add_argument("--public-key", metavar="FILE", help="PEM file of the Ed25519 key that must have signed")
+    options = parser.parse_args(argv)
+    from .hub.verification import verify as check
+
+    forget = None
+    if options.forget is not None:
+        from .recipe import read_set
+
+        forget = read_set(options.forget, "forget")
+    verification = check(
+        options.release,
+        revision=options.revision,
+        forget=forget,
+        secrets=options.secrets,
+        parent=options.parent,
+        public_key=options.public_key,
+    )
+    print(verification)
+    return 0 if verification.ok else 1
 
 
 def env(argv: Sequence[str]) -> None:
@@ -187,7 +292,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "methods": methods,
     "hardness": hardness,
     "surgery": surgery,
+    "audit": audit,
     "benchmark": benchmark,
+    "push-metric": push_metric,
+    "verify": verify,
+    **hub_commands,
     "env": env,
 }
 
@@ -231,7 +340,7 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
 
 
 def _parser(command: Callable) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"hf-unlearn {command.__name__}", description=command.__doc__)
+    return argparse.ArgumentParser(prog=f"hf-unlearn {command.__name__.replace('_', '-')}", description=command.__doc__)
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

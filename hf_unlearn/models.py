@@ -199,10 +199,10 @@ def load_model(
     except UnlearningError:
         raise
     except _LOAD_ERRORS as error:
-        raise UnlearningError(_explain(error, name, revision)) from error
+        raise UnlearningError(explain(error, name, revision)) from error
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if num_labels is not None:
-        absent = {key for key in absent if not _in_head(model, key)}
+        absent = {key for key in absent if not in_head(model, key)}
     if absent:
         raise UnlearningError(
             f"{name!r} has no fitting weights for {_few(absent)} of {type(model).__name__}, which would stay random: "
@@ -213,7 +213,20 @@ def load_model(
             )
         )
     own_memory(model)
+    model.config._commit_hash = _commit_of(name, where)  # as transformers did before version 5
     return model
+
+
+def commit_of(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The commit at which `main` of a Hub repository is now; None of a folder, or where there is no model."""
+    name = os.fspath(name_or_path)
+    if os.path.isdir(name):
+        return None
+    try:
+        path = _find(name, "config.json", {})
+    except _LOAD_ERRORS:
+        return None
+    return path and Path(path).parent.name  # in the cache: snapshots/COMMIT/config.json
 
 
 def load_processor(
@@ -237,7 +250,7 @@ def load_processor(
             return None
         return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except _LOAD_ERRORS as error:
-        raise UnlearningError(_explain(error, name, revision)) from error
+        raise UnlearningError(explain(error, name, revision)) from error
 
 
 def save_model(
@@ -290,7 +303,7 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
         try:
             safetensors.torch.load_model(model, folder / WEIGHTS)
         except _LOAD_ERRORS as error:
-            raise UnlearningError(_explain(error, str(folder), None)) from error
+            raise UnlearningError(explain(error, str(folder), None)) from error
         return
     if (folder / ADAPTER_CONFIG).is_file():
         # from_pretrained would follow the adapter to its base model and load that instead.
@@ -317,7 +330,7 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
     except UnlearningError:
         raise
     except _LOAD_ERRORS as error:
-        raise UnlearningError(_explain(error, str(folder), None)) from error
+        raise UnlearningError(explain(error, str(folder), None)) from error
     _check_keys(folder, info["missing_keys"], info["unexpected_keys"])
     if info["mismatched_keys"]:
         key, found, expected = min(info["mismatched_keys"])
@@ -346,12 +359,17 @@ def batchnorm_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor in the state dict, in the order of their names.
+    """The digest of all tensors in the state dict."""
+    return digest_tensors(sorted(model.state_dict().items()))
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, given in the order of their names.
 
     Files are not hashed: sharding and metadata change files, not weights.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -491,6 +509,15 @@ def _find(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
         return None
 
 
+def _commit_of(name: str, where: Mapping[str, Any]) -> str | None:
+    """The commit of a model that was just loaded from the Hub, by its place in the cache; None of a local folder."""
+    if os.path.isdir(name) or where.get("subfolder"):
+        return None
+    cached = {key: where[key] for key in ("revision", "cache_dir") if key in where}
+    path = try_to_load_from_cache(name, "config.json", **cached)
+    return Path(path).parent.name if isinstance(path, str) else None
+
+
 def _check_holds_model(name: str, where: Mapping[str, Any]) -> None:
     if _find(name, ADAPTER_CONFIG, where):
         raise UnlearningError(
@@ -535,7 +562,7 @@ def _mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) ->
         raise UnlearningError(f"{name!r} is a backbone without a head: pass num_labels= for a fresh one.")
 
 
-def _in_head(model: PreTrainedModel, key: str) -> bool:
+def in_head(model: PreTrainedModel, key: str) -> bool:
     """Whether a weight may be fresh in a model that gets a new head; encoders are published without their pooler."""
     if _is_timm(model.config):
         classifiers = model.timm_model.pretrained_cfg.get("classifier") or ()
@@ -580,11 +607,11 @@ def _load_adapters(model: PeftModel, folder: Path) -> None:
             _check_keys(path, own.keys() - saved.keys(), ())
             result = set_peft_model_state_dict(model, saved, adapter_name=name)
         except (RuntimeError, KeyError, SafetensorError) as error:
-            raise UnlearningError(_explain(error, str(path), None)) from error
+            raise UnlearningError(explain(error, str(path), None)) from error
         _check_keys(path, (), result.unexpected_keys)
 
 
-def _explain(error: BaseException, name: str, revision: str | None) -> str:
+def explain(error: BaseException, name: str, revision: str | None) -> str:
     """One sentence for what went wrong, found along the chain of causes; the first reason that applies wins."""
     reasons: tuple[tuple[Any, str], ...] = (
         (GatedRepoError, "is gated: accept its terms on the Hub and log in with `hf auth login`"),

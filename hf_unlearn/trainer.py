@@ -176,8 +176,9 @@ class UnlearningTrainer(ResumableTrainer):
         unseen_dataset: samples that were never trained on. One half (control) may steer the method, the other half
             (evidence) is only measured.
         test_dataset: measured instead of that evidence half; then all of `unseen_dataset` is control.
-        peft_config: train a new PEFT adapter instead of the weights. Some methods do so by default on language models;
-            False trains the weights. True, of a method that edits weights once: the edit as an adapter.
+        peft_config: train a new PEFT adapter instead of the weights; True chooses one (see `adapters.default_config`), and
+            of a method that edits weights once gives the edit as an adapter. Some methods train one by default on language
+            models; False trains the weights.
         base_model: what the original was trained from: a model, a Hub id or folder, a function that returns a model,
             or `"scratch"` for a new random initialisation.
         teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
@@ -219,10 +220,11 @@ class UnlearningTrainer(ResumableTrainer):
         check_needs(self.method, {**datasets, "base_model": base_model})
         self.origin = None  # the Hub id and commit of the original, where it is known
         if isinstance(model, (str, os.PathLike)):
-            name, model = str(model), models.load_model(str(model))
-            if commit := getattr(model.config, "_commit_hash", None):
+            name, commit = str(model), models.commit_of(model)
+            model = models.load_model(name, revision=commit)
+            if commit:
                 self.origin = {"repo": name, "revision": commit}
-            processing_class = processing_class or models.load_processor(name, model)
+            processing_class = processing_class or models.load_processor(name, model, commit)
         models.own_memory(model)
         own_losses = self.method.own_losses
         self.task = "multi-task" if own_losses else models.task_of(model)
@@ -264,16 +266,18 @@ class UnlearningTrainer(ResumableTrainer):
             )
         if self.method.info.kind == "surgery":
             _check_surgery(self.method, model, peft_config)
-        elif peft_config is True:
-            raise UnlearningError(f"peft_config is True, and {self.method.info.name} trains; expected a PEFT config.")
-        self._edit_as_adapter = peft_config is True
+        self._edit_as_adapter = self.method.info.kind == "surgery" and peft_config is True
         peft_config = None if self._edit_as_adapter else peft_config
         self._only = self.method.trained_modules(models.base_of(model))
-        if peft_config is None and (lora := self.method.adapter(self.task)):
+        lora = self.method.adapter(self.task)
+        if peft_config is None and lora:
             logger.info(
                 f"{self.method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights."
             )
-            peft_config = LoraConfig(**lora if self._only is None else lora | {"target_modules": self._only})
+        if peft_config is True or (peft_config is None and lora):
+            peft_config = LoraConfig(**lora) if lora else adapters.default_config(model)
+            if self._only is not None:
+                peft_config.target_modules = set(self._only)
         with seeded(args.seed):  # where an adapter starts is drawn
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
@@ -854,7 +858,10 @@ def _check_arguments(args: UnlearningArguments) -> None:
             "auto_find_batch_size would change the schedule in the middle; set the batch size yourself."
         )
     if args.push_to_hub:
-        raise UnlearningError("push_to_hub=True would push checkpoints; push the result when the run is over.")
+        raise UnlearningError(
+            f"push_to_hub=True with hub_strategy={args.hub_strategy.value!r} would push several commits to main while the run "
+            "goes on, with checkpoints or without card and receipt; push the result when it is over, with push_to_hub()."
+        )
     folder = Path(args.output_dir).absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):

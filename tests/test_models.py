@@ -752,6 +752,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_the_hub(tmp_path):
     repositories = tmp_path / "repositories"
     bert, resnet = tiny.tiny_bert(), tiny.tiny_resnet()

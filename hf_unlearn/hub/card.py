@@ -1,0 +1,344 @@
+"""The model card of an unlearned model, from the JSON files in its folder and the metadata of its parent's card."""
+
+import functools
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from ..audits.report import AuditReport
+from ..metrics import uis
+from ..report import NAMES, SCORES
+
+if TYPE_CHECKING:
+    from .revisions import Parent
+
+logger = logging.getLogger(__name__)
+
+CARD, METRICS, AUDIT, AUDIT_PAGE = "README.md", "metrics.json", "audit.json", "audit.html"
+RECEIPT, CONFIG = "unlearning_receipt.json", "unlearning_config.json"
+TAGS = ("machine-unlearning", "unlearning", "hf_unlearn")
+KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")  # of the parent's card
+PIPELINES = {
+    "image-classification": "image-classification",
+    "text-classification": "text-classification",
+    "causal-lm": "text-generation",
+}
+AUTO_CLASSES = {
+    "image-classification": "AutoModelForImageClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "multi-task": "AutoModel",
+}
+PROCESSORS = {"preprocessor_config.json": "AutoImageProcessor", "tokenizer_config.json": "AutoTokenizer"}
+# Figures of single samples, with the set that they are of. A forget figure stands only beside that of unseen samples.
+SETS = {"forget_accuracy": "forget", "unseen_accuracy": "unseen", "retain_accuracy": "retain"}
+ROWS = (
+    *SETS,
+    *("kept_accuracy", "auc", "mia", "rf_jsd", "uis", "uis_target", "uis_nontarget"),
+    *("task_interference", "instance_interference"),
+)
+LABELS = {"unseen_accuracy": "unseen acc. (never-seen control)"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share of n samples.
+
+    >>> tuple(round(x, 3) for x in wilson(0.5, 100))
+    (0.404, 0.596)
+    """
+    middle, half = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, (middle - half) / (1 + z**2 / n)), min(1.0, (middle + half) / (1 + z**2 / n))
+
+
+def with_uis(columns: dict[str, dict[str, Any]], is_class: bool) -> dict[str, dict[str, Any]]:
+    """The figures with the UIS to the original, where they have the accuracies for it and not the score.
+
+    Of a request for whole classes, the test accuracy is that of the classes that stay.
+    """
+    reference = columns.get("original", {})
+    test = "kept_accuracy" if reference.get("kept_accuracy") is not None else "unseen_accuracy"
+    if reference.get("uis") is not None or not reference.get(test) or reference.get("forget_accuracy") is None:
+        return columns
+    scores = {
+        name: {"task": {"test": row.get(test), "forget": row.get("forget_accuracy")}} for name, row in columns.items()
+    }
+    return {
+        name: row | {"uis": uis(scores[name], scores["original"], ["task"], class_unlearning=is_class)["uis"]}
+        if None not in scores[name]["task"].values()
+        else row
+        for name, row in columns.items()
+    }
+
+
+def controlled(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures without those of forget samples that have no figure of unseen samples beside them."""
+    return {
+        key: value
+        for key, value in figures.items()
+        if value is not None
+        and (not key.startswith("forget_") or figures.get(key.replace("forget", "unseen", 1)) is not None)
+    }
+
+
+def figures_table(columns: Mapping[str, Mapping[str, Any]], measured: Mapping[str, int], intervals: bool) -> str:
+    """A Markdown table with a column for each model, with 95 % intervals where they can be had.
+
+    Args:
+        measured: set -> number of samples that its accuracy is of.
+        intervals: whether accuracies are shares of samples (of a language model they are not).
+    """
+    shown = {name: controlled(figures) for name, figures in columns.items()}
+    scores = sorted({key for row in shown.values() for key in row if SCORES.fullmatch(key)}, key=_by_task)
+    keys = [key for key in (*scores, *ROWS) if any(key in row for row in shown.values())]
+    lines = [["", *shown], ["---"] * (len(shown) + 1)]
+    for key in keys:
+        n = measured.get(SETS.get(key, "")) if intervals else None
+        label = LABELS.get(key) or NAMES.get(key) or escape(key.replace("_", " ", 1))
+        lines.append([label, *(_cell(key, row, n) for row in shown.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _by_task(key: str) -> tuple[str, int]:
+    split, task = SCORES.fullmatch(key).groups()
+    return task, ("forget", "unseen", "retain").index(split)
+
+
+def _cell(key: str, row: Mapping[str, Any], n: int | None) -> str:
+    value = row.get(key)
+    if value is None:
+        return "-"
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    if n and low is None:
+        low, high = wilson(value, n)
+    text = show(key, value)
+    return text if low is None else f"{text} ({show(key, low)} to {show(key, high)})"
+
+
+def show(key: str, value: float) -> str:
+    """A figure as the table has it."""
+    return f"{value:.{4 if key.endswith('jsd') else 1 if key.startswith('uis') else 3}f}"
+
+
+def escape(text: str) -> str:
+    """Names that a user has chosen, as plain text in Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#$" else c for c in " ".join(str(text).split()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+def results(figures: Mapping[str, Any], task: str) -> list[EvalResult]:
+    """The figures of the unlearned model for the card's `model-index`."""
+    figures, found = controlled(figures), []
+    names = {"forget": "Samples to forget (not published)", "retain": "Retained samples", "unseen": "Unseen samples"}
+
+    def add(split: str, name: str, metric: str, key: str) -> None:
+        about = {"task_type": PIPELINES.get(task, task), "dataset_type": f"unlearning-{split}", "dataset_name": name}
+        found.append(EvalResult(**about, metric_type=metric, metric_value=figures[key], metric_name=NAMES.get(key)))
+
+    for split, name in names.items():
+        if f"{split}_accuracy" in figures:
+            add(split, name, "accuracy", f"{split}_accuracy")
+    for key in ("rf_jsd", "uis", "auc", "mia"):
+        if key in figures:
+            add("request", "Samples to forget against unseen samples", {"auc": "roc_auc"}.get(key, key), key)
+    return found
+
+
+def base_model(
+    parent: str | None, repo_id: str | None, parent_card: Mapping[str, Any], library: str | None
+) -> dict[str, Any]:
+    """`base_model` and its relation. Of a revision of the parent's own repository they are the parent's, never itself; and
+    so of a parent that is not on the Hub."""
+    if parent not in (None, repo_id):
+        return {"base_model": parent, "base_model_relation": "adapter" if library == "peft" else "finetune"}
+    given = parent_card.get("base_model")
+    given = [given] if isinstance(given, str) else given or []
+    bases = [base for base in given if base != repo_id and not is_local(base)]
+    if not bases:
+        return {}
+    relation = parent_card.get("base_model_relation")
+    return {"base_model": bases[0] if len(bases) == 1 else bases} | (
+        {"base_model_relation": relation} if relation else {}
+    )
+
+
+def is_local(name: str) -> bool:
+    """Whether the name of a model is a place on this machine, or cannot be an id on the Hub."""
+    if os.path.exists(os.path.expanduser(name)):
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return True
+    return False
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """The metadata of a card; nothing where there is no file."""
+    return ModelCard.load(Path(path), ignore_metadata_errors=True).data.to_dict() if Path(path).is_file() else {}
+
+
+def read_parent_card(repo_id: str, commit: str | None, token: str | bool | None = None) -> dict[str, Any]:
+    """The metadata of a card on the Hub; nothing, with a warning, where it cannot be had."""
+    try:
+        return read_card(hf_hub_download(repo_id, CARD, revision=commit, token=token))
+    except LocalEntryNotFoundError as error:
+        problem = error
+    except EntryNotFoundError:
+        return {}
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, yaml.YAMLError) as error:
+        problem = error
+    logger.warning(
+        f"The card of {repo_id} could not be read ({type(problem).__name__}): its licence, languages and datasets are "
+        "not in the new card."
+    )
+    return {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The card
+
+
+def make_card(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    parent: "Parent | None" = None,
+    parent_card: Mapping[str, Any] | None = None,
+    token: str | bool | None = None,
+) -> ModelCard:
+    """The card of a folder that `release.prepare` or `UnlearningResult.save` has written.
+
+    Args:
+        repo_id, revision: where the folder is going to be; None: the card tells how to load it from the folder.
+        parent: the repository and commit that was unlearned; default: the original, if it came from the Hub unchanged.
+        parent_card: the metadata of the parent's card; default: read from the Hub.
+    """
+    folder = Path(folder)
+    metrics, config = _read(folder / METRICS), _read(folder / CONFIG)
+    audit, receipt = _read(folder / AUDIT), _read(folder / RECEIPT)
+    run = metrics.get("run") or {}
+    origin = run.get("original") or {}
+    original, commit = (parent.repo_id, parent.commit) if parent else (origin.get("repo"), origin.get("revision"))
+    if parent_card is None:
+        parent_card = read_parent_card(original, commit, token) if original else {}
+    task = run.get("task") or audit.get("task") or ""
+    method = run.get("method") or {
+        "name": config.get("method", "unknown"),
+        "summary": None,
+        "needs": [],
+        "paper": None,
+    }
+    columns = with_uis(_columns(metrics, audit), run.get("request", {}).get("kind") == "class")
+    found = results(columns["unlearned"], task) if columns else []
+    data = ModelCardData(
+        **({"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {})
+        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
+        | base_model(original, repo_id, parent_card, run.get("library"))
+        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method['name']}"} if found else {}),
+        library_name=run.get("library"),
+        tags=[*TAGS, method["name"]],
+        hf_unlearn={
+            "method": method["name"],
+            **({"parent": original, "parent_revision": commit} if original else {}),
+            **({"receipt": RECEIPT} if receipt else {}),
+        },
+    )
+    accuracies = task in ("image-classification", "text-classification")
+    place = None if revision in (None, "main") else revision
+    text = _template().render(
+        run=run,
+        metrics=metrics,
+        method=method,
+        config=config,
+        audit=audit,
+        receipt=receipt,
+        audit_text=AuditReport(audit).to_markdown() if audit else None,
+        has_audit_page=(folder / AUDIT_PAGE).is_file(),
+        metadata=data.to_yaml(),
+        title=repo_id.split("/")[-1] if repo_id else "A model",
+        repo_id=repo_id,
+        revision=place,
+        original=original,
+        commit=commit,
+        licence=data.license,
+        table=figures_table(columns, run.get("measured", {}), accuracies) if columns else None,
+        columns=columns,
+        withheld=bool(columns)
+        and _has_forget(columns["unlearned"])
+        and not _has_forget(controlled(columns["unlearned"])),
+        auto_class=AUTO_CLASSES.get(task, "AutoModel"),
+        processors=[name for file, name in PROCESSORS.items() if (folder / file).is_file()],
+        own_adapter=(folder / "adapter_config.json").is_file(),
+    )
+    return ModelCard(text)
+
+
+def write_card(folder: str | Path, **about: Any) -> Path:
+    """Writes `README.md`, whole or not at all; the arguments are those of `make_card`."""
+    path = Path(folder, CARD)
+    unfinished = path.with_suffix(".unfinished")
+    make_card(folder, **about).save(unfinished)
+    return unfinished.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _columns(metrics: dict[str, Any], audit: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of the original and the unlearned model, and of a retrained one if the audit has measured the same
+    samples."""
+    if not metrics.get("before"):
+        return {}
+    columns = {"original": metrics["before"], "unlearned": metrics["after"]}
+    audited = audit.get("figures") or {}
+    if audited.get("retrained") and _same_samples(columns["original"], audited["original"]):
+        columns["retrained"] = audited["retrained"]
+    return columns
+
+
+def _has_forget(figures: Mapping[str, Any]) -> bool:
+    return any(key.startswith("forget_") and not key.endswith("_loss") for key in figures)
+
+
+def _same_samples(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two measurements of the original are of the same samples, as far as their accuracies tell."""
+    pairs = [(one.get(key), other.get(key)) for key in SETS]
+    return all(a is not None and b is not None and abs(a - b) < 1e-6 for a, b in pairs)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # it is Markdown, see `escape`
+    )
+    environment.filters |= {"plain": escape, "json": functools.partial(json.dumps, indent=2, sort_keys=True)}
+    return environment.get_template("card.md")

@@ -1,0 +1,54 @@
+"""Metrics of this package as Spaces of the Hub, which `evaluate.load("NAMESPACE/NAME")` reads."""
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
+
+from .. import metrics
+from ..errors import UnlearningError
+from ..metrics import functional
+from .revisions import reason
+
+
+def write_space(name: str, repo_id: str, folder: str | Path) -> Path:
+    """Write what the Space `repo_id` of a metric holds: its module with the pure functions beside it, so that it works
+    without this package; its card, its page and its requirements."""
+    folder = Path(folder)
+    shutil.copytree(metrics.path(name), folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copy(functional.__file__, folder)
+    for path in (folder / f"{name}.py", folder / "README.md"):
+        text = path.read_text().replace("from hf_unlearn.metrics.functional import", "from .functional import")
+        text = text.replace(f'hf_unlearn.metrics.path("{name}")', f'"{repo_id}"')
+        path.write_text(re.sub(r"^ *>>> import hf_unlearn\n", "", text, flags=re.MULTILINE))
+    return folder
+
+
+def push_metric(name: str, repo_id: str, token: str | None = None, private: bool | None = None) -> str:
+    """Push a metric to the Hub as a Space, created if it does not exist; gives its address.
+
+    Args:
+        name: avg_gap, jsd, rf_jsd, uis or unlearning_mia.
+        repo_id: `NAMESPACE/NAME`, with the metric's own name: that is the script `evaluate.load` looks for.
+        token: default: the one of the login.
+        private: of a new Space; default: as the namespace has it.
+    """
+    metrics.path(name)
+    if repo_id.count("/") != 1 or repo_id.split("/")[1] != name:
+        raise UnlearningError(
+            f"The repository is {repo_id!r}; expected NAMESPACE/{name}, because evaluate.load looks for a script with the "
+            "name of the repository."
+        )
+    api = HfApi(token=token)
+    about = {"repo_id": repo_id, "repo_type": "space"}
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(name, repo_id, folder)
+        try:
+            api.create_repo(**about, space_sdk="gradio", private=private, exist_ok=True)
+            api.upload_folder(**about, folder_path=folder, commit_message=f"The metric {name} of hf_unlearn")
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            raise UnlearningError(f"The metric {name} was not pushed to {repo_id}: {reason(error)}.") from error
+    return f"{api.endpoint}/spaces/{repo_id}"

@@ -1,0 +1,344 @@
+"""`unlearning_receipt.json`: what was done to which weights, in a form that anyone can check and nobody can learn from.
+
+A receipt names its parent revision and commits, by digests, to the weights before and after, to the records that were to
+be forgotten, to method, configuration and figures, and to every other file of the release. `hub.verify` checks it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets as random
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import datasets
+from peft import load_peft_weights
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from .. import __version__, models
+from ..adapters import NAME, is_adapted
+from ..checkpoints import PRIVATE
+from ..data import Source
+from ..errors import UnlearningError
+from ..facts import describe_run
+from ..methods.base import CONFIG_NAME
+from . import merkle
+from .canonical import FORMAT, KIND, RECEIPT, body, canonical, digest_of, read_json, read_receipt
+from .revisions import LEGAL, is_released
+from .sequence import drift
+from .signing import sign
+from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest, weight_files
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from ..api import UnlearningResult
+
+SECRETS, METRICS = "receipt_secrets.json", "metrics.json"
+
+# What may be written anew after the release, such as the card, which itself is made from the receipt.
+DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore", *LEGAL)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The records
+
+
+def record_digests(data: Any, columns: Sequence[str]) -> list[bytes]:
+    """A digest of each record's input, as stored: of an image file its bytes, of a text its characters.
+
+    Args:
+        data: a dataset, or a single record: a dict whose values may also be the path (`pathlib.Path`) or the bytes of an
+            image file.
+        columns: those that hold the input.
+    """
+    if isinstance(data, Mapping) and not isinstance(data, datasets.DatasetDict):
+        data = [{name: _stored(value) for name, value in data.items()}]
+    source = Source(data, "the given data")
+    if missing := [name for name in columns if name not in source.column_names]:
+        raise UnlearningError(
+            f"The given data has the columns {', '.join(source.column_names)}; expected {missing[0]}, which the forgotten "
+            "records have."
+        )
+    source.input_columns = list(columns)
+    return [bytes(digest).ljust(16, b"\0") for digest in source.digests()]  # numpy cuts zeros off at the end
+
+
+def _stored(value: Any) -> Any:
+    """What `datasets` stores of an image file."""
+    if isinstance(value, bytes):
+        return {"bytes": value, "path": None}
+    return {"bytes": None, "path": str(value)} if isinstance(value, Path) else value
+
+
+class Secrets(NamedTuple):
+    """What shows that records are under a receipt's root. It stays with who made the receipt.
+
+    The records stand in the order of their digests, so that the root does not depend on the order of the dataset.
+    """
+
+    secret: bytes
+    columns: list[str]
+    records: list[bytes]
+
+    @property
+    def leaves(self) -> list[bytes]:
+        return [merkle.leaf(merkle.salt(self.secret, i), record) for i, record in enumerate(self.records)]
+
+    def place(self, record: bytes) -> int | None:
+        """Where a record is; None if it was not in the request."""
+        index = bisect_left(self.records, record)
+        return index if self.records[index : index + 1] == [record] else None
+
+    def save(self, path: Path) -> None:
+        content = {"format": FORMAT, "secret": self.secret.hex(), "columns": self.columns}
+        content["records"] = [record.hex() for record in self.records]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Secrets":
+        try:
+            content = json.loads(Path(path).read_text())
+            records = [bytes.fromhex(record) for record in content["records"]]
+            return cls(bytes.fromhex(content["secret"]), list(content["columns"]), records)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UnlearningError(
+                f"{str(path)!r} cannot be read as the secrets of a receipt ({type(error).__name__}); expected the "
+                f"{SECRETS} that was written beside the run, in its folder {PRIVATE}."
+            ) from error
+
+
+def prove(record: Any, secrets: "Secrets | str | Path") -> dict[str, Any]:
+    """What the holder of a record needs to check that it was in the request; it says nothing of other records.
+
+    Args:
+        record: a dict such as `{"text": "..."}` or `{"image": Path("me.jpg")}`, or a dataset of one row.
+        secrets: the file that was written beside the run.
+    """
+    secrets = secrets if isinstance(secrets, Secrets) else Secrets.load(secrets)
+    if (index := secrets.place(_one_digest(record, secrets.columns))) is None:
+        raise UnlearningError(
+            "The record was not in the request. (An image must be given as it was stored: the path or the bytes of its "
+            "file, or dataset.select([row]).)"
+        )
+    return {
+        "columns": secrets.columns,
+        "index": index,
+        "salt": merkle.salt(secrets.secret, index).hex(),
+        "path": [node.hex() for node in merkle.path(secrets.leaves, index)],
+    }
+
+
+def check_inclusion(receipt: Mapping[str, Any], record: Any, proof: Mapping[str, Any]) -> bool:
+    """Whether a record is among those that a receipt is about, by a proof that `prove` gave."""
+    try:
+        columns, index, salt = proof["columns"], proof["index"], bytes.fromhex(proof["salt"])
+        siblings = [bytes.fromhex(node) for node in proof["path"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnlearningError(f"The proof cannot be read ({error}); expected what prove() gave.") from None
+    if len(salt) != merkle.SALT_BYTES:
+        return False
+    leaf = merkle.leaf(salt, _one_digest(record, columns))
+    found = merkle.root_of_path(leaf, index, receipt["forget"]["count"], siblings)
+    return found is not None and found.hex() == receipt["forget"]["root"]
+
+
+def _one_digest(record: Any, columns: Sequence[str]) -> bytes:
+    digests = record_digests(record, columns)
+    if len(digests) != 1:
+        raise UnlearningError(f"A proof is of one record, and {len(digests)} were given; pass dataset.select([row]).")
+    return digests[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Making
+
+
+def make_receipt(
+    result: "UnlearningResult",
+    folder: str | Path,
+    *,
+    parent: Any = None,
+    dataset: Mapping[str, Any] | None = None,
+    earlier: Sequence[Mapping[str, Any]] | None = None,
+    sign_key: str | Path | None = None,
+    token: str | None = None,
+) -> dict[str, Any]:
+    """Write the receipt of a release into its folder, and its secrets beside the run; gives the receipt.
+
+    Everything else but the card must be in the folder already.
+
+    Args:
+        parent: the revision that the original was, with `repo_id` and `commit`; or its folder, whose path is not written;
+            default: the revision it came from, if it came from the Hub unchanged.
+        dataset: what is known of the dataset before it was split, such as its name and revision. (Not of a part of it:
+            the fingerprint that `datasets` gives to a choice of rows lets anyone try out which rows were chosen.)
+        earlier: what `evaluate_earlier` gave for the samples of earlier requests. Their names are published.
+        sign_key: a PEM file with an Ed25519 private key.
+    """
+    folder, trainer = Path(folder), result.trainer
+    where, origin = _find_parent(parent, trainer.origin, token)
+    before = _weights_before(trainer, where, origin)
+    previous = _link(where, origin)
+    config, figures = read_json(folder / CONFIG_NAME), read_json(folder / METRICS)
+    run = describe_run(trainer)
+    records = _keep_secrets(trainer, Path(trainer.args.output_dir, PRIVATE, SECRETS))
+    receipt = {
+        "kind": KIND,
+        "format": FORMAT,
+        "version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": trainer.task,
+        "parent": where,
+        "previous": previous,
+        "weights": {"before": before, "after": saved_digest(folder)},
+        "drift": drift(folder, origin, read_receipt(origin) if previous and origin else None, token),
+        "forget": {"root": merkle.root(records.leaves).hex(), "count": len(records.records)},
+        "method": method_digests(config),
+        "seeds": run["seeds"],
+        "versions": run["versions"],
+        "image_processor": _image_processor(trainer.processing_class),
+        "dataset": dict(dataset) if dataset else None,
+        "metrics": {when: figures.get(when) for when in ("before", "after")},
+        "earlier": [_published(row) for row in earlier or []],
+        "files": file_digests(folder),
+    }
+    receipt["digest"] = digest_of(receipt)
+    if sign_key is not None:
+        receipt["signature"] = sign(canonical(body(receipt)), sign_key)
+    text = json.dumps(receipt, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (folder / RECEIPT).write_text(text + "\n", encoding="utf-8")
+    return receipt
+
+
+def method_digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Of `unlearning_config.json`: the method's name, and digests of its configuration and of how it was trained."""
+    return {
+        "name": config["method"],
+        "config": digest_of(config["config"]),
+        "training": digest_of({key: value for key, value in config.items() if key not in ("method", "config")}),
+    }
+
+
+def _published(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What `evaluate_earlier` found, without the exact losses: with few samples, those tell a good guess from a bad one."""
+    coarse = {when: {key: value for key, value in row[when].items() if key != "loss"} for when in ("before", "after")}
+    return {"name": row["name"], "samples": row["samples"], **coarse}
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a release that is neither weights nor a document nor the receipt."""
+    return {name: file_digest(folder / name) for name in fixed_files(files_in(folder)) if is_released(name)}
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fixed_files(names: Sequence[str]) -> list[str]:
+    """Those that may not change: all but the receipt, documents, and weights, whose tensors have a digest."""
+    others = {RECEIPT, *weight_files(names), models.WEIGHTS_INDEX}
+    return [name for name in names if name not in others and not any(map(PurePosixPath(name).match, DOCUMENTS))]
+
+
+def _find_parent(
+    parent: Any, origin: dict[str, str] | None, token: str | None
+) -> tuple[dict[str, str] | None, Path | None]:
+    """Where on the Hub the parent is, and the folder with its weights and, where it has one, its receipt."""
+    if isinstance(parent, (str, os.PathLike)):
+        return None, Path(parent)
+    if parent is not None:
+        where = {"repo": parent.repo_id, "commit": parent.commit}
+    elif origin is not None:
+        where = {"repo": origin["repo"], "commit": origin["revision"]}
+    else:
+        return None, None
+    try:
+        return where, fetch_weights(where["repo"], where["commit"], token)
+    except HUB_ERRORS as error:
+        logger.warning(
+            f"The parent's weights and receipt cannot be had, so the receipt says less of them than it could: "
+            f"{models.explain(error, where['repo'], where['commit'])}"
+        )
+        return where, None
+
+
+def _keep_secrets(trainer: Any, path: Path) -> Secrets:
+    """New secrets, or those at `path` if they are of the very same records: proofs given before stay good then."""
+    source = trainer.sources["forget"]
+    records = sorted(record_digests(source.dataset, source.input_columns))
+    if path.exists():
+        kept = Secrets.load(path)
+        if (kept.columns, kept.records) == (source.input_columns, records):
+            return kept
+        path.rename(path.with_stem(f"{path.stem}-{merkle.root(kept.leaves).hex()[:8]}"))
+    fresh = Secrets(random.token_bytes(32), source.input_columns, records)
+    fresh.save(path)
+    return fresh
+
+
+def _image_processor(processor: Any) -> dict[str, str | None] | None:
+    if not isinstance(processor, BaseImageProcessor):
+        return None
+    return {"class": type(processor).__name__, "backend": getattr(processor, "backend", None)}
+
+
+def _link(where: dict[str, str] | None, origin: Path | None) -> dict[str, str | None] | None:
+    """What names the predecessor: where its receipt is, and its digest, which is None if the parent could not be read."""
+    if origin is None:
+        return where and {**where, "receipt": None}
+    if not (origin / RECEIPT).is_file():
+        return None
+    receipt = digest_of(body(read_receipt(origin)))
+    return {**(where or {"repo": None, "commit": None}), "receipt": receipt}
+
+
+def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | None) -> str | None:
+    """The digest of the original's saved weights; None if the parent cannot be read and the original was not kept."""
+    about = read_json(Path(trainer.args.output_dir, PRIVATE, "original.json"))
+    kept = Path(trainer.args.output_dir, PRIVATE, about["folder"]) if about["folder"] else None
+    if origin is None:
+        return saved_digest(kept) if kept else None
+    digest = saved_digest(origin)
+    known = where and trainer.origin == {"repo": where["repo"], "revision": where["commit"]}
+    if not (known or (kept and saved_digest(kept) == digest) or _is_original(trainer, about["digest"], origin)):
+        name = f"{where['repo']} at {where['commit']}" if where else repr(str(origin))
+        raise UnlearningError(
+            f"{name} has other weights than the model that was unlearned; expected as parent the revision that model was "
+            "loaded from."
+        )
+    return digest
+
+
+def _is_original(trainer: Any, digest: str, origin: Path) -> bool:
+    """Whether the weights in a folder are those the run began with, where names or precision of the files differ."""
+    model = trainer.model
+    if is_adapted(model):
+        return _is_under(model, origin)
+    if not isinstance(model, PreTrainedModel):
+        return False
+    return models.weights_digest(models.load_model(origin, dtype=model.dtype)) == digest
+
+
+def _is_under(model: nn.Module, origin: Path) -> bool:
+    """Whether a folder holds what our adapter is stacked on: the model, or the adapter that it came with."""
+    if (origin / models.ADAPTER_CONFIG).is_file():
+        (own,) = [name for name in model.peft_config if name != NAME]
+        live = get_peft_model_state_dict(model, adapter_name=own, save_embedding_layers=False)
+        saved = load_peft_weights(str(origin), device="cpu")
+    else:
+        state = model.get_base_model().state_dict().items()
+        live = {
+            n.replace(".base_layer.", "."): t for n, t in state if not model.peft_config.keys() & set(n.split("."))
+        }
+        saved = models.load_model(origin, dtype=model.dtype).state_dict()
+    return models.digest_tensors(sorted(live.items())) == models.digest_tensors(sorted(saved.items()))

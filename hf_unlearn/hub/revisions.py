@@ -1,0 +1,638 @@
+"""Releases as revisions of a Hub repository: a branch from a known parent, and one commit with everything.
+
+Nothing here rewrites what is on the Hub, but `purge`, which does so only when it is told twice.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import LFSFileInfo, RepoFile
+from huggingface_hub.utils import httpx
+
+from ..errors import UnlearningError
+
+if TYPE_CHECKING:
+    from ..api import UnlearningResult
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAIN = "main"
+TRIES, WAIT = 4, 1.0  # seconds before the second try, twice as many before each further one
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+
+# All that a release is made of. Whatever else lies in the folder stays there: checkpoints, optimizer states, pickles.
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken.json"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "*.spm", "normalizer.json"),
+)
+PROCESSORS = (
+    *VOCABULARIES,
+    *("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+CONFIGS = ("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json")
+RECEIPT, METRICS = "unlearning_receipt.json", "metrics.json"
+EVIDENCE = ("unlearning_config.json", RECEIPT, METRICS, "audit.json", "audit.html")
+LEGAL = ("LICENSE*", "NOTICE*", "COPYING*")
+CARD = "README.md"
+RELEASED = (*WEIGHTS, *PROCESSORS, *CONFIGS, *EVIDENCE, *LEGAL, CARD)
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")  # PEFT: in a folder of the adapter's name
+PLACEHOLDER = b"[More Information Needed]"  # in the card that PEFT writes
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+BRANCH = re.compile(r"(?!.*(//|\.\.|@\{|\.lock$|[/.]$))[^\s~^:?*\[\\\x00-\x1f/.-][^\s~^:?*\[\\\x00-\x1f]*")
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The commit that an unlearned revision comes from."""
+
+    repo_id: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where something now is."""
+
+    repo_id: str
+    revision: str
+    commit: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A branch or a tag, and its newest commit."""
+
+    name: str
+    kind: str
+    commit: str
+    date: datetime.datetime
+    title: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is pushed
+
+
+def released_files(folder: str | Path, base: Parent | None = None) -> dict[str, Path | bytes]:
+    """The files of a release by their path in the repository; bytes where a local path in them had to go.
+
+    Args:
+        folder: what `hub.prepare` or `UnlearningResult.save` wrote.
+        base: what an adapter belongs to, where its configuration names a local folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UnlearningError(f"{str(folder)!r} is no folder; pass one that result.save() wrote.")
+    files: dict[str, Path | bytes] = {}
+    is_prepared = (folder / RECEIPT).is_file()  # else its figures may come with lists of classes
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not (path.is_file() and is_released(name)):
+            continue
+        if (name == CARD and PLACEHOLDER in path.read_bytes()) or (name == METRICS and not is_prepared):
+            continue
+        files[name] = _without_local_base(path, base) if path.name == "adapter_config.json" else path
+    left = [path.name for path in folder.iterdir() if path.is_file() and path.name not in files]
+    if left:
+        logger.warning(
+            f"Not pushed: {', '.join(sorted(left))}; a release has no such files, and figures only beside a receipt."
+        )
+    if not any(_fits(PurePosixPath(name).name, WEIGHTS) for name in files):
+        raise UnlearningError(
+            f"{str(folder)!r} holds no model.safetensors and no adapter_model.safetensors; pass a folder that "
+            "result.save() wrote."
+        )
+    return files
+
+
+def is_released(name: str) -> bool:
+    """Whether a file of this path may be pushed."""
+    *folders, file = name.split("/")
+    if folders:
+        return len(folders) == 1 and not folders[0].startswith(("_", "checkpoint-")) and file in ADAPTER
+    return _fits(file, RELEASED)
+
+
+def default_branch(method: str, run: str) -> str:
+    """`unlearned/<method>-<date>-<id>`."""
+    return f"unlearned/{method}-{datetime.date.today():%Y-%m-%d}-{run[:8]}"
+
+
+def check_private(files: Mapping[str, Path | bytes], folder: Path, token: str | None) -> None:
+    """Refuse to push a token or a path of this machine."""
+    private = [("a token", secret) for secret in (token, get_token()) if secret]
+    folder = folder.absolute()
+    local = {Path.home(), folder, folder.parent} - {Path(folder.anchor), Path(tempfile.gettempdir())}
+    private += [("a local path", f"{path}{os.sep}") for path in sorted(local)]
+    for name, content in files.items():
+        if _fits(PurePosixPath(name).name, (*WEIGHTS, *VOCABULARIES)):
+            continue
+        text = content if isinstance(content, bytes) else content.read_bytes()
+        for what, secret in private:
+            if secret.encode() in text:
+                raise UnlearningError(f"{name} holds {what}, which must not be pushed; take it out")
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _without_local_base(path: Path, base: Parent | None) -> Path | bytes:
+    """An adapter's configuration, with the repository of its base model where it names a local folder."""
+    config = json.loads(path.read_text())
+    name = config.get("base_model_name_or_path")
+    if base is None or not name or (NAME.fullmatch(name) and not os.path.exists(name)):
+        return path
+    config |= {"base_model_name_or_path": base.repo_id, "revision": base.commit}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Push
+
+
+def push(
+    folder: "str | Path | UnlearningResult",
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    parent: Parent | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+    message: str | None = None,
+    tag: str | None = None,
+    to_main: bool = False,
+) -> Pushed:
+    """Push a folder as one commit on a branch of its own, which is created from its parent commit.
+
+    Large files go first, and are not sent again when an interrupted push is repeated. What the branch has beside the
+    release, such as weights of its parent, is removed from it; a licence stays, and a processor if the release has none.
+
+    Args:
+        folder: what `hub.prepare` or `UnlearningResult.save` wrote; or a result, which is prepared first.
+        repo_id: `owner/name`.
+        revision: the branch; default: `unlearned/<method>-<date>-<id>`.
+        parent: the commit that the branch begins at; default: the newest one of `main`. If the branch is already there,
+            it has to be at that commit.
+        token: default: the one of the login.
+        private: whether a repository that does not exist is created as a private or a public one; default: not at all.
+        message: the title of the commit.
+        tag: a tag for the commit.
+        to_main: push to `main` instead of a branch.
+
+    Example:
+        >>> push("unlearned/release", "me/vit-cifar10", revision="unlearned/request-42")  # doctest: +SKIP
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        about = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag}
+        return folder.push_to_hub(repo_id, revision, to_main=to_main, **about)
+    folder = Path(folder)
+    check_names(repo_id, revision, tag, to_main)
+    files = released_files(folder, parent or Parent(repo_id, MAIN))
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    content = {operation.path_in_repo: _hashes(operation) for operation in additions}
+    revision = MAIN if to_main else revision or _own_branch(folder, content)
+    with _telling(
+        f"{folder} was not pushed to {repo_id}",
+        lambda: push_command(folder, repo_id, revision, parent, private, tag, message),
+    ):
+        api = _api(token)
+        check_private(files, folder, token)
+        refs = _refs(api, repo_id, private)
+        if revision in refs["tags"]:
+            raise UnlearningError(f"{revision!r} is a tag of {repo_id}; choose another revision")
+        start = _commit_of(api, repo_id, parent) if parent and parent.repo_id == repo_id else refs["branches"][MAIN]
+        parent = parent or Parent(repo_id, start)
+        head = refs["branches"].get(revision)
+        if head is None:
+            _retry(api.create_branch, repo_id, branch=revision, revision=start, exist_ok=True)
+
+        def is_there(commit: str) -> bool:
+            tree = _tree(api, repo_id, commit)
+            rest = tree.keys() - content.keys()
+            return all(tree.get(name) in hashes for name, hashes in content.items()) and rest == _kept(rest, content)
+
+        if head in (None, start):
+            _check_tag(tag, refs, None)
+            present = _tree(api, repo_id, start).keys() - content.keys()
+            removals = [
+                CommitOperationDelete(name, is_folder=False) for name in sorted(present - _kept(present, content))
+            ]
+            api.preupload_lfs_files(repo_id, additions, revision=revision, free_memory=False)
+            title = message or f"Unlearned revision {revision}"
+            commit = _commit(api, repo_id, revision, [*additions, *removals], title, start, is_there)
+        elif is_there(head):  # a push whose last answer was lost is repeated
+            commit = head
+            _check_tag(tag, refs, commit)
+        else:
+            raise UnlearningError(_moved(repo_id, revision, head, start))
+        if tag:
+            _tag(api, repo_id, tag, commit)
+    return Pushed(repo_id, revision, commit, _url(api, repo_id, revision))
+
+
+def push_command(
+    folder: str | Path,
+    repo_id: str,
+    revision: str,
+    parent: Parent | None = None,
+    private: bool | None = None,
+    tag: str | None = None,
+    message: str | None = None,
+) -> str:
+    """The command that does the same."""
+    words = ["hf-unlearn", "push", str(folder), repo_id]
+    words += ["--to-main"] if revision == MAIN else ["--revision", revision]
+    if parent:
+        words += ["--parent", f"{parent.repo_id}@{parent.commit}"]
+    if private is not None:
+        words += ["--create", "private" if private else "public"]
+    words += ["--tag", tag] if tag else []
+    words += ["--message", message] if message else []
+    return shlex.join(words)
+
+
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    revision: str,
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete],
+    title: str,
+    start: str,
+    is_there: Callable[[str], bool],
+) -> str:
+    """One commit on a branch that is still at `start`; its id. An answer that is lost does not make it twice."""
+
+    def attempt() -> str:
+        try:
+            return api.create_commit(
+                repo_id, operations, commit_message=title, revision=revision, parent_commit=start
+            ).oid
+        except (HfHubHTTPError, httpx.HTTPError) as error:
+            if _status(error) not in (None, 409, 412, *TRANSIENT):
+                raise
+            head = _retry(_refs, api, repo_id)["branches"][revision]
+            if head == start:
+                raise
+            if is_there(head):
+                return head
+            raise UnlearningError(_moved(repo_id, revision, head, start)) from error
+
+    return _retry(attempt)
+
+
+def _own_branch(folder: Path, content: Mapping[str, tuple[str, str]]) -> str:
+    """The same weights have the same branch, on the same day."""
+    path = folder / "unlearning_config.json"
+    method = json.loads(path.read_text())["method"] if path.exists() else "model"
+    weights = sorted(hashes for name, hashes in content.items() if _fits(PurePosixPath(name).name, WEIGHTS))
+    return default_branch(method, hashlib.sha256(repr(weights).encode()).hexdigest())
+
+
+def _moved(repo_id: str, revision: str, head: str, start: str) -> str:
+    return (
+        f"{revision!r} of {repo_id} is at commit {head[:12]} and not at {start[:12]}, so somebody else has pushed to it; "
+        "nothing there was changed, choose another revision"
+    )
+
+
+def _hashes(operation: CommitOperationAdd) -> tuple[str, str]:
+    """A file's SHA-256 and git's own hash: the Hub tells one of them."""
+    if PurePosixPath(operation.path_in_repo).match("*.safetensors"):
+        return (operation.upload_info.sha256.hex(),) * 2  # always a large file, and git's would read it once more
+    with operation.as_file() as file:
+        content = file.read()
+    return operation.upload_info.sha256.hex(), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
+    """The files of a commit and their hashes: SHA-256 of large ones, git's of the others."""
+    items = _retry(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)))
+    return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in items if isinstance(item, RepoFile)}
+
+
+def _kept(names: set[str], content: Mapping[str, Any]) -> set[str]:
+    """What a release leaves in its branch of what its parent had."""
+    patterns = (".gitattributes", *LEGAL)
+    if not any(_fits(name, PROCESSORS) for name in content):
+        patterns += PROCESSORS
+    return {name for name in names if _fits(name, patterns)}
+
+
+def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, to_main: bool = False) -> None:
+    if not NAME.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith(".git"):
+        raise UnlearningError(f"{repo_id!r} is no name of a repository; expected owner/name, as in me/vit-cifar10.")
+    for what, name in (("branch", revision), ("tag", tag)):
+        if name is not None and not BRANCH.fullmatch(name):
+            raise UnlearningError(f"{name!r} is no name of a {what}; expected one such as unlearned/request-42.")
+    if to_main and revision not in (None, MAIN):
+        raise UnlearningError(f"to_main is True and revision is {revision!r}; expected only one of them.")
+    if revision == MAIN and not to_main:
+        raise UnlearningError(
+            "revision is 'main', which a push leaves as it is; pass to_main=True to replace its content."
+        )
+
+
+def _check_tag(tag: str | None, refs: dict[str, dict[str, str]], commit: str | None) -> None:
+    if tag in refs["tags"] and refs["tags"][tag] != commit:
+        raise UnlearningError(f"the tag {tag!r} is already at commit {refs['tags'][tag][:12]}; choose another one")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is there
+
+
+def list_revisions(repo_id: str, *, token: str | None = None) -> list[Revision]:
+    """The branches and tags of a repository, `main` first and then the newest ones."""
+    check_names(repo_id)
+    with _telling(f"The revisions of {repo_id} were not read"):
+        api = HfApi(token=token)
+        refs, found = _refs(api, repo_id), []
+        for kind, names in (("branch", refs["branches"]), ("tag", refs["tags"])):
+            for name, commit in names.items():
+                last = _retry(api.list_repo_commits, repo_id, revision=commit)[0]
+                found.append(Revision(name, kind, commit, last.created_at, last.title))
+    return sorted(found, key=lambda r: (r.name != MAIN, -r.date.timestamp(), r.kind, r.name))
+
+
+def tag(repo_id: str, name: str, *, revision: str, message: str | None = None, token: str | None = None) -> str:
+    """Give a branch's newest commit, or a commit, a tag; the commit's id."""
+    check_names(repo_id, tag=name)
+    with _telling(f"{repo_id} was not tagged"):
+        api = _api(token)
+        commit = _commit_of(api, repo_id, Parent(repo_id, revision))
+        _check_tag(name, _refs(api, repo_id), commit)
+        _tag(api, repo_id, name, commit, message)
+    return commit
+
+
+def rollback(
+    repo_id: str, revision: str, *, to: str | None = None, message: str | None = None, token: str | None = None
+) -> Pushed:
+    """Give a branch the content of an earlier commit, by a new commit: nothing is lost.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: the branch.
+        to: a commit or a tag; default: the commit before the newest one.
+    """
+    check_names(repo_id)
+    with _telling(f"{revision!r} of {repo_id} was not rolled back"):
+        api = _api(token)
+        head = _branch_head(api, repo_id, revision)
+        if to is None:
+            commits = _retry(api.list_repo_commits, repo_id, revision=head)
+            if len(commits) == 1:
+                raise UnlearningError(f"{revision!r} has a single commit; say what to go back to, with to=")
+            to = commits[1].commit_id
+        target = _commit_of(api, repo_id, Parent(repo_id, to))
+        now, then = _tree(api, repo_id, head), _tree(api, repo_id, target)
+        if now == then:
+            return Pushed(repo_id, revision, head, _url(api, repo_id, revision))
+        operations = [CommitOperationDelete(name, is_folder=False) for name in sorted(now.keys() - then.keys())]
+        operations += [
+            CommitOperationCopy(name, name, src_revision=target)
+            for name in sorted(then)
+            if now.get(name) != then[name]
+        ]
+        title = message or f"Back to {target[:12]}"
+        commit = _commit(
+            api, repo_id, revision, operations, title, head, lambda commit: _tree(api, repo_id, commit) == then
+        )
+    return Pushed(repo_id, revision, commit, _url(api, repo_id, revision))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Purge
+
+
+@dataclass(frozen=True)
+class PurgePlan:
+    """What `purge` would do.
+
+    Attributes:
+        commits: the earlier commits of the branch, the newest first, whose content will be gone.
+        files: the large files that will be deleted for good.
+        kept: earlier large files that stay, with the branches and tags that hold them now.
+    """
+
+    repo_id: str
+    revision: str
+    commits: list[str]
+    files: list[LFSFileInfo]
+    kept: dict[str, list[str]]
+
+    @property
+    def confirmation(self) -> str:
+        return f"{self.repo_id}@{self.revision}"
+
+    def describe(self) -> str:
+        """What will be gone, exactly, and what will not."""
+        lines = [f"Purging {self.revision!r} of {self.repo_id} leaves one commit, with the content that it has now."]
+        if not self.commits and not self.files:
+            return f"{lines[0]} There is nothing else to remove."
+        lines += [
+            f"{len(self.commits)} earlier commits of the branch will be gone:",
+            *(f"  {c}" for c in self.commits),
+        ]
+        if self.files:
+            lines.append(
+                "Large files that will be deleted for good, also where the history of another branch has them:"
+            )
+            lines += [f"  {file.oid} {file.size} bytes {file.filename}".rstrip() for file in self.files]
+        lines += [f"  {oid} stays, because it is in use at {', '.join(names)}" for oid, names in self.kept.items()]
+        lines.append(
+            "Copies outside of this repository (downloads, forks, caches) are not reached. It cannot be undone."
+        )
+        return "\n".join(lines)
+
+
+def purge_plan(repo_id: str, revision: str, *, token: str | None = None) -> PurgePlan:
+    """What purging a branch would remove; changes nothing."""
+    check_names(repo_id)
+    with _telling(f"{revision!r} of {repo_id} was not read"):
+        return _purge_plan(_api(token), repo_id, revision)
+
+
+def purge(repo_id: str, revision: str, *, confirm: str | None = None, token: str | None = None) -> PurgePlan:
+    """Reduce a branch to its newest content, and delete for good the large files that only its history had.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: the branch.
+        confirm: `"owner/name@branch"`, written out; without it nothing is done and the error says what would be.
+    """
+    check_names(repo_id)
+    plan = purge_plan(repo_id, revision, token=token)
+    if confirm != plan.confirmation:
+        raise UnlearningError(f"{plan.describe()}\nNothing was done; to do it, confirm with {plan.confirmation!r}.")
+    with _telling(f"{revision!r} of {repo_id} was not purged completely, and doing it again goes on"):
+        api = _api(token)
+        if plan.files:  # first: a branch without its history no longer tells which files it had
+            # The history is not rewritten: the commits of other branches keep their ids, which receipts name.
+            _retry(api.permanently_delete_lfs_files, repo_id, plan.files, rewrite_history=False)
+        if plan.commits:
+            _retry(api.super_squash_history, repo_id, branch=revision, commit_message="History purged")
+    return plan
+
+
+def _purge_plan(api: HfApi, repo_id: str, revision: str) -> PurgePlan:
+    refs = _refs(api, repo_id)
+    head = _branch_head(api, repo_id, revision)
+    commits = [commit.commit_id for commit in _retry(api.list_repo_commits, repo_id, revision=head)][1:]
+    earlier = set().union(*(_tree(api, repo_id, commit).values() for commit in commits))
+    users: dict[str, list[str]] = {}
+    for name, commit in {**refs["tags"], **refs["branches"]}.items():
+        for hashed in set(_tree(api, repo_id, commit).values()) & earlier:
+            users.setdefault(hashed, []).append(name)
+    large = {file.oid: file for file in _retry(lambda: list(api.list_lfs_files(repo_id)))}
+    gone = [large[oid] for oid in sorted(earlier & large.keys()) if oid not in users]
+    return PurgePlan(
+        repo_id, revision, commits, gone, {oid: users[oid] for oid in sorted(users.keys() & large.keys())}
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+
+def _api(token: str | None) -> HfApi:
+    if not (token or get_token()):
+        raise UnlearningError(
+            "there is no token; log in with `hf auth login` and a token that may write, set HF_TOKEN, or pass token="
+        )
+    return HfApi(token=token)
+
+
+def _refs(api: HfApi, repo_id: str, private: bool | None = None) -> dict[str, dict[str, str]]:
+    """The commits at the heads of branches and tags, of a repository that is created if it may be."""
+    try:
+        refs = _retry(api.list_repo_refs, repo_id)
+    except RepositoryNotFoundError as error:
+        if private is None or _status(error) != 404:
+            raise
+        _retry(api.create_repo, repo_id, private=private, exist_ok=True)
+        refs = _retry(api.list_repo_refs, repo_id)
+    both = {"branches": refs.branches, "tags": refs.tags}
+    return {kind: {ref.name: ref.target_commit for ref in found} for kind, found in both.items()}
+
+
+def _branch_head(api: HfApi, repo_id: str, revision: str) -> str:
+    branches = _refs(api, repo_id)["branches"]
+    if revision not in branches:
+        raise UnlearningError(f"{repo_id} has no branch {revision!r}; expected one of {', '.join(branches)}")
+    return branches[revision]
+
+
+def _commit_of(api: HfApi, repo_id: str, parent: Parent) -> str:
+    """The whole id of a commit."""
+    return _retry(api.repo_info, repo_id, revision=parent.commit).sha
+
+
+def _tag(api: HfApi, repo_id: str, name: str, commit: str, message: str | None = None) -> None:
+    _retry(api.create_tag, repo_id, tag=name, revision=commit, tag_message=message, exist_ok=True)
+    _check_tag(name, _refs(api, repo_id), commit)
+
+
+def _url(api: HfApi, repo_id: str, revision: str) -> str:
+    return f"{api.endpoint}/{repo_id}/tree/{quote(revision, safe='')}"
+
+
+def _retry(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call again, a few times, after what may pass: no connection, too many requests, an error of the server."""
+    for attempt in range(TRIES):
+        try:
+            return call(*args, **kwargs)
+        except (httpx.HTTPError, json.JSONDecodeError) as error:  # HfHubHTTPError is one; an error page is no JSON
+            if attempt == TRIES - 1 or _status(error) not in (None, *TRANSIENT):
+                raise
+            time.sleep(WAIT * 2**attempt)
+    raise AssertionError
+
+
+def _status(error: BaseException) -> int | None:
+    """What the Hub answered, if it did."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+@contextmanager
+def _telling(what: str, command: Callable[[], str] | None = None) -> Iterator[None]:
+    """What went wrong, in one sentence, with the command that tries again."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:  # an UnlearningError is a ValueError
+        why = str(error).rstrip(".") if isinstance(error, UnlearningError) else reason(error)
+        later = f"; the folder is complete, and this pushes it: {command()}" if command else "."
+        raise UnlearningError(f"{what}: {why}{later}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why the Hub did not do it, found along the chain of causes."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for error in chain:
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, so the Hub is not asked"
+        if isinstance(error, RevisionNotFoundError):
+            return "the repository has no such branch, tag or commit"
+        if isinstance(error, RepositoryNotFoundError) and _status(error) == 404:
+            return (
+                "there is no such repository, or the token may not see it; check the name, or have it created (private=True or "
+                "False; --create private or public)"
+            )
+        if isinstance(error, HfHubHTTPError):
+            return _refusal(error.response.status_code)
+        if isinstance(error, httpx.HTTPError):
+            return f"the Hub cannot be reached at {constants.ENDPOINT}; check the connection and try again"
+    lines = str(chain[0]).strip().splitlines() or [type(chain[0]).__name__]
+    return " ".join(line.strip() for line in lines[:2]).rstrip(".")
+
+
+def _refusal(status: int) -> str:
+    known = {
+        401: "the Hub does not accept the token; log in again with `hf auth login`, or pass another one",
+        403: "the token may not write there; use one with write access to the repository",
+        409: "another operation on the repository is going on; try again in a moment",
+        412: "somebody else has pushed to the branch in the meantime; choose another revision",
+        429: "the Hub takes no more requests for now; try again later",
+    }
+    return known.get(status) or (
+        f"the Hub has an error of its own ({status}); try again later"
+        if status >= 500
+        else f"the Hub refused the request ({status})"
+    )

@@ -1,0 +1,125 @@
+"""Requests that follow one another: the chain of their receipts, how far the model has drifted, and what became of the
+samples of earlier requests."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+
+from ..batches import DrawnSamples
+from ..data import Source
+from ..errors import UnlearningError
+from ..evaluation import figures
+from ..request import check_labels
+from .canonical import RECEIPT, read_receipt
+from .weights import HUB_ERRORS, fetch_weights, relative_distance
+
+if TYPE_CHECKING:
+    from ..api import UnlearningResult
+
+FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
+
+
+def predecessors(receipt: Mapping[str, Any], token: str | None = None) -> Iterator[tuple[dict, dict]]:
+    """(link, receipt) of every earlier request, the newest first; raises one of HUB_ERRORS where one cannot be had.
+
+    Nothing is checked here. A predecessor that was only a local folder (its link names no repository) ends the way.
+    """
+    while (link := receipt["previous"]) and link["repo"] and link["receipt"]:
+        path = hf_hub_download(link["repo"], RECEIPT, revision=link["commit"], token=token)
+        receipt = read_receipt(Path(path).parent)
+        yield link, receipt
+
+
+def drift(
+    folder: Path, origin: Path | None, previous: Mapping[str, Any] | None, token: str | None = None
+) -> dict[str, float | None]:
+    """The relative L2 distance of a release to its parent, and to the original of the first request.
+
+    None where those weights cannot be had, or are other tensors (an adapter beside a whole model).
+
+    Args:
+        origin: the folder of the parent.
+        previous: the parent's receipt, if it has one.
+    """
+    if origin is None:
+        return {"parent": None, "first": None}
+    parent = relative_distance(origin, folder)
+    if previous is None:
+        return {"parent": parent, "first": parent}
+    try:
+        first = [previous, *(receipt for _, receipt in predecessors(previous, token))][-1]
+        if first["previous"] or not first["parent"]:
+            return {"parent": parent, "first": None}
+        begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token)
+    except HUB_ERRORS:
+        return {"parent": parent, "first": None}
+    return {"parent": parent, "first": relative_distance(begun, folder)}
+
+
+def evaluate_earlier(result: "UnlearningResult", earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the model, before and after this request, makes of the samples of earlier requests.
+
+    Accuracy, loss, and the AUC against unseen samples of the same classes with its interval: about .5 when the earlier
+    samples look like unseen ones. A figure that cannot be had is None, with the reason under `reasons`. Samples of an
+    earlier request in this one's retained set are refused: they would be learnt again.
+
+    Args:
+        earlier: `[{"name": "request-1", "forget": dataset}, ...]`.
+    """
+    trainer = result.trainer
+    if trainer.tasks:
+        raise UnlearningError(
+            "earlier is given for a multi-task model, whose requests are for single tasks; audit those by themselves."
+        )
+    sources = {f"earlier {i}": _source(trainer, item) for i, item in enumerate(earlier)}
+    evaluator = copy.copy(trainer.evaluator)
+    evaluator.samples = DrawnSamples(trainer.sources | sources, seed=trainer.args.seed)
+    sets = {name: (name, np.arange(len(source))) for name, source in sources.items()}
+    if "evidence" in trainer.indices:
+        sets["evidence"] = trainer.indices["evidence"]
+    with trainer.original_model() as original:  # under an adapter this is `result.model`, with the adapter off
+        before = {name: evaluator.measure(original, *chosen) for name, chosen in sets.items()}
+    after = {name: evaluator.measure(result.model, *chosen) for name, chosen in sets.items()}
+    rows = []
+    for item, (name, source) in zip(earlier, sources.items(), strict=True):
+        row = {"name": item["name"], "samples": len(source), "reasons": {}}
+        for when, measured in (("before", before), ("after", after)):
+            values, reasons = _figures(measured, name)
+            row |= {when: values, "reasons": reasons}
+        rows.append(row)
+    return rows
+
+
+def _figures(measured: dict[str, Any], name: str) -> tuple[dict[str, float | None], dict[str, str]]:
+    sets = {"forget": measured[name]} | {key: measured[key] for key in ("evidence",) if key in measured}
+    values, reasons = figures(sets, sets, bootstrap=1000)
+    values |= {key: values[f"forget_{key}"] for key in ("accuracy", "loss")}
+    return {key: values.get(key) for key in FIGURES}, {key: why for key, why in reasons.items() if key in FIGURES}
+
+
+def _source(trainer: Any, item: Mapping[str, Any]) -> Source:
+    if not isinstance(item, Mapping) or set(item) != {"name", "forget"}:
+        what = ", ".join(item) if isinstance(item, Mapping) else type(item).__name__
+        raise UnlearningError(
+            f'An earlier request is given as {what}; expected {{"name": "request-1", "forget": dataset}}.'
+        )
+    source = Source(item["forget"], f"the earlier request {item['name']!r}", trainer.args.columns, task=trainer.task)
+    if source.is_stream or len(source) == 0:
+        raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
+    if source.has_classes:
+        source.align_labels(trainer.model.config.label2id)
+        check_labels(source, trainer.num_labels)
+    trainer.collate.check(source)
+    retain = trainer.sources.get("retain")
+    if retain and not retain.is_stream:
+        shared = np.isin(source.digests(), retain.digests()).sum()
+        if shared:
+            raise UnlearningError(
+                f"{shared} of the {len(source)} samples of {source.name} stand in retain, which would bring them back; "
+                "remove them from retain and unlearn again."
+            )
+    return source

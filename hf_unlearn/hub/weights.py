@@ -1,0 +1,103 @@
+"""The weights in a folder, whatever files they are spread over: their digest, and how far two folders are apart."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import UnlearningError
+from ..models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TIMM_PREFIX, WEIGHTS, digest_tensors
+from .canonical import RECEIPT
+
+SHARDS = "model-*-of-*.safetensors"
+
+# What the Hub client raises when something cannot be had.
+HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Those of a folder's files that `from_pretrained` reads: one file or its shards, and adapters."""
+    paths = sorted(map(PurePosixPath, names))
+    top = {path.name for path in paths if len(path.parts) == 1}
+    whole = [name for name in top if name == WEIGHTS] or [name for name in top if PurePosixPath(name).match(SHARDS)]
+    adapters = [str(path) for path in paths if path.name == ADAPTER_WEIGHTS and len(path.parts) <= 2]
+    return sorted(whole) + adapters
+
+
+def fetch_weights(repo: str, commit: str, token: str | None = None) -> Path:
+    """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS."""
+    # Asked first, because without a connection a download gives whatever part of the revision is in the cache.
+    names = HfApi(token=token).list_repo_files(repo, revision=commit)
+    wanted = [*weight_files(names), "config.json", ADAPTER_CONFIG, RECEIPT]
+    return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted, token=token))
+
+
+def files_in(folder: Path) -> list[str]:
+    """Every file under a folder, by its path with slashes."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[dict[str, "Stored"]]:
+    """The tensors in a folder's weight files, by name; read one by one, so that no model need fit in memory."""
+    files = weight_files(files_in(folder))
+    if not files:
+        raise UnlearningError(
+            f"{str(folder)!r} holds no {WEIGHTS}, shards of it or {ADAPTER_WEIGHTS}; pass the folder of a saved model."
+        )
+    with ExitStack() as stack:
+        tensors: dict[str, Stored] = {}
+        for file in files:
+            try:
+                handle = stack.enter_context(safe_open(folder / file, framework="pt"))
+            except SafetensorError as error:
+                raise UnlearningError(f"{file} in {str(folder)!r} is no whole safetensors file ({error}).") from error
+            prefix = "" if "/" not in file else file.rpartition("/")[0] + "/"  # PEFT: a folder for each adapter
+            for key in handle.keys():  # noqa: SIM118  (it is no dictionary)
+                if prefix + key in tensors:
+                    raise UnlearningError(
+                        f"{str(folder)!r} holds {prefix + key!r} in two files; remove the stale one."
+                    )
+                tensors[prefix + key] = Stored(handle, key)
+        yield tensors
+
+
+class Stored:
+    """A tensor in an open file."""
+
+    def __init__(self, handle: safe_open, key: str):
+        self._handle, self._key = handle, key
+
+    def read(self) -> Tensor:
+        return self._handle.get_tensor(self._key)
+
+    @property
+    def shape(self) -> list[int]:
+        return self._handle.get_slice(self._key).get_shape()
+
+
+def saved_digest(folder: str | Path) -> str:
+    """`models.weights_digest` of saved weights: over tensors under the names in the files, not over the files."""
+    with reading(Path(folder)) as tensors:
+        return digest_tensors((name, tensors[name].read()) for name in sorted(tensors))
+
+
+def relative_distance(before: str | Path, after: str | Path) -> float | None:
+    """‖after − before‖ / ‖before‖ over all floating-point weights; None where the two have not the same tensors."""
+    with reading(Path(before)) as old, reading(Path(after)) as new:
+        old, new = ({name.removeprefix(TIMM_PREFIX): t for name, t in side.items()} for side in (old, new))
+        if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
+            return None
+        moved = size = 0.0
+        for name in sorted(old):
+            a, b = old[name].read(), new[name].read()
+            if a.is_floating_point():
+                a, b = a.double(), b.double()
+                moved += (b - a).square().sum().item()
+                size += a.square().sum().item()
+    return (moved / size) ** 0.5 if size else None
