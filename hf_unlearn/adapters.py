@@ -1,18 +1,27 @@
 """Unlearning inside a PEFT adapter: ours is stacked on what the model brings, and everything else is frozen."""
 
 import copy
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .errors import UnlearningError
+from .models import base_of, in_head
 
 NAME = "unlearn"
+# Times Adam's for the weights, where a method has none of its own for adapters. On digits, LoTUS changes nothing at 1,
+# SCRUB in an adapter equals SCRUB in the weights at 5 and ruins a ResNet at 10.
+LEARNING_RATE = 5
 
 
 @dataclass
@@ -42,6 +51,69 @@ def is_adapted(model: nn.Module) -> bool:
 
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def default_config(model: nn.Module, r: int = 8, head: bool = False) -> LoraConfig:
+    """LoRA of rank `r` on all layers of `model` that PEFT can adapt and merge exactly.
+
+    These are linear layers, GPT-2's of their own kind among them, and convolutions, found by type and not by name, which
+    differs from one architecture to the next; PEFT's `all-linear` leaves out convolutions, that is nearly all of a ResNet.
+    What is left out: subclasses of these types, which may do something else with their weights; convolutions with groups,
+    which PEFT does not merge, or with dilation or padding other than zeros, which it ignores; and layers that share their
+    weights with others, which merging would change too. Where a model reads a layer's weights without calling the layer (the
+    queries, keys and values of timm's BEiT, EVA and Swin V2), the adapter of that layer stays zero.
+
+    The head (with a pooler, all that is behind the blocks) is left out unless `head` is true: what must go is in the
+    features as well, and where the head may change, that is the short way to the same outputs. PEFT's own choice is to train
+    a whole copy of the head for some task types and none of it for others.
+
+    Example:
+        >>> peft_config = default_config(model, r=4, head=True)  # doctest: +SKIP
+    """
+    base = base_of(model)
+    names = {}
+    if isinstance(base, PreTrainedModel):
+        used = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
+        layers = ((name, layer) for name, layer in _layers(base) if head or not in_head(base, f"{name}."))
+        names = {name: type(layer) for name, layer in layers if _is_plain(layer) and used[id(layer.weight)] == 1}
+    if not names:
+        raise UnlearningError(
+            f"{type(base).__name__} has no layer for which an adapter can be chosen; expected a model of transformers or timm "
+            "with linear layers or convolutions. Pass a LoraConfig that names its target_modules."
+        )
+    if head and not any(in_head(base, f"{name}.") for name in names):
+        raise UnlearningError(
+            f"The head of {type(base).__name__} cannot be adapted: its weights are used elsewhere too, or it is a layer of "
+            "its own kind; leave it out, or pass a LoraConfig that names it in target_modules."
+        )
+    return LoraConfig(
+        r=r,
+        lora_alpha=2 * r,
+        target_modules="|".join(re.escape(name) for name in names),  # a list would match the ends of names
+        fan_in_fan_out=Conv1D in names.values(),
+    )
+
+
+def _layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by name; where it carries adapters, as they are without."""
+    wrapper = None
+    for name, module in base.named_modules():
+        if wrapper is not None and name.startswith(f"{wrapper}."):
+            continue
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            wrapper = name
+        yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+    return type(layer) in (nn.Linear, Conv1D)
+
+
+def merged(model: PeftModel) -> nn.Module:
+    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is."""
+    return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel
 
-from . import models
+from . import adapters, models
 from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
 from .data import Columns, Source, split_dataset
@@ -83,6 +83,16 @@ class RecipeArguments:
         default="default",
         metadata={"help": "the method's values: default, paper, or paper:SETTING such as paper:resnet18-cifar10"},
     )
+    lora: bool | None = field(
+        default=None,
+        metadata={
+            "help": "unlearn in a LoRA adapter instead of in the weights; default: the method's choice, which on language "
+            "models may be an adapter"
+        },
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "rank of the adapter; default 8, or as damp finds it"})
+    lora_head: bool = field(default=False, metadata={"help": "adapt the head too"})
+    merge: bool = field(default=False, metadata={"help": "put the adapter into the weights at the end"})
     overlap: Literal["error", "allow"] = field(
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
     )
@@ -100,6 +110,15 @@ class RecipeArguments:
                 f"forget_ids names the rows to forget and forget_fraction is {self.forget_fraction}; expected one of them: "
                 "add forget_fraction=null to forget every row in the file."
             )
+        if self.lora_r is not None and self.lora_r < 1:
+            raise UnlearningError(f"lora_r is {self.lora_r}; expected 1 or more.")
+        if (self.lora_r or self.lora_head) and not self.lora:
+            name = "lora_r" if self.lora_r else "lora_head"
+            raise UnlearningError(
+                f"{name} says how an adapter is made, and there is none; expected lora=true beside it."
+            )
+        if self.merge and self.lora is False:
+            raise UnlearningError("merge is true, and lora=false leaves no adapter to merge; expected lora=true.")
         if self.id_column and not self.forget_ids:
             raise UnlearningError("id_column says what the lines of forget_ids are, and there is no forget_ids file.")
 
@@ -207,6 +226,8 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
         method=config,
         args=args,
         processing_class=processing_class,
+        peft_config=_adapter(recipe, model),
+        merge=recipe.merge,
         base_model=recipe.base_model,
         tasks=recipe.tasks,
         overlap=recipe.overlap,
@@ -214,6 +235,14 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
     )
     save_and_report(result)
     return result
+
+
+def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> Any:
+    """The `peft_config` of `unlearn()`."""
+    if not recipe.lora_r and not recipe.lora_head:
+        return recipe.lora
+    rank = {"r": recipe.lora_r} if recipe.lora_r else {}
+    return adapters.default_config(model, head=recipe.lora_head, **rank)
 
 
 def load_model(recipe: RecipeArguments) -> tuple[PreTrainedModel, Any]:

@@ -282,12 +282,12 @@ class UnlearningTrainer(ResumableTrainer):
             self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
         if self.adapter:
             model = self.adapter.model
-        defaults = {
-            **self.method.arguments(models.architecture_family(model), models.width(model)),
-            **(self.method.adapter_arguments() if self.adapter else {}),
-            **self.method.config.arguments,
-        }
-        args = args.resolved(defaults)
+        defaults = self.method.arguments(models.architecture_family(model), models.width(model))
+        if self.adapter:
+            if "learning_rate" in defaults and defaults.get("optim") != "sgd":
+                defaults["learning_rate"] *= adapters.LEARNING_RATE
+            defaults |= self.method.adapter_arguments()
+        args = args.resolved(defaults | self.method.config.arguments)
         steering = str(args.metric_for_best_model).removeprefix("eval_")
         if steering.startswith(EVIDENCE):
             raise UnlearningError(

@@ -1,5 +1,8 @@
-"""Unlearning metrics; see `hf_unlearn.metrics.functional`."""
+"""Unlearning metrics: pure functions (see `hf_unlearn.metrics.functional`), some of them as `evaluate` modules too."""
 
+from pathlib import Path
+
+from ..errors import UnlearningError
 from .functional import (
     MatchedAUC,
     accuracy,
@@ -35,6 +38,7 @@ __all__ = [
     "matched_auc",
     "mia",
     "mia_attack",
+    "path",
     "rf_jsd",
     "rf_jsd_from_means",
     "sample_statistics",
@@ -43,3 +47,18 @@ __all__ = [
     "uis",
     "zrf",
 ]
+
+_MODULES = Path(__file__).with_name("modules")
+
+
+def path(name: str) -> str:
+    """The folder of an `evaluate` module, which `evaluate.load()` takes: avg_gap, jsd, rf_jsd, uis or unlearning_mia.
+
+    Example:
+        >>> path("rf_jsd")[-14:]
+        'modules/rf_jsd'
+    """
+    known = sorted(folder.name for folder in _MODULES.iterdir() if (folder / f"{folder.name}.py").is_file())
+    if name not in known:
+        raise UnlearningError(f"There is no evaluate module {name!r}; expected one of {', '.join(known)}.")
+    return str(_MODULES / name)
