@@ -1,0 +1,144 @@
+"""Small pictures as SVG: made by matplotlib, the same bytes each time, text left as text.
+
+A picture is narrow enough to be read on a phone without being scaled down; a page shows several side by side. Each thing
+shown has one look everywhere, and no two looks differ by colour alone. Colours are of Okabe and Ito's palette, which people
+who confuse red and green can tell apart.
+"""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+COLOURS = {
+    "ink": "#1f2328",
+    "faint": "#8b929c",
+    "blue": "#0072b2",
+    "orange": "#d98200",
+    "red": "#d55e00",
+    "purple": "#b0588f",
+}
+LOOKS = {  # what is shown -> colour, line, marker
+    "original": ("faint", "solid", "s"),
+    "unlearned": ("blue", "solid", "o"),
+    "retrained": ("orange", (0, (5, 2)), "^"),
+    "control": ("purple", (0, (1, 1.5)), "D"),
+    "forget": ("red", "solid", "o"),
+    "unseen": ("ink", (0, (5, 2)), "^"),
+    "retain": ("faint", (0, (1, 1.5)), "D"),
+}
+STYLE = {
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib brings it, so that places are the same everywhere
+    "font.size": 8.5,
+    "text.parse_math": False,  # a dollar is a dollar
+    "path.simplify": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.4,
+    "grid.alpha": 0.45,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.2,
+    "legend.borderpad": 0,
+}
+PER_INCH = 96  # CSS pixels
+NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # of a file's metadata: a date would change its bytes
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: a value for each place, None where there is none; `look` is a key of `LOOKS`."""
+
+    label: str
+    values: Sequence[float | None]
+    look: str
+
+
+def picture(
+    name: str,
+    places: Sequence[float],
+    series: Sequence[Series],
+    *,
+    title: str,
+    kind: str = "line",
+    x_label: str = "",
+    y_label: str = "",
+    ticks: Sequence[str] | None = None,
+    highest: float | None = None,
+    width: int = 340,
+    height: int = 230,
+) -> str:
+    """An SVG element whose ids begin with `name`, so that several can stand in one document.
+
+    Args:
+        places: along x; for the kinds `steps` and `middles` the edges of the bins, one more than there are values.
+        kind: `line`; `middles`, a line through the middles of bins; `steps`, a histogram whose first series is filled; or
+            `bars`.
+        ticks: what stands below the places instead of numbers.
+        highest: of the y axis, for pictures that are compared.
+    """
+    from matplotlib import rc_context, style
+    from matplotlib.figure import Figure
+
+    ink, faint = COLOURS["ink"], COLOURS["faint"]
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
+    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
+    with rc_context(), style.context(["default", STYLE | colours | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), layout="constrained")
+        axes = figure.subplots()
+        for i, one in enumerate(series):
+            _draw(axes, kind, places, one, first=i == 0)
+        if ticks is not None:
+            axes.set_xticks(places, ticks)
+        if kind != "bars" and len(places) > 1:
+            axes.set_xlim(*_with_margin(places[0], places[-1], 0 if kind == "steps" else 0.03))
+        axes.set_ylim(top=highest)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=len(series) if len(series) < 4 else 2)
+        target = io.StringIO()
+        figure.savefig(target, format="svg", transparent=True, metadata=NOTHING)
+    shown = ", ".join(one.label for one in series)
+    return _element(target.getvalue(), name, title, f"{y_label or 'value'} by {x_label or 'place'}: {shown}.")
+
+
+def _draw(axes: Any, kind: str, places: Sequence[float], one: Series, first: bool) -> None:
+    values = [float("nan") if value is None else value for value in one.values]
+    name, line, marker = LOOKS[one.look]
+    colour = COLOURS[name]
+    if kind == "steps" and first:
+        drawn = axes.stairs(values, places, fill=True, facecolor=colour, edgecolor=colour, alpha=0.5, label=one.label)
+    elif kind == "steps":
+        drawn = axes.stairs(values, places, color=colour, linestyle=line, linewidth=1.4, label=one.label)
+    elif kind == "bars":
+        drawn = axes.vlines(places, 0, values, color=colour, linewidth=max(1.2, min(9, 150 / len(places))))
+    else:
+        if kind == "middles":
+            places = [(a + b) / 2 for a, b in zip(places, places[1:], strict=False)]
+        (drawn,) = axes.plot(places, values, color=colour, linestyle=line, marker=marker, label=one.label)
+    drawn.set_gid(f"series-{one.look}")
+
+
+def _with_margin(low: float, high: float, share: float) -> tuple[float, float]:
+    margin = (high - low) * share or 1e-9
+    return low - margin, high + margin
+
+
+def _element(text: str, name: str, title: str, description: str) -> str:
+    """Without the prologue of a file and rules for other elements; with a name and a description."""
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]*)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    about = f'role="img" aria-labelledby="{name}-title {name}-desc" stroke-linejoin="round"'
+    words = f'<title id="{name}-title">{html.escape(title)}</title><desc id="{name}-desc">{html.escape(description)}</desc>'
+    return re.sub(r"<svg ([^>]*)>", lambda found: f"<svg {found[1]} {about}>{words}", text, count=1)

@@ -1,0 +1,322 @@
+"""The report of an audit: as a summary, as JSON, as part of a model card and as a page.
+
+All are written from one dictionary, the content, which is what the JSON file holds.
+"""
+
+import html
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from ..errors import UnlearningError
+from . import plots
+from .sections import (
+    NO_VALUE,
+    At,
+    Cell,
+    Plot,
+    Range,
+    Section,
+    Table,
+    figures,
+    number,
+    plain,
+    samples,
+    sections,
+    value,
+)
+
+FORMAT = 1
+WIDTH = 100  # of the summary
+OTHERS = "What else was asked"
+SHOWN_ROWS = 20  # of a long table; the others are folded away
+BESIDE = 4  # columns of a table that finds room beside a plot
+NEEDED = ("version", "level", "seed", "task", "request", "models", "verdict")
+GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
+
+
+@dataclass
+class AuditReport:
+    """What an audit has found.
+
+    Attributes:
+        content: everything the report says, as values that JSON can hold.
+
+    Example:
+        >>> print(report.summary())  # doctest: +SKIP
+        >>> report.to_html("audit.html")  # doctest: +SKIP
+    """
+
+    content: dict[str, Any]
+
+    def summary(self) -> str:
+        """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
+        verdict, table = self.content["verdict"], figures(self.content)
+        parts = [f"Verdict: {plain(verdict['outcome'])}\n" + _wrap(verdict["headline"], "")]
+        if table:
+            parts.append(_text_table(self.content, table.tables[0]))
+        findings = [f"[{_mark(one)}] {one['sentence']}{_measure(self.content, at)}" for at, one in self._findings()]
+        for title, lines in (
+            ("Findings", findings),
+            ("What cannot be judged", verdict.get("cannot", [])),
+            ("What was not measured", sections(self.content)[1]),
+        ):
+            if lines:
+                parts.append("\n".join([title, *(_wrap(line, "- ") for line in lines)]))
+        return "\n\n".join(parts)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The content as JSON, also written to `path` when one is given."""
+        text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
+        if path is not None:
+            Path(path).write_text(text)
+        return text
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "AuditReport":
+        """What `to_json` has written."""
+        try:
+            content = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise UnlearningError(f"{path} is not JSON ({error}); give the file that an audit has written.") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else None
+            raise UnlearningError(
+                f"{path} is not an audit of format {FORMAT} but of {found}; make it again with this version of hf_unlearn."
+            )
+        missing = [key for key in NEEDED if key not in content]
+        if missing:
+            raise UnlearningError(f"{path} lacks {', '.join(missing)} and is not whole; make the audit again.")
+        return cls(content)
+
+    def to_markdown(self) -> str:
+        """The body of a section of a model card; its headings are of level 3."""
+        verdict = self.content["verdict"]
+        found, absent = sections(self.content)
+        parts = [f"**{_escape(verdict['headline'])}**"]
+        findings = [
+            f"- **{_mark(one)}**: {_escape(one['sentence'])}{_measure(self.content, at)}"
+            for at, one in self._findings()
+        ]
+        parts += ["\n".join(findings)] if findings else []
+        if verdict.get("cannot"):
+            parts += ["### What cannot be judged", _bullets(verdict["cannot"])]
+        for section in found:
+            if section.brief:
+                parts += [f"### {section.title}", section.text]
+                parts += [_bullets(section.lines)] if section.lines else []
+                parts += [_markdown_table(self.content, table) for table in section.tables]
+        if absent:
+            parts += ["### What was not measured", _bullets(absent)]
+        return "\n\n".join(parts) + "\n"
+
+    def to_html(self, path: str | Path) -> None:
+        """One page, complete in itself: no script, no font, nothing from the network."""
+        content, (found, absent) = self.content, sections(self.content)
+        verdict, request, models = content["verdict"], content["request"], content["models"]
+        outcome = verdict["outcome"]
+        findings = {fails: [] for fails in (True, False)}
+        for at, one in self._findings():
+            findings[one["fails"]].append(_finding(content, at, one))
+        parts = {section.name: (section.title, _section(content, section)) for section in found}
+        first = {name: parts.pop(name) for name in ("figures",) if name in parts}
+        if findings[False]:
+            first["findings"] = (OTHERS, _list(OTHERS, findings[False], "findings"))
+        parts = first | parts
+        contents = [(name, title) for name, (title, _) in parts.items()] + [("reading", "How to read it")]
+        template = Template(resources.files(__package__).joinpath("templates/page.html").read_text())
+        page = template.substitute(
+            title=_text(f"Audit of {models['unlearned']}"),
+            unlearned=_text(models["unlearned"]),
+            about=" · ".join(
+                [
+                    f"{_text(content['task'])}",
+                    f"{_text(request['kind'])} request",
+                    f"level {_data(content, At(('level',)))}",
+                    f"seed {_data(content, At(('seed',)))}",
+                ]
+            ),
+            samples=" · ".join(f"{_data(content, at)} {name}" for name, at in samples(content)),
+            models=", ".join(f"{name}: <b>{_text(models[name])}</b>" for name in models if models[name]),
+            state="good" if outcome in GOOD else "open" if outcome in OPEN else "bad",
+            outcome=_text(outcome),
+            headline=_text(verdict["headline"]),
+            failures=_list("What fails", findings[True], "failures"),
+            cannot=_list("What cannot be judged", _items(verdict.get("cannot", [])), "cannot"),
+            contents="\n".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in contents),
+            sections="\n".join(part for _, part in parts.values()),
+            absent=_list("What was not measured", _items(absent), "absent"),
+            version=_text(content["version"]),
+        )
+        Path(path).write_text(page, encoding="utf-8")
+
+    def _findings(self) -> list[tuple[At, dict[str, Any]]]:
+        """With their places; failures come first."""
+        found = self.content["verdict"].get("findings", [])
+        at = At(("verdict", "findings"))
+        return sorted(((at / i, one) for i, one in enumerate(found)), key=lambda pair: not pair[1]["fails"])
+
+
+def _mark(finding: dict[str, Any]) -> str:
+    return "fails" if finding["fails"] else "note" if finding["kind"] == "info" else "no evidence"
+
+
+def _wrap(text: str, mark: str) -> str:
+    return textwrap.fill(plain(text), WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark))
+
+
+def _measure(content: dict[str, Any], at: At, show: Callable[[Cell], str] | None = None) -> str:
+    """The figures of a finding, in brackets after its sentence."""
+    show = show or (lambda cell: _plain_cell(content, cell))
+    parts = []
+    if value(content, at / "value") is not None:
+        whole = value(content, at / "low") is not None and value(content, at / "high") is not None
+        parts.append(show(Range(at / "value", at / "low", at / "high") if whole else at / "value"))
+    if value(content, at / "p") is not None:
+        parts.append(f"p {show(at / 'p')}")
+    if value(content, at / "p_corrected") is not None:
+        parts.append(f"corrected {show(at / 'p_corrected')}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _plain_cell(content: dict[str, Any], cell: Cell, text: Callable[[str], str] = plain) -> str:
+    if isinstance(cell, str):
+        return text(cell)
+    if isinstance(cell, Range):
+        one, low, high = (number(value(content, at), at) for at in (cell.value, cell.low, cell.high))
+        return f"{one} [{low}, {high}]"
+    return number(value(content, cell), cell)
+
+
+def _text_table(content: dict[str, Any], table: Table) -> str:
+    rows = [table.head, *table.rows]
+    cells = [[_plain_cell(content, cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in cells if i < len(line)) for i in range(len(table.head))]
+    lines = []
+    for name, *others in cells:
+        indent = "" if not others else "  "
+        figures = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False))
+        lines.append("  ".join([(indent + name).ljust(widths[0] + 2), *figures]).rstrip())
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes as it is."""
+    return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", html.escape(plain(text), quote=False))
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {_escape(line)}" for line in lines)
+
+
+def _markdown_table(content: dict[str, Any], table: Table) -> str:
+    rows = [row if len(row) > 1 else (*row, *[""] * (len(table.head) - 1)) for row in table.rows]
+    left = max(0, len(rows) - SHOWN_ROWS)
+    cells = [[_plain_cell(content, cell, _escape) for cell in row] for row in (table.head, *rows[: len(rows) - left])]
+    lines = ["| " + " | ".join(line) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join(["---"] + ["---:"] * (len(table.head) - 1)) + "|")
+    text = f"{table.caption}:\n\n" if table.caption else ""
+    return text + "\n".join(lines) + (f"\n\n{left:,} more rows are in the full report." if left else "")
+
+
+def _text(text: object) -> str:
+    return html.escape(plain(text))
+
+
+def _data(content: dict[str, Any], at: At) -> str:
+    """A figure, with its exact value and its place in the content."""
+    figure = value(content, at)
+    if figure is None:
+        return f'<span title="not measured">{NO_VALUE}</span>'
+    return f'<data value="{json.dumps(figure)}" data-at="{_text(at.pointer)}">{_text(number(figure, at))}</data>'
+
+
+def _cell(content: dict[str, Any], cell: Cell) -> str:
+    """A text may be broken after its dots and underscores, which names of layers have."""
+    if isinstance(cell, Range):
+        low, high = _data(content, cell.low), _data(content, cell.high)
+        return f'{_data(content, cell.value)} <span class="range">[{low}, {high}]</span>'
+    return re.sub(r"([._/])(?=\w)", r"\1<wbr>", _text(cell)) if isinstance(cell, str) else _data(content, cell)
+
+
+def _table(content: dict[str, Any], table: Table) -> str:
+    head = "".join(f'<th scope="col">{_text(name)}</th>' if name else "<td></td>" for name in table.head)
+    lines = []
+    for name, *others in table.rows:
+        if others:
+            figures = "".join(f"<td>{_cell(content, cell)}</td>" for cell in others)
+            lines.append(f'<tr><th scope="row">{_cell(content, name)}</th>{figures}</tr>')
+        else:
+            lines.append(
+                f'</tbody><tbody><tr><th scope="rowgroup" colspan="{len(table.head)}">{_text(name)}</th></tr>'
+            )
+    caption = f"<caption>{_text(table.caption)}</caption>" if table.caption else ""
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _folded(summary: str, body: str, kind: str = "plots") -> str:
+    return f'<details class="{kind}"><summary>{summary}</summary>{body}</details>'
+
+
+def _figure(content: dict[str, Any], plot: Plot) -> str:
+    names = isinstance(plot.x[0], str)
+    places = list(range(1, len(plot.x) + 1)) if names else [value(content, at) for at in plot.x]
+    numbers = [str(place) for place in places] if names and len(places) <= 12 else None
+    heights = [height for at in plot.same_height for height in value(content, at)]
+    drawn = plots.picture(
+        plot.name,
+        places,
+        [plots.Series(label, [value(content, at) for at in cells], look) for label, look, cells in plot.series],
+        title=plot.title,
+        kind=plot.kind,
+        x_label=plot.x_label,
+        y_label=plot.y_label,
+        ticks=plot.x if plot.named else numbers,
+        highest=1.05 * max(heights) if heights else None,
+    )
+    for name, colour in plots.COLOURS.items():  # the page has them for light and for dark
+        drawn = drawn.replace(colour, f"var(--{name})")
+    data = _folded("The figures", _table(content, plot.table()))
+    return f"<figure><figcaption>{_text(plot.title)}</figcaption>{drawn}{data}</figure>"
+
+
+def _section(content: dict[str, Any], section: Section) -> str:
+    parts = [f'<section id="{section.name}"><h2>{section.title}</h2><p>{section.text}</p>']
+    if section.lines:
+        parts.append(f"<ul>{''.join(_items(section.lines))}</ul>")
+    drawn = [(plot.minor, _figure(content, plot)) for plot in section.plots]
+    shown = [figure for minor, figure in drawn if not minor]
+    for table in section.tables:
+        top, left = table.rows[:SHOWN_ROWS], table.rows[SHOWN_ROWS:]
+        block = _table(content, Table(table.head, top, table.caption))
+        if left:
+            block += _folded(f"{len(left):,} more", _table(content, Table(table.head, left)), "rows")
+        shown.append(f'<div class="{"wide" if len(table.head) > BESIDE else "beside"}">{block}</div>')
+    parts.append(f'<div class="{"figures" if drawn else ""}">{"".join(shown)}</div>')
+    more = "".join(figure for minor, figure in drawn if minor)
+    if more:
+        parts.append(_folded("More plots", f'<div class="figures">{more}</div>'))
+    return "".join([*parts, "</section>"])
+
+
+def _items(lines: list[str]) -> list[str]:
+    return [f"<li>{_text(line)}</li>" for line in lines]
+
+
+def _list(title: str, items: list[str], name: str) -> str:
+    return f'<section id="{name}"><h2>{title}</h2><ul>{"".join(items)}</ul></section>' if items else ""
+
+
+def _finding(content: dict[str, Any], at: At, finding: dict[str, Any]) -> str:
+    mark = _mark(finding)
+    measure = _measure(content, at, lambda cell: _cell(content, cell))
+    return (
+        f'<li class="{mark.split()[0]}"><h3><span class="mark">{mark}</span> {_text(finding["question"])}</h3>'
+        f"<p>{_text(finding['sentence'])}<small>{measure}</small></p></li>"
+    )
