@@ -39,6 +39,7 @@ def study(
     data: Callable[[int], dict[str, Dataset]],
     fit: Callable[[Dataset, int], PreTrainedModel],
     methods: dict[str, tuple[str | MethodConfig, dict[str, Any]]],
+    peft_config: Callable[[str], Any] = lambda row: None,
     seeds: int = 3,
 ) -> dict[str, Any]:
     """Figures of the original, a retrained model and every method, for each seed, with mean and deviation.
@@ -50,6 +51,7 @@ def study(
         data: seed -> forget, retain and unseen samples, processed.
         fit: (samples, seed) -> a trained model.
         methods: row -> method and training arguments.
+        peft_config: row -> what `unlearn` is given as that.
     """
     runs: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):
@@ -63,7 +65,8 @@ def study(
                 args = UnlearningArguments(
                     folder, seed=seed, save_strategy="no", logging_strategy="no", disable_tqdm=True, **arguments
                 )
-                result = unlearn(copy.deepcopy(original), **parts, method=method, args=args, overlap="allow")
+                about = {"method": method, "args": args, "overlap": "allow", "peft_config": peft_config(row)}
+                result = unlearn(copy.deepcopy(original), **parts, **about)
                 pair = [result.compare(model) for model in retrained]
             rows = {name: mean([p[name] for p in pair]) for name in ("original", "unlearned")}
             # To itself a model has no distance: what counts is that between the two.
