@@ -22,8 +22,10 @@ from transformers import PreTrainedModel
 from . import adapters, models
 from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
+from .audits.report import AuditReport
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
+from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
 from .settings import Setting, expected, field_types, read_settings, show_default, typed
 
@@ -97,6 +99,16 @@ class RecipeArguments:
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
     )
     resume: bool = field(default=False, metadata={"help": "go on from the newest complete checkpoint in output_dir"})
+    audit: Literal[0, 1, 2] | None = field(
+        default=None, metadata={"help": "the level of an audit at the end, saved beside the model; default: none"}
+    )
+    push_to: str | None = field(
+        default=None,
+        metadata={"help": "OWNER/NAME on the Hub that gets the result as a new revision, with card, receipt and audit"},
+    )
+    push_revision: str | None = field(
+        default=None, metadata={"help": "the branch; default: unlearned/<method>-<date>-<id of the run>"}
+    )
 
     def __post_init__(self):
         given = [name for name in FORGET_CHOICES if getattr(self, name) is not None]
@@ -119,6 +131,10 @@ class RecipeArguments:
             )
         if self.merge and self.lora is False:
             raise UnlearningError("merge is true, and lora=false leaves no adapter to merge; expected lora=true.")
+        if self.push_revision and not self.push_to:
+            raise UnlearningError("push_revision names a branch, and there is no push_to; expected OWNER/NAME there.")
+        if self.push_to:
+            check_names(self.push_to, self.push_revision)
         if self.id_column and not self.forget_ids:
             raise UnlearningError("id_column says what the lines of forget_ids are, and there is no forget_ids file.")
 
@@ -234,6 +250,11 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
         resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
     )
     save_and_report(result)
+    report = None if recipe.audit is None else audit_and_report(result, recipe.audit)
+    if recipe.push_to:
+        pushed = result.push_to_hub(recipe.push_to, recipe.push_revision, report=report)
+        if pushed:
+            print(f"Pushed to {pushed.url}", flush=True)
     return result
 
 
@@ -296,6 +317,17 @@ def save_and_report(result: UnlearningResult) -> None:
         if result.metrics:
             print(result.summary())
         print(f"Saved in {folder}", flush=True)
+
+
+def audit_and_report(result: UnlearningResult, level: int) -> AuditReport:
+    """Audit the result, print what was found, and save the report beside the model."""
+    report = result.audit(level)
+    if result.trainer.is_world_process_zero():
+        folder = Path(result.trainer.args.output_dir)
+        report.to_json(folder / "audit.json")
+        report.to_html(folder / "audit.html")
+        print(f"{report.summary()}\nThe report is in {folder / 'audit.html'}", flush=True)
+    return report
 
 
 def read_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:

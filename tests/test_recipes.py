@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from hf_unlearn import UnlearningError, cli, recipe
+from hf_unlearn.hub import verify
 from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +214,8 @@ def test_a_dataset_saved_to_disk(models, tmp_path):
         (["forget_fraction=0.5", "dataset=FILE"], "dataset is the file 'FILE'; expected one of .csv, .json"),
         (["forget_fraction=0.5", "dataset=/no/such"], "The dataset '/no/such' cannot be loaded: Couldn't find any data"),
         (["forget_fraction=0.5", "model=/no/such"], "'/no/such' "),
+        (["forget_fraction=0.5", "push_to=vit"], "'vit' is no name of a repository; expected owner/name"),
+        (["forget_fraction=0.5", "push_revision=new"], "push_revision names a branch, and there is no push_to"),
         (["forget_fraction=0.5", "task=image-classification"], "cannot be loaded: Unrecognized configuration class"),
     ],
 )  # fmt: skip
@@ -274,6 +277,23 @@ def test_text_recipe(models, texts, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
     assert model(**tokenizer("the cat sees a bird", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
+    """A recipe that audits what it made and pushes it as a revision of the repository it began with."""
+    hub.put("me/vit", {path.name: path.read_bytes() for path in (models / "vit").iterdir()})
+    before = hub.files("me/vit")
+    settings = ["model=me/vit", f"dataset={images}", "forget_fraction=0.25", f"output_dir={tmp_path / 'out'}"]
+    settings += ["audit=0", "push_to=me/vit", "push_revision=unlearned/one"]
+    assert cli.main(["run", *settings, *QUICK]) == 0
+    said = capsys.readouterr().out
+    assert "Pushed to" in said and "forget samples" in said
+    assert hub.files("me/vit") == before
+    files, checked = hub.files("me/vit", "unlearned/one"), verify("me/vit", revision="unlearned/one")
+    assert {"README.md", "audit.json", "audit.html", "metrics.json", "unlearning_receipt.json"} <= set(files)
+    assert checked.ok and checked.unchecked == ["signature", "records"], checked.line
+    assert checked.receipt["parent"] == {"repo": "me/vit", "commit": hub.branches("me/vit")["main"]}
 
 
 @pytest.mark.slow

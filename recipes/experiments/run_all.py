@@ -17,7 +17,10 @@ EXPERIMENTS = (
     "damp.py",
     "surgery_cost.py",
     "stories.py",
+    "lora.py",
+    "cards.py",
     "locality.py",
+    "audits.py",
     "tables.py",
 )
 
