@@ -164,7 +164,9 @@ def audit(argv: Sequence[str]) -> None:
     what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
     parser.add_argument("--forget", metavar="DATA", required=True, help=f"what had to go: {what}")
     parser.add_argument("--retain", metavar="DATA", help="what had to stay, named in the same way")
-    parser.add_argument("--unseen", metavar="DATA", help="what no model was trained on; half of it is read, by the seed")
+    parser.add_argument(
+        "--unseen", metavar="DATA", help="what no model was trained on; half of it is read, by the seed"
+    )
     parser.add_argument("--test", metavar="DATA", help="the same, read whole instead")
     parser.add_argument("--retrained", metavar="MODEL", help="a model trained without the forget samples")
     parser.add_argument("--reference", metavar="MODEL", help="of level 2: a model that was never trained on them")
@@ -191,13 +193,10 @@ def audit(argv: Sequence[str]) -> None:
 
     check_level(options.level)
     columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
-    loaded = {name: models.load_model(getattr(options, name)) for name in ("before", "after")}
-    sets = {}
+    original, sets = models.load_model(options.before), {}
     for name in ("forget", "retain", "unseen", "test"):
         if data := getattr(options, name):
-            sets[name] = recipe.number_labels(
-                recipe.read_set(data, name), loaded["before"], name, options.label_column
-            )
+            sets[name] = recipe.number_labels(recipe.read_set(data, name), original, name, options.label_column)
     report = run_audit(
         options.before,
         options.after,

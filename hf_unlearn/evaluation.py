@@ -25,7 +25,6 @@ from .metrics import functional
 from .schedule import Draw
 
 Figures = tuple[dict[str, float | None], dict[str, str]]  # the values, and the reasons for those that are None
-SIGNALS = ("loss", "entropy", "confidence", "margin", "correct")
 
 
 @dataclass
@@ -133,36 +132,10 @@ class Evaluator:
         return self.accelerator.reduce(correct, "sum").item() / len(indices)
 
     def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
-        columns, rows = {key: [] for key in (*SIGNALS, "labels", "positions")}, []
-        sums = torch.zeros(self.num_labels, self.num_labels, dtype=torch.float64, device=self.accelerator.device)
+        tally = Tally(self, name, indices)
         for positions, batch, logits in self.logits(model, name, indices):
-            per_token = logits.ndim == 3
-            try:
-                compute = functional.token_statistics if per_token else functional.sample_statistics
-                statistics = compute(logits, batch.labels)
-            except ValueError:
-                bad = (~logits.isfinite()).flatten(1).any(dim=-1)
-                if not bad.any():
-                    raise
-                row = indices[positions[bad.int().argmax().item()]]
-                raise UnlearningError(
-                    f"The model's outputs for row {row} of {name} are NaN or infinite; check that sample, or run the "
-                    "model in float32."
-                ) from None
-            for key, value in statistics.items():
-                columns[key].append(value.double())
-            columns["labels"].append(torch.zeros_like(batch.labels[:, 0]) if per_token else batch.labels)
-            columns["positions"].append(torch.as_tensor(positions, device=logits.device))
-            if not per_token:
-                sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
-        rows = {key: self.accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in columns.items()}
-        order = rows.pop("positions")
-        ordered = {key: np.empty(len(indices), value.dtype) for key, value in rows.items()}
-        for key, value in rows.items():
-            ordered[key][order] = value
-        labels = ordered.pop("labels")
-        class_sums = self.accelerator.reduce(sums, "sum").cpu().numpy() if self.num_labels else None
-        return Measurement(labels, ordered, class_sums)
+            tally.add(positions, batch, logits)
+        return tally.result()
 
     def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
         """Mean JSD and activation distance between two models on the same samples.
@@ -193,6 +166,51 @@ class Evaluator:
         if any(reference[key] is None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
             return {"avg_gap": None, "tow": None}
         return {"avg_gap": functional.avg_gap(row, reference), "tow": functional.tow(row, reference)}
+
+
+class Tally:
+    """What is kept of the batches of one pass of one model over one set."""
+
+    def __init__(self, evaluator: Evaluator, name: str, indices: np.ndarray):
+        self.evaluator, self.name, self.indices = evaluator, name, indices
+        self.columns: dict[str, list[Tensor]] = {}
+        size, device = evaluator.num_labels, evaluator.accelerator.device
+        self.sums = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, positions: np.ndarray, batch: Batch, logits: Tensor, **columns: Tensor) -> None:
+        """`columns` are further numbers of each sample, for `Measurement.signals`."""
+        per_token = logits.ndim == 3
+        try:
+            compute = functional.token_statistics if per_token else functional.sample_statistics
+            statistics = compute(logits, batch.labels) | columns
+        except ValueError:
+            bad = (~logits.isfinite()).flatten(1).any(dim=-1)
+            if not bad.any():
+                raise
+            row = self.indices[positions[bad.int().argmax().item()]]
+            raise UnlearningError(
+                f"The model's outputs for row {row} of {self.name} are NaN or infinite; check that sample, or run the "
+                "model in float32."
+            ) from None
+        for key, value in statistics.items():
+            self.columns.setdefault(key, []).append(value.double())
+        labels = torch.zeros_like(batch.labels[:, 0]) if per_token else batch.labels
+        self.columns.setdefault("labels", []).append(labels)
+        self.columns.setdefault("positions", []).append(torch.as_tensor(positions, device=logits.device))
+        if not per_token:
+            self.sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
+
+    def result(self) -> Measurement:
+        """Of all processes, in the order of the samples."""
+        accelerator = self.evaluator.accelerator
+        rows = {key: accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in self.columns.items()}
+        order = rows.pop("positions")
+        ordered = {key: np.empty(len(self.indices), value.dtype) for key, value in rows.items()}
+        for key, value in rows.items():
+            ordered[key][order] = value
+        labels = ordered.pop("labels")
+        class_sums = accelerator.reduce(self.sums, "sum").cpu().numpy() if self.evaluator.num_labels else None
+        return Measurement(labels, ordered, class_sums)
 
 
 @contextlib.contextmanager

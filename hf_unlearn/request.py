@@ -58,7 +58,7 @@ class Request:
             source.task_columns = tasks.names if tasks else []
             if source.has_classes:
                 source.align_labels(config.label2id)
-                _check_labels(source, config.num_labels)
+                check_labels(source, config.num_labels)
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
@@ -193,7 +193,7 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dic
     return sources
 
 
-def _check_labels(source: Source, num_labels: int) -> None:
+def check_labels(source: Source, num_labels: int) -> None:
     source.num_labels = num_labels
     if source.is_stream:
         return

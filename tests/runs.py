@@ -1,19 +1,20 @@
 """What the tests of the training loop share: small requests, trainers for them, and runs in processes of their own."""
 
 import functools
+import gc
+import importlib
 import json
 import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -46,6 +47,8 @@ from tests.tiny import (
     VOCABULARY,
     WORDS,
     tiny_bert,
+    tiny_distilbert,
+    tiny_gpt2_classifier,
     tiny_llama_lm,
     tiny_resnet,
     tiny_tokenizer,
@@ -74,9 +77,12 @@ BUILDERS = {
     "resnet": tiny_resnet,
     "vit": tiny_vit,
     "bert": tiny_bert,
+    "distilbert": tiny_distilbert,
+    "gpt2": tiny_gpt2_classifier,
     "llama": tiny_llama,
     "multitask": tiny_multitask,
 }
+TEXTS = ("bert", "distilbert", "gpt2")  # that classify texts
 TRAINED = [
     name
     for name, method in METHODS.items()
@@ -103,7 +109,7 @@ def rows(family: str, dtype: torch.dtype = torch.float32) -> dict[str, list[dict
         if family == "llama":
             sets[name] = [_completion(rng) for _ in labels]
             continue
-        if family == "bert":
+        if family in TEXTS:
             inputs = [{"text": " ".join(rng.choice(WORDS, rng.integers(2, 20)))} for _ in labels]
         else:
             inputs = [{"pixel_values": torch.from_numpy(rng.standard_normal((3, 16, 16))).to(dtype)} for _ in labels]
@@ -128,8 +134,11 @@ def _of_tasks(row: dict, i: int, rng: np.random.Generator) -> dict:
 
 def request(family: str) -> dict[str, list[dict] | datasets.Dataset]:
     """`rows` as the user has them: texts in a `datasets.Dataset`, images in a torch dataset."""
-    texts = family in ("bert", "llama")
-    return {k: datasets.Dataset.from_list(v) if texts else v for k, v in rows(family).items()}
+    return {name: as_given(family, samples) for name, samples in rows(family).items()}
+
+
+def as_given(family: str, samples: list[dict]) -> list[dict] | datasets.Dataset:
+    return datasets.Dataset.from_list(samples) if family in (*TEXTS, "llama") else samples
 
 
 def build(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, dropout: float = 0.0) -> PreTrainedModel:
@@ -153,7 +162,7 @@ def _fitted(family: str) -> dict[str, Tensor]:
             for key, padding in (("input_ids", PAD), ("labels", IGNORED))
         )
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
-    elif family == "bert":
+    elif family in TEXTS:
         inputs = tiny_tokenizer()([sample["text"] for sample in samples], padding=True, return_tensors="pt")
     else:
         inputs = {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
@@ -313,22 +322,12 @@ def make_trainer(
         ),
         method=OWN[method]() if isinstance(method, str) and method in OWN else method,
         **{f"{name}_dataset": dataset for name, dataset in (data or request(family)).items()},
-        processing_class=tiny_tokenizer() if family == "bert" else None,
+        processing_class=tiny_tokenizer() if family in TEXTS else None,
         peft_config=LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear") if lora else None,
         base_model=functools.partial(build, family, dtype, seed=1),
         tasks=tasks,
         callbacks=callbacks,
     )
-
-
-def torchrun(script: str, folder: Path) -> None:
-    """A script of `tests/distributed` in two processes."""
-    root = Path(__file__).parents[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, root / "tests" / "distributed" / script, folder]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-10000:]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -376,10 +375,56 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs that are killed, in processes of their own. They are forked off a server that has imported everything once.
+# Processes of their own, for runs that are killed and for runs of two processes. They are forked off a server that has
+# imported everything once, and leave without the end of the interpreter, at which a thread of gloo or of autograd that still
+# holds a Python object would abort them.
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.runs"])
+
+
+def _start(target: Callable, processes: int, *args: Any) -> list:
+    """`target(*args, rank)` in so many processes; `rank` is what a launcher would put into the environment of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        group = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
+    started = []
+    for number in range(processes):
+        rank = {"RANK": number, "LOCAL_RANK": number} | group if processes > 1 else {}
+        rank = {key: str(value) for key, value in rank.items()}
+        started.append(_processes.Process(target=target, args=(*args, rank)))
+        started[-1].start()
+    return started
+
+
+def _wait(processes: list) -> list[int]:
+    """The exit codes. As a launcher does, kill the others when the first process has died."""
+    processes[0].join(300)
+    failed = processes[0].exitcode != 0
+    for process in processes:
+        if failed:
+            process.kill()
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def launch(script: str, folder: Path) -> None:
+    """`main(folder)` of a script of `tests/distributed` in two processes."""
+    codes = _wait(_start(_launched, 2, script, folder))
+    assert codes == [0, 0], "\n".join((folder / f"output-{number}").read_text() for number in range(2))
+
+
+def _launched(script: str, folder: Path, rank: dict[str, str]) -> None:
+    os.environ.update(rank)
+    torch.set_num_threads(1)
+    with open(folder / f"output-{rank['RANK']}", "w") as output:
+        for descriptor in (1, 2):
+            os.dup2(output.fileno(), descriptor)
+    importlib.import_module(f"tests.distributed.{script}").main(folder)
+    gc.collect()  # DDP's threads end before the process groups do
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # or the process that ends first may take the other one down
 
 
 class Result(NamedTuple):
@@ -492,39 +537,13 @@ class Runs:
     def start(self, resume: bool | str = False, kill: tuple[str, int] | None = None, pause: float = 0.0) -> list:
         for path in (*self.folder.glob("result.*"), *self.folder.glob("step-*")):
             path.unlink()
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        started = []
-        for rank in range(self.processes):
-            group = {
-                "RANK": rank,
-                "LOCAL_RANK": rank,
-                "WORLD_SIZE": self.processes,
-                "LOCAL_WORLD_SIZE": self.processes,
-            }
-            group |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-            group = {key: str(value) for key, value in group.items()} if self.processes > 1 else {}
-            started.append(
-                _processes.Process(target=_run, args=(self.settings, self.folder, resume, kill, pause, group))
-            )
-            started[-1].start()
-        return started
-
-    def wait(self, processes: list) -> int:
-        """The exit code of the first process. As a launcher does, kill the others when it has died."""
-        processes[0].join(120)
-        for process in processes[1:]:
-            if processes[0].exitcode != 0:
-                process.kill()
-            process.join(120)
-        return processes[0].exitcode
+        return _start(_run, self.processes, self.settings, self.folder, resume, kill, pause)
 
     def killed(self, moment: str, step: int, resume: bool | str = False) -> None:
-        assert self.wait(self.start(resume, kill=(moment, step))) == -signal.SIGKILL
+        assert _wait(self.start(resume, kill=(moment, step)))[0] == -signal.SIGKILL
 
     def finish(self, resume: bool | str = False) -> Result:
-        assert self.wait(self.start(resume)) == 0, self.output
+        assert _wait(self.start(resume))[0] == 0, self.output
         return self.result
 
     @property

@@ -1,8 +1,6 @@
-"""Small data sets and short runs that several tests share."""
+"""Small data sets and short runs that several tests share. Data sets are made once: nobody changes one in place."""
 
-import atexit
 import functools
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ from hf_unlearn import UnlearningArguments
 from tests.tiny import WORDS, tiny_vit
 
 torch.set_num_threads(1)
-gc.freeze()  # every run ends in a gc.collect(), which takes half a second over all that is imported
-atexit.register(gc.unfreeze)
 
 
+@functools.cache
 def images(n: int, seed: int = 0, num_labels: int = 4, size: int = 16, noise: float = 0.5) -> datasets.Dataset:
     """Processed images: a pattern for each class, and noise."""
     patterns = np.random.default_rng(99).normal(size=(num_labels, 3, size, size))
@@ -35,6 +32,7 @@ def images(n: int, seed: int = 0, num_labels: int = 4, size: int = 16, noise: fl
     )
 
 
+@functools.cache
 def pictures(n: int, seed: int = 0, num_labels: int = 4, mode: str = "RGB", column: str = "image") -> datasets.Dataset:
     """Raw images of 20 x 20 random pixels."""
     pixels = np.random.default_rng([seed, n]).integers(0, 256, (n, 20, 20, 4), dtype=np.uint8)
@@ -43,6 +41,7 @@ def pictures(n: int, seed: int = 0, num_labels: int = 4, mode: str = "RGB", colu
     return datasets.Dataset.from_dict(content, features=features)
 
 
+@functools.cache
 def sentences(n: int, seed: int = 0, num_labels: int = 3) -> datasets.Dataset:
     """Texts of 4 to 40 random words."""
     rng = np.random.default_rng([seed, n])
@@ -69,6 +68,11 @@ def arguments(folder: Path, **changes: Any) -> UnlearningArguments:
 
 def learnt(flipped: bool = True) -> dict[str, datasets.Dataset]:
     """A request whose forget and unseen samples have wrong labels, if flipped: only memory gets those right."""
+    return dict(_learnt(flipped))
+
+
+@functools.cache
+def _learnt(flipped: bool) -> dict[str, datasets.Dataset]:
     data = request()
     if flipped:
         for name in ("forget", "unseen"):

@@ -5,6 +5,8 @@ the left, green light from above and blue light from the front, and distance dar
 thing is, where it is and how it is turned.
 """
 
+import functools
+
 import datasets
 import numpy as np
 
@@ -22,6 +24,7 @@ LIGHTS = np.array([[-0.7, 0.0, 0.7], [0.0, -0.7, 0.7], [0.0, 0.0, 1.0]])  # of e
 SLOPES = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])  # a plane is turned by 45 degrees
 
 
+@functools.cache
 def scenes(n: int, seed: int = 0, size: int = 16) -> datasets.Dataset:
     """`n` processed pictures of size x size pixels, each with one or two shapes, and their labels."""
     rng = np.random.default_rng([seed, n])

@@ -1,6 +1,7 @@
 """Language models: prompts and completions, means over tokens, what is measured, and whole runs."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def ids(text: str) -> list[int]:
     return [VOCABULARY[word] for word in text.split()]
 
 
+@functools.cache
 def questions(n: int, seed: int = 0, longest: int = 18) -> datasets.Dataset:
     """Prompts, and completions of very different lengths."""
     rng = np.random.default_rng([seed, n])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_unlearn import UnlearningError
-from tests.runs import OWN, OwnDifference, make_trainer, torchrun, weights
+from tests.runs import OWN, OwnDifference, launch, make_trainer, weights
 
 
 class Watching(OwnDifference):
@@ -103,6 +103,6 @@ def test_refused(tmp_path):
 
 @pytest.mark.slow
 def test_one_reduction_for_each_gradient(tmp_path):
-    torchrun("reductions.py", tmp_path)
+    launch("reductions", tmp_path)
     found = json.loads((tmp_path / "reductions.json").read_text())
     assert found == {name: [2.0, 2.0, 2.0] for name in ("own_difference 1", "hamu 1", "own_difference 4", "hamu 4")}

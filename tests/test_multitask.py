@@ -21,7 +21,7 @@ from hf_unlearn.methods.orthograd import orthograd_update
 from hf_unlearn.metrics import interference, uis
 from hf_unlearn.trainer import Context
 from tests import runs
-from tests.runs import HEADS, SIZES, Runs, StopAt, make_trainer, same_bits, torchrun, weights
+from tests.runs import HEADS, SIZES, Runs, StopAt, launch, make_trainer, same_bits, weights
 from tests.samples import arguments
 from tests.test_trajectory import Run, case, check_same, run
 
@@ -647,7 +647,7 @@ def test_a_sample_without_the_label_has_no_gradient(trainer):
 MULTITASK = {name: case(name, logging_steps=1, **SETTINGS) for name in ("multitask_often", "multitask_within")}
 
 
-@pytest.mark.parametrize("name", MULTITASK)
+@pytest.mark.parametrize("name", ["multitask_often", pytest.param("multitask_within", marks=pytest.mark.slow)])
 def test_accumulation(name):
     check_same(run(MULTITASK[name], batch=4, accumulation=2), run(MULTITASK[name]), "float64")
     kept = [
@@ -661,7 +661,7 @@ def test_accumulation(name):
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in MULTITASK.items()}))
-    torchrun("trajectories.py", folder)
+    launch("trajectories", folder)
     return folder
 
 
@@ -674,19 +674,24 @@ def test_two_processes(name, two_processes):
     check_same(found, run(MULTITASK[name]), "float64")
 
 
-@pytest.mark.parametrize("killed_at", [5, 7])
-@pytest.mark.parametrize("name", MULTITASK)
+@pytest.mark.parametrize(
+    ("name", "killed_at"),
+    [
+        ("multitask_often", 7),
+        pytest.param("multitask_often", 5, marks=pytest.mark.slow),
+        pytest.param("multitask_within", 5, marks=pytest.mark.slow),
+        pytest.param("multitask_within", 7, marks=pytest.mark.slow),
+    ],
+)
 def test_resumed(name, killed_at, tmp_path):
     """Between two looks, and at one: bases, and which tasks rest, are in the checkpoint."""
-    settings = {"method": name, "save_strategy": "steps", "save_steps": 2, **SETTINGS}
-    expected = make_trainer(folder=tmp_path / "a", **settings)
-    expected.train()
+    settings = MULTITASK[name] | {"measure": False, "save_strategy": "steps", "save_steps": 2}
     with pytest.raises(RuntimeError, match="killed"):
-        make_trainer(folder=tmp_path / "b", callbacks=[StopAt(killed_at)], **settings).train()
-    resumed = make_trainer(folder=tmp_path / "b", **settings)
+        make_trainer(folder=tmp_path, callbacks=[StopAt(killed_at)], **settings).train()
+    resumed = make_trainer(folder=tmp_path, **settings)
     resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == expected.state.global_step > 6
-    assert same_bits(weights(resumed.model), weights(expected.model))
+    assert resumed.state.global_step == len(resumed.schedule) > 7
+    assert same_bits(weights(resumed.model), run(MULTITASK[name]).weights)
     assert not same_bits(weights(resumed.model), weights(runs.original("multitask")))
 
 

@@ -162,6 +162,7 @@ def test_other_image_backbones(name, tmp_path):
     assert same(logits(AutoModel.from_pretrained(tmp_path), inputs), expected)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it(tmp_path):
     model, inputs = tiny_multitask(tiny.tiny_resnet), tiny.random_inputs(tiny.tiny_resnet())
     model.save_pretrained(tmp_path)

@@ -108,6 +108,7 @@ class TestUnlearn:
         assert not list(tmp_path.rglob("training_args.bin"))
         assert json.loads((folder / "unlearning_config.json").read_text())["method"] == "finetune"
         saved = json.loads((folder / "metrics.json").read_text())
+        assert saved.pop("run")["request"]["samples"] == {"forget": 8, "retain": 24, "unseen": 16}
         assert saved == {**result.metrics, "runtime": result.runtime, "notes": [], "report": {}}
         everything = b"".join(path.read_bytes() for path in folder.rglob("*.json"))
         assert str(tmp_path).encode() not in everything  # no local path
@@ -166,6 +167,7 @@ class TestUnlearn:
                 figures()
         result.save(tmp_path / "saved")
         saved = json.loads((tmp_path / "saved" / "metrics.json").read_text())
+        assert saved.pop("run")["method"]["name"] == "finetune"
         assert saved == {"runtime": result.runtime, "notes": [], "report": {}}
 
     def test_losses_and_metrics_are_logged(self, tmp_path):

@@ -62,7 +62,7 @@ def check_no_pickled_arguments(folder: Path) -> None:
 )
 def test_killed_while_saving(method, family, tmp_path, uninterrupted):
     """Every method, with its own optimizer, in the middle of an epoch. The half-written checkpoint is not used."""
-    settings = EVERY_TWO | {"method": method, "family": family}
+    settings = EVERY_TWO | {"method": method, "family": family, "measure": False}
     runs = Runs(tmp_path, **settings)
     runs.killed("optimizer", 4)
     assert runs.checkpoints == ["checkpoint-2", "checkpoint-4"]

@@ -2,11 +2,14 @@
 
 import json
 
-from tests.runs import torchrun
+import pytest
+
+from tests.runs import launch
 
 
+@pytest.mark.slow
 def test_updates_of_a_sharded_model(tmp_path):
-    torchrun("sharded.py", tmp_path)
+    launch("sharded", tmp_path)
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == 13
     assert max(errors.values()) < 1e-14, errors

@@ -20,7 +20,7 @@ from hf_unlearn.errors import UnlearningError
 from hf_unlearn.methods import Ssd, SsdConfig
 from hf_unlearn.surgery import ssd
 from hf_unlearn.surgery.ssd import dampen, importances, ssd_edit
-from tests.runs import torchrun
+from tests.runs import launch
 from tests.samples import same_bits, weights
 from tests.tiny import random_inputs, tiny_bert, tiny_gpt2_classifier, tiny_llama_lm, tiny_resnet, tiny_vit
 
@@ -184,7 +184,7 @@ def test_padding_of_texts_changes_nothing():
 
 @pytest.mark.slow
 def test_importances_of_two_processes(tmp_path):
-    torchrun("importances.py", tmp_path)
+    launch("importances", tmp_path)
     counts = json.loads((tmp_path / "counts.json").read_text())
     for family, build in FAMILIES.items():
         model = build()

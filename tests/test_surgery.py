@@ -19,7 +19,7 @@ from hf_unlearn.cli import main
 from hf_unlearn.models import load_model, weights_digest
 from hf_unlearn.surgery import damp_edit, find_plan, ssd_edit
 from hf_unlearn.surgery.ssd import SsdConfig
-from tests.runs import torchrun
+from tests.runs import launch
 from tests.samples import arguments, for_trainer, images, pictures, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_gpt2_classifier, tiny_image_processor, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -168,7 +168,7 @@ def test_texts(tmp_path: Path, method: str, build: Callable[[], PreTrainedModel]
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path):
     """Each process reads its share, and both make the edit that one process makes."""
-    torchrun("surgery.py", tmp_path)
+    launch("surgery", tmp_path)
     for method in METHODS:
         for family, build in (("vit", tiny_vit), ("resnet", tiny_resnet)):
             ranks = [load_file(tmp_path / f"{method}-{family}-{rank}.safetensors") for rank in range(2)]
@@ -210,10 +210,6 @@ class TestAdapter:
             assert result.metrics["after"][figure] == pytest.approx(edited.metrics["after"][figure])
         assert result.metrics["before"] == edited.metrics["before"]
 
-    def test_ssd_has_none(self, tmp_path: Path):
-        with pytest.raises(UnlearningError, match="ssd changes single weights, which no LoRA adapter can; leave out"):
-            unlearn(tiny_vit(), **a_class(), method="ssd", peft_config=True, args=arguments(tmp_path))
-
     def test_rank_and_layers_are_not_the_users(self, tmp_path: Path):
         config = LoraConfig(r=4, target_modules=["q_proj"])
         with pytest.raises(UnlearningError, match="damp finds out itself which layers it edits.*peft_config=True"):
@@ -224,10 +220,6 @@ class TestAdapter:
         model = get_peft_model(tiny_vit(), LoraConfig(r=2, target_modules=["q_proj"]))
         with pytest.raises(UnlearningError, match=r"the model is a PeftModel.*model\.merge_and_unload\(\)"):
             unlearn(model, **a_class(), method=method, args=arguments(tmp_path))
-
-    def test_true_is_for_edits_only(self, tmp_path: Path):
-        with pytest.raises(UnlearningError, match="peft_config is True.*expected a PEFT config"):
-            unlearn(tiny_vit(), **a_class(), method="finetune", peft_config=True, args=arguments(tmp_path))
 
 
 def test_single_samples_are_refused(tmp_path: Path):

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_unlearn.methods import LotusConfig
-from tests.runs import TRAINED, distance, make_trainer, torchrun, weights
+from tests.runs import TRAINED, distance, launch, make_trainer, weights
 
-METHODS = [*TRAINED, "own_difference", "own_phases"]
+OWN_METHODS = ["own_difference", "own_phases"]
+METHODS = [*TRAINED, *OWN_METHODS]
+KEY_BIASES = ("key.bias", "k_proj.bias", "k_lin.bias", "c_attn.bias")
 LANGUAGE_METHODS = ["grad_diff", "npo", "simnpo", "rmu"]  # also on a language model, in an adapter
 
 
@@ -53,16 +55,17 @@ def run(settings: dict, **layout: int) -> Run:
     return _run(json.dumps(settings | layout))
 
 
-def check_same(found: Run, expected: Run, dtype: str) -> None:
+def check_same(found: Run, expected: Run, dtype: str, lines: int = 5) -> None:
+    """The same weights, metrics and logs, of so many lines at least."""
     # Attention is invariant to the bias of its keys. That bias has no gradient but the rounding noise, which Adam scales
-    # up to steps of full size where it is not small beside Adam's epsilon: in float32.
-    noise = [name for name in expected.weights if name.endswith(("key.bias", "k_proj.bias"))]
+    # up to steps of full size where it is not small beside Adam's epsilon: in float32. GPT-2 has it in one with others.
+    noise = [name for name in expected.weights if name.endswith(KEY_BIASES)]
     if dtype == "float64":
         assert distance(found.weights, expected.weights) < 1e-10
     a, b, start = (
         {k: v for k, v in w.items() if k not in noise} for w in (found.weights, expected.weights, expected.start)
     )
-    assert distance(b, start) > 1e-5  # they have moved
+    assert distance(b, start) > (1e-7 if dtype == "float64" else 1e-5)  # they have moved
     assert distance(a, b) < (1e-10 if dtype == "float64" else 1e-5)
     assert distance(a, b, start) < (1e-10 if dtype == "float64" else 1e-4)
 
@@ -74,34 +77,26 @@ def check_same(found: Run, expected: Run, dtype: str) -> None:
             assert found.metrics[when][name] == expected_value, name
     assert found.metrics["reasons"] == expected.metrics["reasons"]
 
-    assert len(found.logs) == len(expected.logs) > 4
+    assert len(found.logs) == len(expected.logs) >= lines
     for line, other in zip(found.logs, expected.logs, strict=True):
         assert line.keys() == other.keys()
         if "train_runtime" not in line:
             assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[] if m in ("lotus", *OWN_METHODS) else pytest.mark.slow) for m in METHODS]
+)
 def test_accumulation(method):
+    """Two epochs; one epoch of every method on every family is in `test_matrix`."""
     check_same(run(case(method), batch=4, accumulation=2), run(case(method)), "float64")
-
-
-@pytest.mark.parametrize("method", LANGUAGE_METHODS)
-def test_accumulation_of_a_language_model(method):
-    settings = case(method, "llama")
-    check_same(run(settings, batch=4, accumulation=2), run(settings), "float64")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method, family, dtype",
-    [
-        (m, f, d)
-        for m in METHODS
-        for f, d in (("resnet", "float64"), ("bert", "float64"), ("vit", "float32"))
-        if (m, f) != ("rmu", "resnet")
-    ]
-    + [(m, f, "float32") for m in ("lotus", "own_difference") for f in ("resnet", "bert")],
+    [(m, "vit", "float32") for m in METHODS]
+    + [(m, f, d) for m in ("lotus", *OWN_METHODS) for f in ("resnet", "bert") for d in ("float64", "float32")],
 )
 def test_accumulation_everywhere(method, family, dtype):
     settings = case(method, family, dtype)
@@ -186,7 +181,7 @@ TWO_PROCESSES |= {
 def two_processes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two_processes")
     (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in TWO_PROCESSES.items()}))
-    torchrun("trajectories.py", folder)
+    launch("trajectories", folder)
     return folder
 
 

@@ -27,6 +27,7 @@ from ..api import UnlearningResult
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
 from ..methods.local_teacher import similarity
+from .plots import Series, picture
 
 MEASURES = ("accuracy", "confidence", "total_variation")
 SPLITS = {"retain": "retain", "unseen": "evidence"}  # what is compared, by what the trainer calls it
@@ -72,34 +73,22 @@ class Locality:
         return "\n".join([*lines, f"near/far ratio {ratio}, rank correlation with similarity {correlation}"])
 
     def svg(self, measure: str = "total_variation", width: int = 480, height: int = 240) -> str:
-        """A measure by similarity as a picture: the model's line, and the floor's in grey."""
-        left, low, right, top = 50, height - 35, width - 10, 10
-        lines = {"#c0392b": self.bins[measure]} | ({"#999999": self.floor.bins[measure]} if self.floor else {})
-        values = [value for line in lines.values() for value in line if value is not None]
-        least, most = min(0.0, *values), max(1e-9, *values)
-
-        def x(s: float) -> float:
-            return left + (right - left) * (s - self.edges[0]) / max(self.edges[-1] - self.edges[0], 1e-9)
-
-        def y(value: float) -> float:
-            return low - (low - top) * (value - least) / (most - least)
-
-        middles = [(a + b) / 2 for a, b in zip(self.edges, self.edges[1:], strict=False)]
-        parts = [f'<line x1="{left}" y1="{y(0):.1f}" x2="{right}" y2="{y(0):.1f}" stroke="black"/>']
-        for colour, line in lines.items():
-            points = [(x(s), y(v)) for s, v in zip(middles, line, strict=True) if v is not None]
-            path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for px, py, text in (
-            (left, height - 18, f"{self.edges[0]:.2f}"),
-            (right, height - 18, f"{self.edges[-1]:.2f}"),
-            ((left + right) / 2, height - 5, "similarity to the forget set"),
-            (left / 2, y(most) + 10, f"{most:.2f}"),
-            (left / 2, y(least), f"{least:.2f}"),
-        ):
-            parts.append(f'<text x="{px:.0f}" y="{py:.0f}" text-anchor="middle">{text}</text>')
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-size="11">'
-        return "\n".join([head, f"<title>{measure.replace('_', ' ')}</title>", *parts, "</svg>"])
+        """A measure by similarity as a picture: the model's line, and the floor's."""
+        series = [Series("unlearned", self.bins[measure], "unlearned")]
+        if self.floor:
+            series.append(Series("two retrained models", self.floor.bins[measure], "retrained"))
+        name = measure.replace("_", " ")
+        return picture(
+            f"locality-{measure}",
+            self.edges,
+            series,
+            title=f"{name.capitalize()} by similarity to the forget set",
+            kind="middles",
+            x_label="similarity to the forget set",
+            y_label=f"difference, {name}",
+            width=width,
+            height=height,
+        )
 
 
 def compare_locally(

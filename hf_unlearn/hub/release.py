@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from .revisions import Parent
 
 ADAPTER_CONFIG = "adapter_config.json"
-FEWEST = 10  # samples of a class below which a published audit has no row for it
+FEWEST = 10  # samples of a class below which a published audit has no row for it, and of a request: see `coarse`
+DIGITS = 4
+# What a record that somebody guesses could be tried out against, if it is of very few records.
+TELLING = re.compile(r"forget_loss|(rf_)?jsd|activation_distance")
 # Where a reason or a verdict says which classes it is about.
 LISTS = re.compile(
     r"(?:the forget |the )?(?:classes )?\[[^\]]*\]"
@@ -85,8 +88,18 @@ def prepare(
     return folder
 
 
+def coarse(figures: dict[str, Any] | None, samples: int) -> dict[str, Any] | None:
+    """Figures with four digits, and without those that a guess of a forgotten record could be checked with, as its exact
+    loss can be, where there are fewer than ten records."""
+    if figures is None:
+        return None
+    shown = figures if samples >= FEWEST else {k: None if TELLING.fullmatch(k) else v for k, v in figures.items()}
+    return _rounded(shown)
+
+
 def publishable(content: dict[str, Any], class_names: bool = False) -> dict[str, Any]:
-    """The content of an audit without local paths, and without what tells the labels of few samples.
+    """The content of an audit with four digits, without local paths, and without what tells the labels of few samples or
+    the scores of few.
 
     Which classes the samples of a request for single samples are of is left out; classes with fewer than ten of them have
     no row. The classes of a request for whole classes are named only if asked for.
@@ -100,6 +113,12 @@ def publishable(content: dict[str, Any], class_names: bool = False) -> dict[str,
     if request["kind"] != "class":
         request["forget_classes"] = []
         content["classes"] = [row for row in rows if row["forget"] >= FEWEST]
+    samples = request["samples"]["forget"]
+    if samples < FEWEST:
+        content.pop("distributions", None)
+    content["figures"] = {name: coarse(row, samples) for name, row in content["figures"].items()}
+    content = _rounded(content)
+    request = content["request"]
     if not class_names:
         request["class_names"] = None
         for row in content.get("classes") or []:
@@ -155,12 +174,25 @@ def _clean(folder: Path, parent: "Parent | None", class_names: list[str] | None)
     metrics = json.loads((folder / METRICS).read_text())
     metrics.pop("report")  # of the method, which may count the samples of each class
     metrics["reasons"] = {name: LISTS.sub(SOME, why) for name, why in metrics.get("reasons", {}).items()}
-    metrics["run"]["request"]["class_names"] = class_names
+    request = metrics["run"]["request"]
+    request["class_names"] = class_names
+    for when in ("before", "after"):
+        if when in metrics:
+            metrics[when] = coarse(metrics[when], request["samples"]["forget"])
     _write(folder / METRICS, metrics)
 
 
 def _without_path(text: str) -> str:
     return HIDDEN if (os.sep in text or text.startswith("~")) and is_local(text) else text
+
+
+def _rounded(value: Any) -> Any:
+    """The same value of JSON, with four significant digits of every number that is not whole."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -60,7 +60,7 @@ def collect(
     totals: list[Tensor] = []  # class sums of every reading, and behind them the counts
     waiting: list[tuple[Tensor, list[Tensor]]] = []  # random numbers of samples, and their rows of every reading
     limit, seen = 1.0, 0
-    with evaluating(model), _Activations(plan, conv, pooling) as activations:
+    with evaluating(model), Activations(plan, conv, pooling) as activations:
         for batch in loader:
             batch = activations.batch = ready(batch, model)
             logits = model(**batch.inputs).logits
@@ -110,7 +110,7 @@ def _lowest(parts: list[tuple[Tensor, list[Tensor]]], n: int) -> tuple[Tensor, l
     return keys[order], [torch.cat(rows)[order] for rows in zip(*(rows for _, rows in parts), strict=True)]
 
 
-class _Activations:
+class Activations:
     """Hooks that pool what every reading's operators read in a forward pass."""
 
     def __init__(self, plan: Plan, conv: str, pooling: str):
@@ -125,7 +125,7 @@ class _Activations:
         self.read: dict[int, Tensor] = {}
         self.scores: Tensor  # what the head gives, for each token
 
-    def __enter__(self) -> "_Activations":
+    def __enter__(self) -> "Activations":
         self.handles = []
         for i, reading in enumerate(self.plan.readings):
             module = reading.operators[0].module

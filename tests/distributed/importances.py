@@ -1,13 +1,8 @@
-"""Importances of two processes, each with its share of the samples: of an odd number, so that one process has padding.
-
-torchrun --nproc_per_node 2 tests/distributed/importances.py FOLDER
-"""
+"""Importances of two processes, each with its share of the samples: of an odd number, so that one process has padding."""
 
 import json
-import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
@@ -19,7 +14,6 @@ from tests.test_ssd import FAMILIES, batches, samples, share
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     counts = {}
@@ -39,9 +33,3 @@ def main(folder: Path) -> None:
     assert importances(model, batches(alone, 4) if state.is_main_process else [], SsdConfig()).how == "loop"
     if state.is_main_process:
         (folder / "counts.json").write_text(json.dumps(counts))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

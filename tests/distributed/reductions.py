@@ -1,14 +1,8 @@
-"""How often a gradient method reduces: once for each named gradient, whatever the number of micro-batches.
+"""How often a gradient method reduces: once for each named gradient, whatever the number of micro-batches."""
 
-torchrun --nproc_per_node 2 tests/distributed/reductions.py FOLDER
-"""
-
-import gc
 import json
-import sys
 from pathlib import Path
 
-import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
@@ -37,7 +31,6 @@ class Count(TrainerCallback):
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     found = {}
     for accumulation in (1, 4):
         for method in ("own_difference", "hamu"):
@@ -51,11 +44,3 @@ def main(folder: Path) -> None:
             found[f"{method} {accumulation}"] = count.steps
     if trainer.is_world_process_zero():
         (folder / "reductions.json").write_text(json.dumps(found))
-    del trainer, count
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,13 +1,7 @@
-"""Edits of the weights in two processes, each of which reads its share of the samples.
+"""Edits of the weights in two processes, each of which reads its share of the samples."""
 
-torchrun --nproc_per_node 2 tests/distributed/surgery.py FOLDER
-"""
-
-import gc
-import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from hf_unlearn import UnlearningTrainer
@@ -18,7 +12,6 @@ from tests.tiny import tiny_resnet, tiny_vit
 
 
 def main(folder: Path) -> None:
-    torch.set_num_threads(1)
     for name, method in METHODS.items():
         for family, build in (("vit", tiny_vit), ("resnet", tiny_resnet)):
             trainer = UnlearningTrainer(
@@ -29,11 +22,3 @@ def main(folder: Path) -> None:
             assert shares == [12, 36]  # of 24 and 72 samples
             trainer.train()
             save_file(trainer.model.state_dict(), folder / f"{name}-{family}-{trainer.args.process_index}.safetensors")
-    del trainer
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

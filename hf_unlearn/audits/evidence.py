@@ -1,0 +1,669 @@
+"""What forward passes tell: the figures, distributions and tests of level 0, from measurements of single samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from .. import models
+from ..data import Source
+from ..errors import UnlearningError
+from ..evaluation import Measurement, figures
+from ..metrics import functional
+from . import passes
+from .context import AuditContext
+from .membership import (
+    Matched,
+    called_members,
+    matched_mean,
+    matched_test,
+    paired_auc,
+    paired_drop,
+    share_above,
+)
+from .verdict import ENOUGH, LEVEL, Finding, decides, short, smallest_auc
+
+# What a sample's score is called; higher for what is remembered. The first one decides what a fault is called.
+SCORES = {
+    "classifier": {"margin": "margin", "entropy": "certainty (negative entropy)"},
+    "causal-lm": {"margin": "likelihood", "min_k": "min-k %", "extraction": "extraction strength"},
+}
+HARM = {"retain": 0.02, "unseen": 0.05}  # accuracy that may be lost
+RECOGNISED = 0.02  # of a forgotten class, that may still be given its label
+UNMATCHED = 0.01  # p at which the retrained model, too, tells forget from unseen samples
+BINS = 30
+
+
+@dataclass
+class Judged:
+    """Level 0 of an audit.
+
+    Attributes:
+        changed: whether the weights are not the original's.
+        can: whether an absence of faults says something about memory.
+        error: standard error of the AUC of forget over unseen samples, if both are alike.
+    """
+
+    request: dict[str, Any]
+    findings: list[Finding]
+    cannot: list[str]
+    figures: dict[str, dict[str, float | None]]
+    reasons: dict[str, str]
+    classes: list[dict[str, Any]]
+    distributions: dict[str, Any]
+    distance: dict[str, Any] | None
+    canary: dict[str, Any]
+    changed: bool
+    can: bool
+    error: float | None
+    power: float | None = field(default=None)
+
+    def with_power(self, findings: Sequence[Finding]) -> list[Finding]:
+        """The findings, with what would have been found, which depends on how many tests there are in all."""
+        findings = list(findings)
+        if self.error is None:
+            return findings
+        self.power = smallest_auc(self.error, max(1, sum(decides(finding) for finding in findings)))
+        seen = f" An AUC above {short(self.power)} would have been seen in four of five cases."
+        return [replace(f, sentence=f.sentence + seen) if f.name == "membership" else f for f in findings]
+
+
+def stand_out(forget: Measurement, unseen: Measurement, task: str) -> dict[str, Matched]:
+    """The matched test of each score; none where no forget class has unseen samples."""
+    found = {}
+    for name in SCORES["causal-lm" if task == "causal-lm" else "classifier"]:
+        sign = -1 if name == "entropy" else 1
+        sides = [(sign * m.signals[name], m.labels) for m in (forget, unseen)]
+        if tested := matched_test(*sides[0], *sides[1]):
+            found[name] = tested
+    return found
+
+
+def noticed(tests: dict[str, Matched], among: int) -> bool:
+    """Whether the samples would be found to stand out above, as one of so many tests."""
+    lowest = min(p for test in tests.values() for p in (test.p, test.ks_p))
+    return lowest * among <= LEVEL and next(iter(tests.values())).auc > 0.5
+
+
+def judge(ctx: AuditContext, canaries: np.ndarray | None = None) -> Judged:
+    """Everything of level 0, from what `passes.measure` has left in the context."""
+    measured, cannot, findings = ctx.measured, [], []
+    forget_labels = ctx.labels["forget"]
+    rows, reasons = _figures(ctx)
+    distance = passes.distance(ctx.models["original"], ctx.models["unlearned"])
+    changed = distance is None or distance["total"] != 0
+    if distance is None:
+        reasons["distance"] = "the two models do not have the same tensors"
+    tests = {
+        name: stand_out(of["forget"], of["unseen"], ctx.task) if "unseen" in of else {}
+        for name, of in measured.items()
+    }
+    matched = bool(tests["unlearned"])
+    if not matched:
+        cannot.append(_why_unmatched(ctx))
+    elif missing := next(iter(tests["unlearned"].values())).unmatched:
+        cannot.append(
+            f"Forget samples of {_classes(ctx, missing)} have no unseen samples of their class and are left out."
+        )
+
+    control = matched
+    if matched and "retrained" in tests:
+        control = min(test.p for test in tests["retrained"].values()) >= UNMATCHED
+        findings += _beside_retrained(ctx)
+        if not control:
+            cannot.append(
+                "The retrained model, too, tells forget samples from the unseen ones, so these are no matched control; "
+                "only the comparison with the retrained model counts."
+            )
+    if matched:
+        findings += membership_findings(tests["unlearned"], rows["unlearned"], ctx.task, control)
+        findings.append(_tails(measured["unlearned"]))
+    findings += _quality(ctx)
+    if ctx.is_class:
+        findings.append(_recognition(ctx, "unlearned"))
+    findings += harm_findings(ctx)
+    if canaries is not None:
+        canary_tests = _canary_tests(ctx, canaries)
+        findings.append(_canary_finding(canary_tests["unlearned"], len(canaries)))
+    findings += _attack(ctx, matched)
+    if changed and distance and distance["head_only"]:
+        findings.append(_head(ctx, distance))
+
+    among = max(1, sum(decides(finding) for finding in findings))
+    remembered = matched and noticed(tests["original"], among)
+    if ctx.is_class:
+        before = _recognition(ctx, "original")
+        remembered = remembered or before.p * among <= LEVEL
+    if matched and not remembered:
+        auc = next(iter(tests["original"].values())).auc
+        cannot.insert(
+            0,
+            f"The original itself shows no memory of the forget set (AUC {short(auc)}), so this audit cannot see whether it "
+            "was removed.",
+        )
+    if canaries is not None:
+        canary = _planted_labels(canary_tests["original"], len(canaries), among)
+    else:
+        canary = _planted_members(ctx, tests, among)
+    n = next(iter(tests["unlearned"].values())).n_forget if matched else len(forget_labels)
+    if n < ENOUGH:
+        least = smallest_auc(next(iter(tests["unlearned"].values())).error, among) if matched else 1.0
+        cannot.append(
+            f"With {n} forget samples (30 are few) only an AUC above {short(least)} would have been seen: that nothing was "
+            "found says little."
+        )
+    return Judged(
+        request=_request(ctx),
+        findings=findings,
+        cannot=cannot,
+        figures=rows,
+        reasons=reasons,
+        classes=_by_class(ctx),
+        distributions=_distributions(ctx),
+        distance=distance,
+        canary=canary,
+        changed=changed,
+        can=matched and remembered and n >= ENOUGH,
+        error=next(iter(tests["unlearned"].values())).error if matched and control else None,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+
+
+def _request(ctx: AuditContext) -> dict[str, Any]:
+    classes = np.unique(ctx.labels["forget"]) if ctx.num_labels else np.zeros(0, int)
+    whole = ~np.isin(classes, ctx.labels["retain"]) if "retain" in ctx.labels else np.zeros(len(classes), bool)
+    kind = "class" if ctx.is_class else "mixed" if whole.any() else "instance"
+    return {
+        "kind": kind,
+        "samples": {name: len(rows) for name, (_, rows) in ctx.sets.items()},
+        "forget_classes": classes.tolist(),
+    }
+
+
+def _figures(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dict[str, str]]:
+    names = {"unseen": "evidence"}
+    measured = {
+        model: {names.get(split, split): values for split, values in of.items()} for model, of in ctx.measured.items()
+    }
+    rows, reasons = {}, {}
+    for model, of in measured.items():
+        values, why = figures(of, measured["original"], class_request=ctx.is_class, bootstrap=1000)
+        for only_steers in (values, why):
+            only_steers.pop("gap", None)
+        rows[model], reasons = values, reasons | why
+    if "retrained" in ctx.models:
+        forget = ctx.sets["forget"]
+        reference = rows["retrained"]
+        for model, values in rows.items():
+            other = ctx.models["retrained"]
+            values |= ctx.evaluator.compare(ctx.models[model], other, *forget)
+            values |= ctx.evaluator.beside(values, reference, measured[model], measured["retrained"])
+            margins = [ctx.measured[m]["forget"].signals["margin"] for m in (model, "retrained")]
+            values["forget_quality"] = functional.forget_quality(*margins)
+    return rows, reasons
+
+
+def _by_class(ctx: AuditContext) -> list[dict[str, Any]]:
+    """Of each forget class: RF-JSD and AUC, where it has unseen samples."""
+    if not ctx.num_labels:
+        return []
+    unlearned, names = ctx.measured["unlearned"], class_names(ctx.models["original"])
+    forget = unlearned["forget"]
+    unseen = unlearned.get("unseen")
+    rows = []
+    for c in np.unique(forget.labels).tolist():
+        inside = forget.labels == c
+        others = unseen.labels == c if unseen else np.zeros(0, bool)
+        row = {
+            "class": c,
+            "name": names[c] if names else None,
+            "forget": int(inside.sum()),
+            "unseen": int(others.sum()),
+        }
+        row |= {"rf_jsd": None, "auc": None}
+        if others.any():
+            tested = matched_test(
+                forget.signals["margin"][inside],
+                forget.labels[inside],
+                unseen.signals["margin"][others],
+                unseen.labels[others],
+            )
+            row["auc"] = tested.auc
+            if not ctx.is_class:
+                means = forget.class_means([c]), ctx.measured["original"]["unseen"].class_means([c])
+                row["rf_jsd"] = functional.rf_jsd_from_means(*means)
+        rows.append(row)
+    return rows
+
+
+def _distributions(ctx: AuditContext) -> dict[str, Any]:
+    """Shares of samples in bins that all models and sets share; what is outside the middle 99 % is in the outer bins."""
+    found = {}
+    for signal in ("margin", "loss", "entropy"):
+        values = np.concatenate([m.signals[signal] for of in ctx.measured.values() for m in of.values()])
+        low, high = np.quantile(values, [0.005, 0.995])
+        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        shares = {
+            model: {
+                name: (np.histogram(m.signals[signal].clip(edges[0], edges[-1]), edges)[0] / len(m.labels)).tolist()
+                for name, m in of.items()
+            }
+            for model, of in ctx.measured.items()
+        }
+        found[signal] = {"edges": edges.tolist(), **shares}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tests
+
+
+def membership_findings(
+    tests: dict[str, Matched], row: dict[str, float | None], task: str, control: bool
+) -> list[Finding]:
+    """Whether forget samples are where unseen ones are: by each score, and by the shape of the distribution of the first."""
+    scores = SCORES["causal-lm" if task == "causal-lm" else "classifier"]
+    of_their, of_its = ("", "") if task == "causal-lm" else (" of their class", " of its class")
+    (first, main), *others = tests.items()
+    # A model that is sure of wrong answers has not remembered them: the margin goes first in saying which way it is.
+    telling = next((test for test in tests.values() if test.p <= LEVEL), main)
+    side = "residual" if telling.auc >= 0.5 else "over"
+    found = [
+        Finding(
+            "membership",
+            f"Do forget samples stand out from unseen ones{of_their}?",
+            f"A forget sample has the higher {scores[first]} than an unseen one{of_its} in {main.auc:.1%} of pairs (AUC "
+            f"{short(main.auc)}, 95 % interval {short(row['auc_low'])} to {short(row['auc_high'])}).",
+            main.auc,
+            row["auc_low"],
+            row["auc_high"],
+            main.p,
+            kind=side,
+        ),
+        Finding(
+            "spread",
+            f"Is the {scores[first]} of forget samples spread as that of unseen ones{of_their}?",
+            f"The {scores[first]} of forget samples and that of unseen ones have distributions up to {main.ks:.1%} apart "
+            "(Kolmogorov-Smirnov).",
+            main.ks,
+            p=main.ks_p,
+            kind=side,
+        ),
+    ]
+    for name, test in others:
+        found.append(
+            Finding(
+                name,
+                f"Do forget samples stand out by {scores[name]}?",
+                f"A forget sample has the higher {scores[name]} than an unseen one{of_its} in {test.auc:.1%} of pairs.",
+                test.auc,
+                p=test.p,
+                kind=side,
+            )
+        )
+    return found if control else [replace(finding, kind="info") for finding in found]
+
+
+def _tails(unlearned: dict[str, Measurement]) -> Finding:
+    """The worst cases at both ends."""
+    forget, unseen = unlearned["forget"], unlearned["unseen"]
+    above, below, total = 0, 0, 0
+    for c in np.intersect1d(forget.labels, unseen.labels):
+        mine, theirs = forget.signals["margin"][forget.labels == c], unseen.signals["margin"][unseen.labels == c]
+        low, high = np.quantile(theirs, [0.05, 0.95])
+        above, below, total = above + (mine > high).sum(), below + (mine < low).sum(), total + len(mine)
+    return Finding(
+        "tails",
+        "How many forget samples lie where few unseen ones do?",
+        f"{above / total:.1%} of the forget samples lie above the highest twentieth of the unseen samples' margins and "
+        f"{below / total:.1%} below the lowest; about 5 % are expected of each.",
+        float(above / total),
+    )
+
+
+def _recognition(ctx: AuditContext, name: str) -> Finding:
+    """Of a class request: whether the model still gives samples of the class its label, more than it gives it to others."""
+    measured = ctx.measured[name]
+    classes = np.unique(ctx.labels["forget"])
+    right, elsewhere = [measured["forget"].signals["correct"]], []
+    if "unseen" in measured:
+        unseen = measured["unseen"]
+        right.append(unseen.signals["correct"][np.isin(unseen.labels, classes)])
+    for other in ("unseen", "retain"):
+        if other in measured:
+            kept = np.setdiff1d(np.unique(measured[other].labels), classes)
+            if len(kept):
+                sums = measured[other].class_sums[kept]
+                elsewhere.append(sums[:, classes].sum() / sums.sum())
+    expected = max(elsewhere, default=0.0)
+    found = share_above(np.concatenate(right), expected, RECOGNISED)
+    return Finding(
+        "recognition",
+        "Does the model still recognise the forgotten class?",
+        f"It gives samples of the forgotten class their label in {found.value:.1%} of cases, and that label to other samples "
+        f"with a probability of {expected:.1%}; a model that was never trained on the class does not tell them apart.",
+        found.value,
+        found.low,
+        found.high,
+        found.p,
+        kind="residual",
+    )
+
+
+def harm_findings(ctx: AuditContext) -> list[Finding]:
+    """What other samples have paid: the accuracy lost against the reference, on the same samples."""
+    reference = "retrained" if "retrained" in ctx.models else "original"
+    found = []
+    for name, margin in HARM.items():
+        if name not in ctx.sets:
+            continue
+        before, after = (ctx.measured[model][name] for model in (reference, "unlearned"))
+        kept = ~np.isin(after.labels, ctx.labels["forget"]) if ctx.is_class else np.ones(len(after.labels), bool)
+        if not kept.any():
+            continue
+        lost = paired_drop(before.signals["correct"][kept], after.signals["correct"][kept], margin)
+        what = "retained samples" if name == "retain" else "unseen samples"
+        what += " of the other classes" if ctx.is_class and name == "unseen" else ""
+        found.append(
+            Finding(
+                f"harm_{name}",
+                f"Have {what} paid for it?",
+                f"The accuracy on {what} is {abs(lost.value):.1%} {'below' if lost.value >= 0 else 'above'} the {reference} "
+                f"model's (more than {margin:.0%} below is harm).",
+                lost.value,
+                lost.low,
+                lost.high,
+                lost.p,
+                kind="harm",
+            )
+        )
+    return found
+
+
+def _beside_retrained(ctx: AuditContext) -> list[Finding]:
+    scores = [
+        tuple(ctx.measured[model][name].signals["margin"] for name in ("forget", "unseen"))
+        for model in ("unlearned", "retrained")
+    ]
+    gap = paired_auc(*scores, (ctx.labels["forget"], ctx.labels["unseen"]))
+    return [
+        Finding(
+            "relative",
+            "Do forget samples stand out more than in the retrained model?",
+            f"The AUC of forget over unseen samples is {abs(gap.value):.3f} {'above' if gap.value >= 0 else 'below'} the "
+            "retrained model's.",
+            gap.value,
+            gap.low,
+            gap.high,
+            gap.p,
+            kind="residual" if gap.value >= 0 else "over",
+        )
+    ]
+
+
+def _quality(ctx: AuditContext) -> list[Finding]:
+    if "retrained" not in ctx.models:
+        return []
+    margins = [ctx.measured[model]["forget"].signals["margin"] for model in ("unlearned", "retrained")]
+    p = functional.forget_quality(*margins)
+    return [
+        Finding(
+            "quality",
+            "Are the forget samples' margins distributed as in the retrained model?",
+            f"Forget quality (Kolmogorov-Smirnov p-value) is {p:.2g}; two retrained models differ in scale too, so a low "
+            "value alone is no fault.",
+            p,
+        )
+    ]
+
+
+def _attack(ctx: AuditContext, matched: bool) -> list[Finding]:
+    """A population attack by swapped halves, and how far the retained samples are exposed to the same comparison."""
+    if "retain" not in ctx.sets or "unseen" not in ctx.sets:
+        return []
+    found, unlearned = [], ctx.measured["unlearned"]
+    sizes = [len(ctx.labels[name]) for name in ("retain", "unseen")]
+    if matched and min(sizes) >= 4:
+        signals = [unlearned[name].signals["entropy"] for name in ("retain", "unseen", "forget")]
+        unseen, forget = called_members(*signals, seed=ctx.seed)
+        kept = np.isin(ctx.labels["forget"], ctx.labels["unseen"])
+        other = matched_mean(unseen, ctx.labels["unseen"], like=ctx.labels["forget"])
+        found.append(
+            Finding(
+                "attack",
+                "Does an attack take forget samples for members?",
+                f"A population attack on the entropy calls {forget[kept].mean():.1%} of the forget samples members, and "
+                f"{other:.1%} of the unseen ones that it has not seen.",
+                float(forget[kept].mean() - other),
+            )
+        )
+    exposed = {}
+    for name in ("original", "unlearned"):
+        of = ctx.measured[name]
+        if tested := stand_out(of["retain"], of["unseen"], ctx.task):
+            exposed[name] = next(iter(tested.values())).auc
+    if exposed:
+        found.append(
+            Finding(
+                "exposure",
+                "Are retained samples easier to tell from unseen ones than before?",
+                f"The AUC of retained over unseen samples is {short(exposed['unlearned'])}, and was {short(exposed['original'])} "
+                "in the original.",
+                exposed["unlearned"],
+            )
+        )
+    return found
+
+
+def _head(ctx: AuditContext, distance: dict[str, Any]) -> Finding:
+    changed = [layer["name"] for layer in distance["layers"] if layer["relative"] != 0]
+    alike = False
+    if "retrained" in ctx.models:
+        other = passes.distance(ctx.models["original"], ctx.models["retrained"])
+        alike = other is not None and other["head_only"]
+    sentence = f"Only {', '.join(changed)} changed: the features are the original's, and a new head can read them."
+    if alike:
+        sentence += " So it is in the retrained model: the network was never trained on the forget samples."
+    return Finding(
+        "head", "Has more than the head changed?", sentence, fails=not alike, kind="info" if alike else "head"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Would it have been seen?
+
+
+def canary_places(ctx: AuditContext, canaries: str | Sequence | None) -> np.ndarray | None:
+    """The places in the forget set of samples whose labels were planted wrong."""
+    if canaries is None:
+        return None
+    source: Source = ctx.evaluator.samples.sources[ctx.sets["forget"][0]]
+    if not ctx.num_labels:
+        raise UnlearningError("canaries are planted wrong labels, and a language model has none; leave them out.")
+    if isinstance(canaries, str):
+        if not isinstance(source.dataset, Dataset) or canaries not in source.dataset.column_names:
+            raise UnlearningError(
+                f"canaries is {canaries!r}, and forget has the columns {', '.join(source.column_names)}."
+            )
+        canaries = source.dataset.with_format(None)[canaries][:]
+    values = np.asarray(canaries)
+    places = np.flatnonzero(values) if values.dtype == bool else values
+    size = len(source)
+    fits = values.ndim == 1 and (len(values) == size if values.dtype == bool else values.dtype.kind in "iu")
+    if not fits or not len(places) or places.min() < 0 or places.max() >= size:
+        raise UnlearningError(
+            f"canaries are {len(values)} values of type {values.dtype}; expected places from 0 to {size - 1} in forget, or "
+            f"true or false for each of its {size} samples, and one at least."
+        )
+    return np.unique(places)
+
+
+def wrong_labels(labels: np.ndarray, planted: np.ndarray, seed: int) -> np.ndarray:
+    """For each sample a label drawn from the planted ones that is not its own; -1 where there is no such one."""
+    rng = np.random.default_rng([seed, 4])
+    wrong = np.full(len(labels), -1)
+    for c in np.unique(labels):
+        if len(pool := planted[planted != c]):
+            wrong[labels == c] = rng.choice(pool, (labels == c).sum())
+    return wrong
+
+
+def _canary_tests(ctx: AuditContext, places: np.ndarray) -> dict[str, Matched | None]:
+    """Canaries against unseen samples with wrong labels, by their margins; one more pass over the unseen samples."""
+    if "unseen" not in ctx.sets:
+        raise UnlearningError("canaries are held against unseen samples, and there are none; pass unseen=.")
+    planted = ctx.labels["forget"][places]
+    wrong = wrong_labels(ctx.labels["unseen"], planted, ctx.seed)
+    source, indices = ctx.sets["unseen"]
+    kept, tests = wrong >= 0, {}
+    for name in ("original", "unlearned"):
+        margins = np.empty(len(indices))
+        for positions, _, logits in ctx.evaluator.logits(ctx.models[name], source, indices, (0, 1)):
+            labels = np.maximum(wrong[positions], 0)
+            statistics = functional.sample_statistics(logits.cpu(), labels)
+            margins[positions] = statistics["margin"].numpy()
+        own = ctx.measured[name]["forget"].signals["margin"][places]
+        tests[name] = matched_test(own, planted, margins[kept], wrong[kept])
+    return tests
+
+
+def _canary_finding(test: Matched | None, planted: int) -> Finding:
+    question = "Are the planted wrong labels still known?"
+    if test is None:
+        return Finding(
+            "canaries", question, "No unseen sample can be given one of the planted labels, so this cannot be judged."
+        )
+    return Finding(
+        "canaries",
+        question,
+        f"A canary (one of {planted}) has the higher margin than an unseen sample with a wrong label in {test.auc:.1%} of pairs.",
+        test.auc,
+        p=test.p,
+        kind="residual" if test.auc >= 0.5 else "over",
+    )
+
+
+def _planted_labels(test: Matched | None, planted: int, among: int) -> dict[str, Any]:
+    seen = test is not None and test.p * among <= LEVEL and test.auc > 0.5
+    auc = test.auc if test else None
+    say = f"The {planted} planted wrong labels stand out in the original (AUC {short(auc)})" if test else ""
+    sentence = (
+        f"{say}: had they been left, this audit would have noticed."
+        if seen
+        else (
+            f"The {planted} planted wrong labels do not stand out in the original: this audit would not notice them."
+        )
+    )
+    return {"planted": planted, "auc": auc, "noticed": bool(seen), "sentence": sentence}
+
+
+def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], among: int) -> dict[str, Any]:
+    """A self-test without known canaries: samples that the unlearned model was trained on, in the place of the forget
+    samples. In a class request there are none of that class, and the original stands in for a model that forgot nothing."""
+    none = {"planted": 0, "auc": None, "noticed": False, "sentence": "There are no samples to plant."}
+    if "unseen" not in ctx.sets:
+        return none
+    of = ctx.measured["unlearned"]
+    if not ctx.is_class and "retain" in of:
+        rng = np.random.default_rng([ctx.seed, 5])
+        chosen = []
+        for c, n in zip(*np.unique(ctx.labels["forget"], return_counts=True), strict=True):
+            members = np.flatnonzero(ctx.labels["retain"] == c)
+            chosen.append(rng.choice(members, min(n, len(members)), replace=False))
+        chosen = np.concatenate(chosen).astype(int)
+        if len(chosen):
+            retain = of["retain"]
+            signals = {name: values[chosen] for name, values in retain.signals.items()}
+            tested = stand_out(Measurement(retain.labels[chosen], signals, None), of["unseen"], ctx.task)
+            what = (
+                f"Of {len(chosen)} retained samples, planted among the forget samples as ones that were not removed,"
+            )
+    else:
+        chosen, tested = ctx.labels["forget"], tests["original"]
+        what = f"Of the {len(chosen)} forget samples in the original, where nothing is removed,"
+    if not len(chosen) or not tested:
+        return none
+    main = next(iter(tested.values()))
+    seen = noticed(tested, among)
+    end = "this audit would have noticed." if seen else "this audit would not have noticed."
+    return {
+        "planted": main.n_forget,
+        "auc": main.auc,
+        "noticed": seen,
+        "sentence": f"{what} the AUC over unseen ones is {short(main.auc)}: {end}",
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+
+
+def conventions(ctx: AuditContext, level: int) -> list[str]:
+    """How the figures were made, and what is taken for granted."""
+    unseen = {"unseen": "the evidence half of the unseen samples, which no method may use", "test": "the test set"}
+    said = ["Natural logarithms; statistics in float64 after the forward pass."]
+    if "unseen" in ctx.sets:
+        said.append(f"Unseen samples are {unseen[ctx.sets['unseen'][0]]}.")
+        said.append(
+            "They are taken for what the forget samples would be to a model that was never trained on these. Mislabelled, "
+            "poisoned or hand-picked forget samples need unseen samples of the same kind."
+        )
+    if ctx.num_labels:
+        said += [
+            "Margin: log p(true class) − log of the sum of the others' probabilities.",
+            "AUC: P(forget > unseen) + ½ P(equal) by the margin, within classes, weighted by forget samples; 95 % bootstrap "
+            "interval. Above .5 is memory, below .5 a trace of the removal.",
+            "JSD: ½ KL(P‖M) + ½ KL(Q‖M), M = (P + Q)/2. RF-JSD: between the mean prediction of the unlearned model on forget "
+            "samples and the original's on unseen ones, class by class.",
+        ]
+    else:
+        said += [
+            "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20 % least likely ones; "
+            "extraction strength: the share of the completion that greedy decoding gives right after the shortest prefix "
+            "from which it does.",
+            "AUC: P(forget > unseen) + ½ P(equal) by the mean log-likelihood; 95 % bootstrap interval.",
+        ]
+    said += [
+        "MIA: logistic regression on the entropy, members are retained samples, fitted on one half and asked on the other, "
+        "halves swapped; the share of forget samples called members.",
+        f"Harm: accuracy on the same samples, more than {HARM['retain']:.0%} (retained) or {HARM['unseen']:.0%} (unseen) below "
+        f"the {'retrained' if 'retrained' in ctx.models else 'original'} model's.",
+        f"All tests that may fail the model are corrected together (Holm): a model that has never seen the forget samples "
+        f"fails in {LEVEL:.0%} of audits.",
+    ]
+    said.append(
+        "Reference: a retrained model."
+        if "retrained" in ctx.models
+        else "Reference: unseen samples; no retrained model was given."
+    )
+    if level == 0:
+        said.append("Level 0 looks at outputs only; what lies below them is looked at from level 1 on.")
+    return said
+
+
+def _why_unmatched(ctx: AuditContext) -> str:
+    if "unseen" not in ctx.sets:
+        return "There are no unseen samples to compare forget samples with."
+    return f"There is no unseen sample of {_classes(ctx, np.unique(ctx.labels['forget']).tolist())} to compare forget samples with."
+
+
+def _classes(ctx: AuditContext, classes: list[int]) -> str:
+    names = class_names(ctx.models["original"])
+    said = [names[c] if names else str(c) for c in classes[:5]]
+    more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+    return f"class {', '.join(said)}{more}"
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """Of a classifier that has names of its own."""
+    if not (size := models.num_labels(model)):
+        return None
+    id2label = models.base_of(model).config.id2label
+    names = [str(id2label.get(i, f"LABEL_{i}")) for i in range(size)]
+    return None if names == [f"LABEL_{i}" for i in range(size)] else names

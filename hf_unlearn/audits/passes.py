@@ -1,0 +1,166 @@
+"""One pass over each set, in which every sample is read once and goes through all models of the audit."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..errors import UnlearningError
+from ..evaluation import Tally, evaluating, to_model
+from ..losses import IGNORED, next_tokens
+from ..methods.local_teacher import similarity
+from ..metrics.functional import rows_at_once
+from .context import AuditContext
+from .locality import Locality, compare_locally
+
+MIN_K = 0.2
+
+
+def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
+    """Fill in `ctx.measured`; gives, for a classifier, where the unlearned model differs from its reference by similarity
+    to the forget set, on `retain` and `unseen`, or why that cannot be had.
+
+    The reference is the retrained model, or the original where there is none.
+    """
+    evaluator, device = ctx.evaluator, ctx.evaluator.accelerator.device
+    reference = "retrained" if "retrained" in ctx.models else "original"
+    order = sorted(ctx.models, key=lambda name: name == "unlearned")  # last: it is held against the reference
+    forget_sum, why, found = None, None, {}
+    ctx.measured = {name: {} for name in ctx.models}
+    with contextlib.ExitStack() as stack:
+        for model in ctx.models.values():
+            stack.enter_context(evaluating(model))
+        read = stack.enter_context(_features(ctx)) if ctx.num_labels else None
+        if not read:
+            why = "locality compares the features that a classifier's linear head reads, and there are none"
+        for name, (source, indices) in ctx.sets.items():
+            tallies = {model: Tally(evaluator, name, indices) for model in order}
+            for positions, batch in evaluator.batches(source, indices, evaluator.shard, name):
+                logits, columns = {}, {}
+                for model in order:
+                    ready = to_model(batch, ctx.models[model], device)
+                    with torch.no_grad(), evaluator.accelerator.autocast():
+                        out = ctx.models[model](**ready.inputs).logits
+                    logits[model] = out.to(torch.promote_types(out.dtype, torch.float32))
+                    if model == "original" and read:
+                        features = read(logits[model]).double()
+                        if name == "forget":
+                            part = features[ready.weight > 0].sum(dim=0)
+                            forget_sum = part if forget_sum is None else forget_sum + part
+                        else:
+                            columns["similarity"] = similarity(features, forget_sum[None])
+                    columns_of_model = {} if ctx.num_labels else completion_statistics(logits[model], ready.labels)
+                    if model == "unlearned" and ctx.num_labels:
+                        p, q = (logits[m].double().softmax(dim=-1) for m in (reference, "unlearned"))
+                        columns_of_model = columns | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
+                    tallies[model].add(positions, ready, logits[model], **columns_of_model)
+            if name == "forget" and read:
+                forget_sum = evaluator.accelerator.reduce(forget_sum, "sum")
+            for model, tally in tallies.items():
+                ctx.measured[model][name] = tally.result()
+            ctx.labels[name] = ctx.measured["original"][name].labels
+            if name != "forget" and read:
+                found[name] = _locality(ctx.measured[reference][name].signals, ctx.measured["unlearned"][name].signals)
+    return found, why
+
+
+def _locality(reference: dict, model: dict) -> Locality:
+    differences = {
+        "accuracy": reference["correct"] - model["correct"],
+        "confidence": reference["confidence"] - model["confidence"],
+        "total_variation": model["total_variation"],
+    }
+    return compare_locally(model["similarity"], differences)
+
+
+@contextlib.contextmanager
+def _features(ctx: AuditContext) -> Iterator:
+    """`models.reading_features` of the original, or None where it has no linear head."""
+    source, indices = ctx.sets["forget"]
+    original, evaluator = ctx.models["original"], ctx.evaluator
+    with models.reading_features(original, ctx.num_labels) as read:
+        _, batch = next(iter(evaluator.batches(source, indices[:1], (0, 1))))
+        ready = to_model(batch, original, evaluator.accelerator.device)
+        with torch.no_grad():
+            logits = original(**ready.inputs).logits
+        try:
+            read(logits)
+        except UnlearningError:
+            read = None
+        yield read
+
+
+@torch.no_grad()
+def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) -> dict[str, Tensor]:
+    """What of a completion is known by heart, for each sample of a language model, from its T completion tokens y_t.
+
+        min_k       mean of the ⌈share · T⌉ lowest log p(y_t | y_<t)
+        extraction  1 − k/T with the smallest k such that greedy decoding from the prompt and y_1 … y_k gives the rest,
+                    y_{k+1} … y_T, exactly
+
+    Greedy decoding gives the rest exactly if and only if every token of it is the likeliest one after the true tokens
+    before it. One forward pass over the true tokens tells: T − k is the length of the run of right argmax predictions that
+    ends the completion. 1: all of it from the prompt alone; 0: not even the last token.
+
+    Args:
+        logits: [n, L, V]; those at one place predict the token at the next.
+        labels: [n, L], -100 outside the completion.
+
+    References:
+        Shi et al., *Detecting Pretraining Data from Large Language Models*, ICLR 2024, arXiv 2310.16789 (min-k % prob).
+        Carlini et al., *Extracting Training Data from Large Language Models*, USENIX Security 2021, arXiv 2012.07805;
+        as a metric: Wang et al., *Towards Effective Evaluations and Comparisons for LLM Unlearning Methods*, ICLR 2025,
+        arXiv 2406.09179 (extraction strength).
+    """
+    labels = next_tokens(labels)
+    kept = labels != IGNORED
+    rows, places = kept.nonzero(as_tuple=True)
+    log_p, right = [], []
+    step = rows_at_once(logits.shape[2])
+    for row, place in zip(rows.split(step), places.split(step), strict=True):
+        z, y = logits[row, place].double(), labels[row, place]
+        log_p.append(z.log_softmax(dim=-1).gather(1, y[:, None])[:, 0])
+        right.append(z.argmax(dim=-1) == y)
+    counts = kept.sum(dim=1).tolist()
+    lowest = [x.topk(math.ceil(share * len(x)), largest=False).values.mean() for x in torch.cat(log_p).split(counts)]
+    runs = [x.flip(0).double().cumprod(dim=0).mean() for x in torch.cat(right).split(counts)]
+    return {"min_k": torch.stack(lowest), "extraction": torch.stack(runs)}
+
+
+@torch.no_grad()
+def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
+    """How far the weights have moved, ‖W_un − W_or‖ / ‖W_or‖ for each layer and in total, and whether in the head alone.
+
+    None where the two models do not have the same tensors. The relative distance of a layer that was all zero is None.
+    """
+    before, after = original.state_dict(), unlearned.state_dict()
+    if before.keys() != after.keys() or any(before[key].shape != after[key].shape for key in before):
+        return None
+    layers: dict[str, list[float]] = {}
+    moved = []
+    for key, tensor in before.items():
+        if not tensor.is_floating_point():
+            continue
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        a, b = tensor.to(wide), after[key].to(tensor.device, wide)
+        squares = [float((b - a).square().sum()), float(a.square().sum())]
+        sums = layers.setdefault(key.rpartition(".")[0], [0.0, 0.0])
+        sums[0], sums[1] = sums[0] + squares[0], sums[1] + squares[1]
+        if squares[0]:
+            moved.append(key)
+
+    # Of a model whose network has no name of its own, nothing can be told from the head.
+    in_network = {key for key in before if not models.in_head(original, key)}
+
+    def relative(change: float, size: float) -> float | None:
+        return math.sqrt(change / size) if size else None if change else 0.0
+
+    total = [sum(sums[i] for sums in layers.values()) for i in (0, 1)]
+    return {
+        "total": relative(*total),
+        "head_only": bool(moved) and not in_network & set(moved) and bool(in_network),
+        "layers": [{"name": name, "relative": relative(*sums)} for name, sums in layers.items()],
+    }

@@ -1,0 +1,156 @@
+"""One model that has never seen the forget samples, and what it tells of each of them: RMIA and IAM.
+
+    ratio(x) = p(x) / [½ (1 + a) p_ref(x) + ½ (1 − a)],   RMIA(x) = share of population z with ratio(x) ≥ γ ratio(z)
+    IAM = Σ [m_original(x) − m_unlearned(x)] / Σ [m_original(x) − m_ref(x)],   m the logit-scaled margin
+
+p is the probability of the true class (of a language model, of the completion's tokens on average). A sample that would be
+hard for any model but is easy for this one dominates the population; one that any model gets right does not.
+
+References:
+    Zarifzadeh, Liu and Shokri, *Low-Cost High-Power Membership Inference Attacks*, ICML 2024, arXiv 2312.03262 (RMIA, here
+    in its offline form with one reference model).
+    Wang et al., *Towards Lifecycle Unlearning Commitment Management*, USENIX Security 2025, arXiv 2506.06112 (IAM).
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
+from tqdm.auto import tqdm
+
+from .. import models
+from ..evaluation import to_model
+from ..losses import cross_entropy
+from .context import AuditContext
+from .exchange import exchange, stands_out
+from .verdict import Finding
+
+EPOCHS, BATCH, RATE, WARM_UP = 30, 64, 1e-3, 0.1  # of a reference model that is trained here
+OFFLINE = 0.3  # a of the offline form: how a model that has seen a sample would differ from one that has not
+WORST = 0.1  # the worst decile
+
+
+def rmia(
+    target: ArrayLike,
+    reference: ArrayLike,
+    population_target: ArrayLike,
+    population_reference: ArrayLike,
+    gamma: float = 1.0,
+    offline: float = OFFLINE,
+) -> np.ndarray:
+    """The share of population samples that each sample dominates.
+
+    Args:
+        target, reference: of each sample, its probability under the audited model and under one that has not seen it.
+        population_target, population_reference: the same of samples that neither model has seen.
+        gamma: by what factor a ratio must be the larger one.
+        offline: a of the formula above; 1 takes the reference as it is.
+
+    Example:
+        >>> rmia([0.9, 0.3], [0.3, 0.3], [0.5, 0.5], [0.5, 0.4], offline=1.0).tolist()
+        [1.0, 0.5]
+    """
+    ratios = []
+    for p, q in ((target, reference), (population_target, population_reference)):
+        expected = ((1 + offline) * np.asarray(q, dtype=np.float64) + (1 - offline)) / 2
+        ratios.append(np.asarray(p, dtype=np.float64) / np.maximum(expected, np.finfo(np.float64).tiny))
+    return np.searchsorted(np.sort(gamma * ratios[1]), ratios[0], side="right") / len(ratios[1])
+
+
+def true_positives(members: ArrayLike, others: ArrayLike, rate: float = 0.01) -> float:
+    """The share of members above a threshold that at most a share `rate` of the others is above.
+
+    >>> true_positives([0.2, 0.8, 0.9], [0.1, 0.5, 0.6, 0.7], rate=0.01)
+    0.6666666666666666
+    """
+    others = np.sort(np.asarray(others, dtype=np.float64))[::-1]
+    return float((np.asarray(members) > others[int(rate * len(others))]).mean())
+
+
+def degree(original: ArrayLike, unlearned: ArrayLike, reference: ArrayLike) -> float | None:
+    """How far a set has gone from the original's fit (0) to what a model says that never saw it (1), by margins.
+
+        Σ (original − unlearned) / Σ (original − reference)
+
+    Above 1 it is over-unlearned; None where the original fits the set no better than the reference, so that there was
+    nothing to forget. The paper interpolates the fit of each sample between several models and averages; here it is the
+    line between two, and sums, since a single sample's margin differs between any two models.
+
+    >>> degree([4.0, 2.0], [1.0, 2.0], [0.0, 0.0])
+    0.5
+    """
+    original, unlearned, reference = (np.asarray(m, dtype=np.float64) for m in (original, unlearned, reference))
+    gap = (original - reference).sum()
+    return float((original - unlearned).sum() / gap) if gap > 0 else None
+
+
+def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
+    """A model of the original's architecture, trained from new weights on the retained samples."""
+    original = models.base_of(ctx.models["original"])
+    device = ctx.evaluator.accelerator.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(ctx.seed)
+        model = type(original)(copy.deepcopy(original.config)).to(device).train()
+        n = len(ctx.labels["retain"])
+        size = min(n, BATCH)
+        total = epochs * (n // size)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total, pct_start=WARM_UP)
+        bar = tqdm(total=total, desc="training a reference model", leave=False, disable=not ctx.evaluator.progress)
+        for epoch in range(epochs):
+            rows = np.random.default_rng([ctx.seed, 14, epoch]).permutation(n)
+            # Full batches only: the statistics of a batch of two would ruin BatchNorm.
+            for batch in ctx.batches("retain", rows[: n // size * size], batch_size=size):
+                optimizer.zero_grad()
+                batch = to_model(batch, model, device)
+                loss = cross_entropy(model(**batch.inputs).logits, batch.labels).mean()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+        bar.close()
+    return model.eval()
+
+
+def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
+    """RMIA of forget against unseen samples, and IAM.
+
+    The reference is the one given, or the retrained model, or one that is trained here. The population is the unseen
+    samples of the forget classes, each of which is compared with the others. The worst tenth is, of RMIA, that of the
+    highest scores, and of IAM that which the original remembered most, beside the reference.
+    """
+    given = ctx.reference if ctx.reference is not None else ctx.models.get("retrained")
+    reference = train_reference(ctx) if given is None else given
+    forget_labels, unseen_labels = ctx.labels["forget"], ctx.labels["unseen"]
+    matched = np.isin(unseen_labels, forget_labels)
+    unlearned = ctx.measured["unlearned"]
+    others = {name: ctx.evaluator.measure(reference, *ctx.sets[name]) for name in ("forget", "unseen")}
+    forget, unseen = ([of[name].signals["confidence"] for of in (unlearned, others)] for name in ("forget", "unseen"))
+    population, n = [p[matched] for p in unseen], int(matched.sum())
+    scores, tested = None, None
+    if n > 1:
+        scores = rmia(*forget, *population)
+        among_others = (n * rmia(*population, *population) - 1) / (n - 1)  # each of them dominates itself
+        tested = exchange(scores, forget_labels, among_others, unseen_labels[matched], seed=ctx.seed)
+
+    margins = np.stack([of["forget"].signals["margin"] for of in (ctx.measured["original"], unlearned, others)])
+    rng = np.random.default_rng([ctx.seed, 15])
+    again = [degree(*margins[:, rng.integers(len(forget_labels), size=len(forget_labels))]) for _ in range(1000)]
+    known = [value for value in again if value is not None]
+    low, high = np.quantile(known, [0.025, 0.975]).tolist() if known else (None, None)
+    most = np.argsort(margins[2] - margins[0], kind="stable")[: max(1, round(WORST * len(forget_labels)))]
+    content = {"iam": {"mean": degree(*margins), "low": low, "high": high, "worst_decile": degree(*margins[:, most])}}
+    if tested:
+        content["rmia"] = {
+            "auc": tested.auc[0],
+            "low": tested.low,
+            "high": tested.high,
+            "tpr_at_1_fpr": true_positives(scores, among_others),
+            "worst_decile": float(np.sort(scores)[-max(1, round(WORST * len(scores))) :].mean()),
+        }
+    question = "Does the model fit forget samples better than unseen ones, beside a model that has seen neither?"
+    finding = stands_out("rmia", question, tested, ["by their RMIA scores"])
+    return {"membership": content | {"reference": "trained" if given is None else "given"}}, [finding]

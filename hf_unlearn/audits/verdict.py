@@ -1,0 +1,160 @@
+"""From what the tests of an audit have found to a verdict in words.
+
+Every test that may fail a model counts: their p-values are corrected together (Holm), so that a model which has never seen
+the forget samples is failed by any of them once in twenty audits, however many tests there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+
+LEVEL = 0.05  # false alarms of all tests together
+POWER = 0.8
+ENOUGH = 30  # forget samples
+
+NAMES = {"residual": "residual memory", "over": "over-forgotten", "harm": "retain harm"}  # the worst first
+
+
+@dataclass
+class Finding:
+    """One question of an audit and its answer.
+
+    Attributes:
+        name: short, and the same in every audit.
+        question: what was asked.
+        sentence: what was found, in words.
+        value, low, high: of the figure that the sentence is about, with its 95 % interval.
+        p: how often a model without fault gives a figure like this one.
+        p_corrected: the same, corrected for all tests of the audit; filled in by `correct`.
+        fails: whether it is a fault. Of a finding with a `p`, `correct` says so.
+        kind: of the fault: what is still known of the forget samples (`residual`), that they stand out the other way
+            (`over`), what others pay (`harm`), that only the head has changed (`head`); `info` is never a fault.
+    """
+
+    name: str
+    question: str
+    sentence: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    p_corrected: float | None = None
+    fails: bool = False
+    kind: Literal["residual", "over", "harm", "head", "info"] = "info"
+
+
+@dataclass
+class Verdict:
+    """What an audit comes to: `outcome` in one or two words, `headline` in one sentence, what it rests on, and what could
+    not be judged."""
+
+    outcome: str
+    headline: str
+    findings: list[Finding]
+    cannot: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in a report."""
+        return asdict(self)
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Holm's corrected p-values: rejecting those up to α raises a false alarm in at most a share α of cases.
+
+        p̃_(i) = max over j ≤ i of min(1, (m − j + 1) p_(j)),   p_(1) ≤ … ≤ p_(m)
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+def correct(findings: Sequence[Finding]) -> None:
+    """Fill in `p_corrected` and `fails` of all findings that have a `p` and may be a fault."""
+    tested = [finding for finding in findings if decides(finding)]
+    for finding, p in zip(tested, holm([finding.p for finding in tested]), strict=True):
+        finding.p_corrected, finding.fails = float(p), bool(p <= LEVEL)
+
+
+def decides(finding: Finding) -> bool:
+    """Whether the finding is a test that may fail a model."""
+    return finding.p is not None and finding.kind != "info"
+
+
+def smallest_auc(error: float, tests: int, sides: int = 2) -> float:
+    """The smallest AUC above ½ that is found in `POWER` of cases, as one of several tests, given its standard error.
+
+        ½ + (z_{1−α/(sides·tests)} + z_power) · error
+
+    >>> round(smallest_auc(0.02, tests=1), 3)
+    0.556
+    """
+    return min(1.0, 0.5 + float(norm.isf(LEVEL / sides / tests) + norm.ppf(POWER)) * error)
+
+
+def decide(
+    findings: Sequence[Finding],
+    cannot: Sequence[str] = (),
+    *,
+    changed: bool = True,
+    judged: bool = True,
+    power: float | None = None,
+) -> Verdict:
+    """The verdict of an audit.
+
+    Args:
+        cannot: what cannot be judged, in sentences; the first one says why where nothing could be `judged`.
+        changed: whether the two models have different weights.
+        judged: whether an absence of findings says anything about memory.
+        power: the smallest AUC of forget over unseen samples that would have been seen.
+
+    Example:
+        >>> decide([], power=0.53).headline
+        'No evidence of residual memory; an AUC above .53 would have been seen.'
+    """
+    findings = list(findings)
+    correct(findings)
+    faults = {kind: [f for f in findings if f.fails and f.kind == kind] for kind in ("head", *NAMES)}
+    failed = [kind for kind in NAMES if faults[kind]]
+    others = " and ".join(NAMES[kind] for kind in failed)
+    if not changed:
+        outcome, headline = "unchanged", "The model is unchanged: its weights are those of the original."
+    elif faults["head"]:
+        outcome = "only the head changed"
+        headline = (
+            "Only the head was changed: what the network below it has learnt of the forget samples is still there"
+        )
+        headline += f" (also found: {others})." if others else "."
+    elif failed:
+        outcome, rest = NAMES[failed[0]], [NAMES[kind] for kind in failed[1:]]
+        strongest = min(faults[failed[0]], key=lambda f: 0 if f.p is None else f.p)
+        headline = f"{outcome.capitalize()}: {_lower(strongest.sentence)}"
+        headline += f" Also found: {' and '.join(rest)}." if rest else ""
+    elif not judged:
+        outcome, headline = "cannot judge", "This audit cannot judge whether the forget samples are still remembered"
+        headline += f": {_lower(cannot[0])}" if cannot else "."
+    else:
+        outcome, headline = "no evidence", "No evidence of residual memory"
+        headline += f"; an AUC above {short(power)} would have been seen." if power else "."
+    return Verdict(outcome, headline, findings, list(cannot))
+
+
+def short(value: float) -> str:
+    """A share as .53.
+
+    >>> short(0.534), short(1.0)
+    ('.53', '1.00')
+    """
+    return f"{value:.2f}".removeprefix("0")
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
