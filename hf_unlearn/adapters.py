@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -127,10 +127,14 @@ def _clear_misfits() -> Iterator[None]:
 
 def attach(model: nn.Module, peft_config: Any) -> Adapter:
     """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
-    if peft_config is None:
+    if not peft_config:
         raise UnlearningError(
             "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
             "own, or pass model.merge_and_unload() to unlearn in the weights themselves."
+        )
+    if not isinstance(peft_config, PeftConfig):
+        raise UnlearningError(
+            f"peft_config is a {type(peft_config).__name__}; expected a config of peft, such as a LoraConfig, or True."
         )
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types

@@ -100,11 +100,7 @@ class UnlearningResult:
 
         It is a copy. The trainer keeps the model with the adapter, and with that the way back to the original.
         """
-        if self.trainer.is_fsdp_enabled:
-            raise UnlearningError(
-                "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result, and merge the "
-                "adapter in one process with merge_and_unload()."
-            )
+        _check_mergeable(self.trainer)
         if adapters.is_adapted(self.model):
             self.model = adapters.merged(self.model)
         return self.model
@@ -232,8 +228,18 @@ def unlearn(
             augment=augment,
             callbacks=callbacks,
         )
+        if merge:
+            _check_mergeable(trainer)
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
     if merge:
         result.merge()
     return result
+
+
+def _check_mergeable(trainer: UnlearningTrainer) -> None:
+    if trainer.is_fsdp_enabled:
+        raise UnlearningError(
+            "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result without merge, and "
+            "merge the adapter in one process with merge_and_unload()."
+        )

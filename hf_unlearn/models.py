@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -613,6 +614,19 @@ def _load_adapters(model: PeftModel, folder: Path) -> None:
 
 def explain(error: BaseException, name: str, revision: str | None) -> str:
     """One sentence for what went wrong, found along the chain of causes; the first reason that applies wins."""
+    chain, cause = [], error
+    while cause is not None:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    answer = next((cause.response.status_code for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    if answer in (401, 403):
+        refusal = (
+            "may not be read with this token: log in again with `hf auth login`, or pass a token that may read it"
+        )
+    else:
+        refusal = (
+            f"cannot be had, because the Hub answers {answer}: check the name, try again later, or pass a local folder"
+        )
     reasons: tuple[tuple[Any, str], ...] = (
         (GatedRepoError, "is gated: accept its terms on the Hub and log in with `hf auth login`"),
         (RevisionNotFoundError, f"has no revision {revision!r}: pass a branch, a tag or a commit that it has"),
@@ -625,16 +639,13 @@ def explain(error: BaseException, name: str, revision: str | None) -> str:
             HFValidationError,
             "is neither an existing folder nor a Hub id of the form owner/name: check the path",
         ),
+        (HfHubHTTPError, refusal),
         (
             (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError),
             "is not in the local cache, and the Hub cannot be reached: check the connection (and HF_HUB_OFFLINE), or "
             "pass a local folder",
         ),
     )
-    chain, cause = [], error
-    while cause is not None:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
     for kind, reason in reasons:
         if any(isinstance(cause, kind) for cause in chain):
             return f"{name!r} {reason}."

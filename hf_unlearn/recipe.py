@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from . import adapters, models
 from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
+from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
@@ -104,7 +105,9 @@ class RecipeArguments:
     )
     push_to: str | None = field(
         default=None,
-        metadata={"help": "OWNER/NAME on the Hub that gets the result as a new revision, with card, receipt and audit"},
+        metadata={
+            "help": "OWNER/NAME on the Hub that gets the result as a new revision, with card, receipt and audit"
+        },
     )
     push_revision: str | None = field(
         default=None, metadata={"help": "the branch; default: unlearned/<method>-<date>-<id of the run>"}
@@ -236,6 +239,7 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
     """Load the model and the data, unlearn, save the result in `args.output_dir`, and print what came out."""
     model, processing_class = load_model(recipe)
     data = load_data(recipe, args, model)
+    _check_audit(recipe, model, data)
     result = unlearn(
         model,
         **data,
@@ -256,6 +260,22 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
         if pushed:
             print(f"Pushed to {pushed.url}", flush=True)
     return result
+
+
+def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: dict[str, datasets.Dataset | None]) -> None:
+    """Refuses before the run what the audit after it would refuse."""
+    if recipe.audit is None:
+        return
+    if (task := models.task_of(model)) not in AUDITED_TASKS:
+        raise UnlearningError(
+            f"audit is {recipe.audit}, and the model is for {task}, which cannot be audited; leave out audit, or use a model "
+            f"for {', '.join(AUDITED_TASKS)}."
+        )
+    if recipe.audit and data["unseen"] is None and data["test"] is None:
+        raise UnlearningError(
+            f"audit is {recipe.audit}, which needs samples that the model was never trained on; expected unseen_split, or "
+            "audit=0."
+        )
 
 
 def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> Any:

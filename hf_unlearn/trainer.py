@@ -885,13 +885,14 @@ def _check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
             f"{name} edits weights, and the model is a PeftModel, whose adapter it would not see; pass "
             "model.merge_and_unload()."
         )
+    if peft_config and method.edit_as_adapter is None:
+        raise UnlearningError(f"{name} changes single weights, which no LoRA adapter can; leave out peft_config.")
     if peft_config and peft_config is not True:
         raise UnlearningError(
             f"{name} finds out itself which layers it edits and with what rank, and was given a "
-            f"{type(peft_config).__name__}; expected peft_config=True, for its edit as an adapter, or nothing."
+            f"{type(peft_config).__name__}; expected peft_config=True (lora=true without lora_r in a recipe), for its edit "
+            "as an adapter, or nothing."
         )
-    if peft_config and method.edit_as_adapter is None:
-        raise UnlearningError(f"{name} changes single weights, which no LoRA adapter can; leave out peft_config.")
 
 
 def _check_gradient_method(

@@ -21,7 +21,7 @@ from hf_unlearn.hub import card, release
 from hf_unlearn.hub.card import base_model, controlled, figures_table, make_card, show, wilson, with_uis, write_card
 from hf_unlearn.hub.revisions import Parent
 from tests.audit_contents import HOSTILE, audit_content
-from tests.runs import make_trainer, request
+from tests.runs import launch, make_trainer, request
 from tests.samples import arguments, fitted, images, learnt, same_bits, weights
 from tests.tiny import random_inputs, tiny_image_processor, tiny_resnet
 
@@ -412,6 +412,8 @@ class TestAudit:
         assert found["models"] == {"original": "original", "unlearned": "me/vit", "retrained": "me/vit@c0ffee"}
         assert [(row["class"], row["name"]) for row in found["classes"]] == [(4, None)]
         content["request"]["kind"] = "class"
+        found = release.publishable(content)
+        assert found["request"]["forget_classes"] == found["classes"] == []
         found = release.publishable(content, class_names=True)
         assert found["request"]["class_names"] == [HOSTILE] and found["classes"] == content["classes"]
 
@@ -424,7 +426,8 @@ class TestAudit:
         row = found["figures"]["original"]
         assert row["forget_loss"] == (None if n < 10 else 2.346)
         assert (row["forget_accuracy"], row["unseen_loss"]) == (0.6667, 0.1429)
-        assert ("distributions" in found) == (n >= 10) and "distributions" in content
+        for part in ("distributions", "connectivity"):
+            assert (part in found) == (n >= 10) and part in content
         metrics = release.coarse({"forget_loss": 2.34567891, "rf_jsd": 0.1, "mia": 0.25}, n)
         few = {"forget_loss": None, "rf_jsd": None, "mia": 0.25}
         assert metrics == (few if n < 10 else {"forget_loss": 2.346, "rf_jsd": 0.1, "mia": 0.25})
@@ -510,15 +513,24 @@ class TestPrepare:
                         release.prepare(runs(), tmp_path / name)
         assert [path.name for path in tmp_path.iterdir()] == ["there"]
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-        (out / "stale.safetensors").touch()
-        assert not (release.prepare(runs(), out) / "stale.safetensors").exists()  # an earlier release is replaced
+        (out / "LICENSE").touch()
+        assert not (release.prepare(runs(), out) / "LICENSE").exists()  # an earlier release is replaced
+
+    @pytest.mark.slow
+    def test_two_processes(self, tmp_path):
+        launch("release", tmp_path)
 
     def test_a_folder_of_something_else(self, runs, tmp_path):
         (tmp_path / "thesis.tex").touch()
-        with pytest.raises(
-            UnlearningError, match=r"holds files that are no release \(metrics.json is not among them\)"
-        ):
+        with pytest.raises(UnlearningError, match=r"holds files that are no release \(thesis.tex is among them\)"):
             release.prepare(runs(), tmp_path)
+        (tmp_path / "metrics.json").touch()  # as in the folder of a run, which holds the original and the secrets too
+        with pytest.raises(UnlearningError, match=r"thesis.tex is among them"):
+            release.prepare(runs(), tmp_path)
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "plain/model.safetensors").touch()
+        with pytest.raises(UnlearningError, match=r"metrics.json is not among them"):
+            release.prepare(runs(), tmp_path / "plain")
         with pytest.raises(UnlearningError, match="is a file; expected the name of a folder"):
             release.prepare(runs(), tmp_path / "thesis.tex")
 

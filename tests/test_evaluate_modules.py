@@ -193,11 +193,13 @@ def without_us(places: dict[str, str], folder: Path, **environment: str) -> dict
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_spaces_need_nothing_of_ours(tmp_path):
     places = {name: str(write_space(name, f"somebody/{name}", tmp_path / name)) for name in NAMES}
     assert without_us(places, tmp_path) == {name: expected(name) for name in NAMES}
 
 
+@pytest.mark.slow
 def test_pushed(hub, tmp_path, capsys):
     """Into new Spaces; pushed again, nothing changes; loaded from the Hub, they give the same."""
     names = ("rf_jsd", "unlearning_mia")

@@ -25,6 +25,7 @@ from hf_unlearn.recipe import parse
 from tests import runs
 from tests.runs import TRAINED, original, tiny_multitask
 from tests.samples import arguments, for_trainer, images, pictures, same_bits, weights
+from tests.test_matrix import SHORT
 from tests.tiny import (
     random_inputs,
     tiny_bert,
@@ -122,10 +123,15 @@ class TestDefaultConfig:
         assert "lm_head" not in adapters.default_config(model).target_modules
         with pytest.raises(UnlearningError, match="head of LlamaForCausalLM cannot be adapted.*leave it out"):
             adapters.default_config(model, head=True)
+        with pytest.raises(UnlearningError, match="peft_config is a dict; expected a config of peft"):
+            adapters.attach(tiny_vit(), {"r": 4})
+        with pytest.raises(UnlearningError, match="is a PeftModel and peft_config is not given"):
+            adapters.attach(chosen(tiny_vit()), False)
 
 
 def run(family: str, folder: Path, model: nn.Module, max_steps: int = -1, **kwargs) -> UnlearningResult:
     about = {"method": FAMILIES[family], "peft_config": True, **kwargs}
+    about["method"] = SHORT.get(about["method"], about["method"])
     args = arguments(folder, learning_rate=1e-2, max_steps=max_steps, measure=False, use_cpu=True)
     return unlearn(model, **runs.request(family), processing_class=tokenizer(family), args=args, **about)
 
@@ -263,6 +269,19 @@ class TestMerging:
         state = weights(first.model)
         second = run("vit", tmp_path / "second", first.model, peft_config=None, merge=True)
         assert second.model is first.model and not same_bits(weights(second.model), state)
+
+    def test_sharded_weights_are_refused_before_the_run(self, tmp_path, monkeypatch):
+        class Sharded(UnlearningTrainer):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                self.is_fsdp_enabled = True
+
+            def train(self, **kwargs):
+                raise AssertionError("it was trained")
+
+        monkeypatch.setattr("hf_unlearn.api.UnlearningTrainer", Sharded)
+        with pytest.raises(UnlearningError, match="The weights are sharded .*save the result without merge"):
+            run("vit", tmp_path, original("vit"), merge=True)
 
     def test_figures_are_those_of_the_merged_model(self, tmp_path):
         args = arguments(tmp_path, learning_rate=1e-2, use_cpu=True)

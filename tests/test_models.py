@@ -695,6 +695,7 @@ from pathlib import Path
 
 REPOSITORIES, REFUSED = Path(sys.argv[1]), {
     "none/gated": (403, "GatedRepo"), "none/missing": (401, "RepoNotFound"), "none/revision": (404, "RevisionNotFound"),
+    "none/forbidden": (403, ""),
 }
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -739,6 +740,7 @@ def attempt(name, **kwargs):
 
 answers = {name: attempt(name) for name in ("me/bert", "me/timm", "me/pickled", "none/gated", "none/missing")}
 answers["none/revision"] = attempt("none/revision", revision="v2")
+answers["none/forbidden"] = attempt("none/forbidden")
 answers["token"] = attempt("none/missing", token="hf_given")
 bert = load_model("me/bert")
 answers["processor"] = str(load_processor("me/bert", bert))
@@ -773,6 +775,7 @@ def test_the_hub(tmp_path):
     assert "'none/gated' is gated: accept its terms" in answers["none/gated"]
     assert "'none/missing' is neither a local folder nor a repository that you can read" in answers["none/missing"]
     assert "'none/revision' has no revision 'v2'" in answers["none/revision"]
+    assert "'none/forbidden' may not be read with this token: log in again" in answers["none/forbidden"]
     assert "'me/other' is not in the local cache, and the Hub cannot be reached" in answers["unreachable"]
     assert answers["processor"] == answers["cached processor"] == "None"
     assert answers["timm processor"] == "TimmWrapperImageProcessor"

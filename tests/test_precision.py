@@ -158,13 +158,11 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 def with_own_adapter(task_type: str | None = None) -> PeftModel:
     """A model with a trained adapter of its own (and, for a task type, a trained copy of the head)."""
+    base = fitted() if task_type is None else tiny_bert()
+    target_modules = ["q_proj", "o_proj"] if task_type is None else ["query", "dense"]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        if task_type is None:
-            model = get_peft_model(fitted(), LoraConfig(r=2, target_modules=["q_proj", "o_proj"]))
-        else:
-            config = LoraConfig(r=2, target_modules=["query", "dense"], task_type=task_type)
-            model = get_peft_model(tiny_bert(), config)
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=target_modules, task_type=task_type))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 assert "lora" in name or "modules_to_save" in name

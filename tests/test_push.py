@@ -15,9 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from hf_unlearn import UnlearningError, cli, unlearn
-from hf_unlearn.hub import verify
+from hf_unlearn.hub import prepare, verify
+from hf_unlearn.hub.names import is_released
 from hf_unlearn.hub.receipt import SECRETS
-from hf_unlearn.hub.revisions import Parent, is_released, list_revisions, purge, purge_plan, push, rollback, tag
+from hf_unlearn.hub.revisions import Parent, list_revisions, purge, purge_plan, push, rollback, tag
 from hf_unlearn.models import load_model, save_model, weights_digest
 from tests import samples, tiny
 from tests.hub.server import READER, WRITER
@@ -331,6 +332,9 @@ def test_no_token(hub, folders, original, monkeypatch):
         push(folders / "unlearned", original, revision=BRANCH)
     assert hub.requests == []
     push(folders / "unlearned", original, revision=BRANCH, token=WRITER)
+    HfApi(token=WRITER).create_repo("me/private", private=True)
+    with pytest.raises(UnlearningError, match="there is no such repository, or the token may not see it"):
+        list_revisions("me/private")
 
 
 def test_token_without_rights(hub, folders, original):
@@ -359,7 +363,10 @@ def test_no_name_of_a_repository(folders, name):
         push(folders / "unlearned", name)
 
 
-@pytest.mark.parametrize("name", ["a b", "unlearned/", "-a", "a..b", "a~1", "a:b", "a//b", "x.lock", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "unlearned/", "-a", "a..b", "a~1", "a:b", "a//b", "x.lock", "", "refs/heads/main", "HEAD", "c" * 40],
+)
 def test_no_name_of_a_branch(folders, name):
     with pytest.raises(UnlearningError, match="is no name of a branch; expected one such as unlearned/request-42"):
         push(folders / "unlearned", "me/vit", revision=name)
@@ -453,6 +460,13 @@ def test_a_token_or_a_path_in_a_file(hub, folders, tmp_path, original):
         assert hub.requests == [] and WRITER not in str(caught.value)
 
 
+def test_a_path_that_json_escapes(hub, folders, tmp_path, original):
+    saved = shutil.copytree(folders / "unlearned", tmp_path / "déjà" / "release")
+    (saved / "metrics.json").write_text(json.dumps({"x": f"{saved}/somewhere"}))
+    with pytest.raises(UnlearningError, match="metrics.json holds a local path"):
+        push(saved, original, revision=BRANCH)
+
+
 def test_a_card_with_placeholders_stays(hub, folders, tmp_path, original, caplog):
     shutil.copytree(folders / "unlearned", tmp_path / "release")
     (tmp_path / "release" / "README.md").write_text("# Model Card for Model ID\n[More Information Needed]\n")
@@ -538,6 +552,7 @@ def test_figures_only_beside_a_receipt(hub, folders, tmp_path, original, caplog)
     (tmp_path / "saved" / "unlearning_receipt.json").unlink()
     push(tmp_path / "saved", original, revision=BRANCH)
     assert "metrics.json" not in hub.files(original, BRANCH) and "metrics.json" in caplog.text
+    assert "no receipt and no figures are pushed; for a release with all of them, use result" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -557,6 +572,12 @@ def test_a_result(hub, original, tmp_path):
     with pytest.raises(UnlearningError, match=f"{tmp_path}/run/release was not pushed to me/vit") as caught:
         result.push_to_hub(original, BRANCH)
     hub.recover()
+    begun = Parent(original, hub.history(original)[1]["id"][:10])  # what an id begins with is written out
+    written = prepare(result, tmp_path / "written", parent=begun)
+    assert json.loads((written / "unlearning_receipt.json").read_text())["parent"] == {
+        "repo": original,
+        "commit": result.trainer.origin["revision"],
+    }
     assert cli.main(command_in(str(caught.value))[1:]) == 0
     head = hub.history(original, BRANCH)[0]
     assert head["parent"] == result.trainer.origin["revision"] != hub.branches(original)["main"]
@@ -617,6 +638,9 @@ def test_tag(hub, original, pushed, capsys):
         tag(original, "v2", revision="main")
     with pytest.raises(UnlearningError, match="the repository has no such branch"):
         tag(original, "v3", revision="unlearned/none")
+    for name in ("main", BRANCH):  # then nobody could tell which of the two is loaded
+        with pytest.raises(UnlearningError, match=f"[Tt]he tag '{name}' would have the name of a branch"):
+            tag(original, name, revision=pushed.commit)
     assert cli.main(["tag", original, "v3", "--revision", pushed.commit]) == 0
     assert hub.tags(original)["v3"] == pushed.commit
 

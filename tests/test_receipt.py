@@ -13,13 +13,14 @@ import pytest
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from hf_unlearn import UnlearningError, UnlearningResult, cli, models, unlearn
 from hf_unlearn.hub import Parent, check_inclusion, evaluate_earlier, make_receipt, merkle, prove, verify
-from hf_unlearn.hub.canonical import RECEIPT, body, canonical, digest_of, read_json
-from hf_unlearn.hub.receipt import METRICS, SECRETS, Secrets, record_digests
+from hf_unlearn.hub.canonical import body, canonical, digest_of, read_json
+from hf_unlearn.hub.names import METRICS, RECEIPT
+from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
 from hf_unlearn.hub.weights import relative_distance, saved_digest, weight_files
 from tests.samples import arguments, images, pictures, request, sentences
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_resnet, tiny_tokenizer, tiny_vit
@@ -380,6 +381,32 @@ def test_the_other_files(release, name, content, sentence):
     (release / name).unlink(missing_ok=True) if content is None else (release / name).write_bytes(content)
     found = verify(release)
     assert found.failed == ["files"] and sentence in found.line
+
+
+def test_weights_in_other_files(release, tmp_path):
+    """The digest is of all tensors together, and what is loaded are those in the files that belong to it."""
+    tensors = load_file(release / models.WEIGHTS)
+    sharded = Path(shutil.copytree(release, tmp_path / "sharded"))
+    (sharded / models.WEIGHTS).unlink()
+    save_torch_state_dict(tensors, str(sharded), max_shard_size="10KB")
+    assert len(list(sharded.glob("model-*"))) > 1 and verify(sharded).ok
+    index = sharded / models.WEIGHTS_INDEX
+    rewrite(index, lambda content: content["weight_map"].pop("classifier.weight"))
+    assert (
+        "FAILED weights: model.safetensors.index.json names other tensors than the shards hold" in verify(sharded).line
+    )
+    index.unlink()
+    assert verify(sharded).failed == ["weights"]
+
+    moved = {name: tensors.pop(name) for name in ("classifier.weight", "classifier.bias")}
+    save_file(tensors, release / models.WEIGHTS, metadata={"format": "pt"})
+    save_file(moved, release / models.ADAPTER_WEIGHTS)
+    assert "FAILED weights: they are not in the files that they belong in" in verify(release).line
+
+
+def test_a_link_to_a_folder(made, release):
+    (release / "unlearn").symlink_to(made.parent)
+    assert "FAILED files: unlearn is not in the receipt" in verify(release).line
 
 
 def test_documents_may_change(release):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from transformers import (
 
 from hf_unlearn import UnlearningError, cli, recipe
 from hf_unlearn.hub import verify
+from tests.runs import tiny_multitask
 from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
 
 ROOT = Path(__file__).parents[1]
@@ -277,6 +279,43 @@ def test_text_recipe(models, texts, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/model")
     assert model(**tokenizer("the cat sees a bird", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_an_audit_that_cannot_be_is_refused_before_the_run(models, texts, images, tmp_path):
+    tiny_multitask().save_pretrained(tmp_path / "multitask")
+    words = ["method=finetune", "forget_fraction=0.25", f"output_dir={tmp_path / 'out'}"]
+    for about, message in (
+        (
+            [f"model={models / 'bert'}", f"dataset={texts / 'train.csv'}", "label_column=mood", "audit=1"],
+            "audit is 1, which",
+        ),
+        (
+            [f"model={tmp_path / 'multitask'}", f"dataset={images}", "audit=0"],
+            "the model is for multi-task, which cannot",
+        ),
+    ):
+        with pytest.raises(UnlearningError, match=message):
+            recipe.run(*recipe.parse([*words, *about]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_readme_names_every_command():
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in cli.COMMANDS if f"\n| `{name}" not in text] == []
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_the_readme(hub, models, images, tmp_path, monkeypatch, capsys):
+    """A model from the Hub, unlearned, audited and pushed, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    hub.put("me/vit-cifar10", {path.name: path.read_bytes() for path in (models / "vit").iterdir()})
+    before = hub.files("me/vit-cifar10")
+    data = load(f"model={models / 'vit'}", f"dataset={images}", "forget_fraction=0.25")
+    names = {"forget": data["forget"], "retain": data["retain"], "validation": data["unseen"]}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1], names)
+    assert "forget samples" in capsys.readouterr().out
+    assert hub.files("me/vit-cifar10") == before
+    assert verify("me/vit-cifar10", revision="unlearned/request-42").ok
 
 
 @pytest.mark.slow

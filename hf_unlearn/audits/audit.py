@@ -19,10 +19,10 @@ from ..data import Columns, Source, split_unseen
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
 from ..request import check_labels
-from . import evidence, passes
+from . import evidence, exchange, passes
 from .context import AuditContext
 from .report import AuditReport
-from .verdict import decide
+from .verdict import decide, short
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -55,8 +55,8 @@ def audit(
         original, unlearned: the model before and after: models, Hub ids or local folders. Classifiers of images or texts,
             or causal language models.
         forget: the samples that had to go.
-        retain: samples that had to stay; at most 10,000 of them are read, drawn by the seed. None: what others have paid
-            is not judged.
+        retain: samples that had to stay; at most 10,000 of them are read, drawn by the seed. None: only unseen samples of
+            other classes are asked what they have paid.
         unseen: samples that neither model was trained on, of the same kind as `forget`. Only their evidence half is read,
             as in `unlearn()`, whose methods may have seen the other one. None: memory is not judged.
         test: read, all of it, instead of that half.
@@ -77,7 +77,9 @@ def audit(
         >>> print(report.summary())  # doctest: +SKIP
     """
     started = time.perf_counter()
-    check_level(level)
+    check_level(level, reference)
+    if overlap not in ("error", "allow"):
+        raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
     given = {"original": original, "unlearned": unlearned, "retrained": retrained, "reference": reference}
     loaded = {name: _loaded(model, name) for name, model in given.items() if model is not None}
     task = models.task_of(loaded["original"])
@@ -139,7 +141,7 @@ def audit_result(
 ) -> AuditReport:
     """The audit of a run, with its own samples, collator and evidence half."""
     started = time.perf_counter()
-    check_level(level)
+    check_level(level, reference)
     trainer = result.trainer
     if trainer.task not in TASKS or trainer.is_fsdp_enabled:
         what = "sharded over processes" if trainer.is_fsdp_enabled else f"for {trainer.task}"
@@ -177,7 +179,8 @@ def report(
     passed = time.perf_counter()
     found, why = passes.measure(ctx)
     forward = time.perf_counter() - passed
-    judged = evidence.judge(ctx, chosen)
+    deeper = _deeper(level, ctx.task)
+    judged = evidence.judge(ctx, chosen, len(deeper))
     content: dict[str, Any] = {
         "format": 1,
         "version": __version__,
@@ -197,7 +200,7 @@ def report(
     }
     seconds = {"forward": forward}
     findings = judged.findings
-    for module in _deeper(level, ctx.task):
+    for module in deeper:
         began = time.perf_counter()
         part, more = module.examine(ctx)
         content |= part
@@ -205,19 +208,27 @@ def report(
             more = [dataclasses.replace(finding, kind="info") for finding in more]
         findings = [*findings, *more]
         seconds[module.__name__.rpartition(".")[2]] = time.perf_counter() - began
-    findings = judged.with_power(findings)
-    about = {"changed": judged.changed, "judged": judged.can, "power": judged.power}
-    verdict = decide(findings, judged.cannot, **about)
+    power = judged.power(findings)
+    verdict = decide(findings, judged.cannot, changed=judged.changed, judged=judged.can, power=power)
+    for finding in verdict.findings:
+        if finding.name == "membership" and power:
+            finding.sentence += f" An AUC above {short(power)} would have been seen in four of five cases."
     content["verdict"] = verdict.as_dict()
     passes_made = sum(len(indices) for _, indices in ctx.sets.values()) * len(ctx.models)
     seconds["total"] = time.perf_counter() - started
     content["cost"] = {"seconds": seconds, "forward_passes": passes_made}
-    content["conventions"] = evidence.conventions(ctx, level)
+    content["conventions"] = evidence.conventions(ctx)
+    if deeper:
+        content["conventions"] += [exchange.CONVENTION, *(module.CONVENTION for module in deeper)]
+    else:
+        content["conventions"].append(
+            "Level 0 looks at outputs only; what lies below them is looked at from level 1 on."
+        )
     return AuditReport(content)
 
 
 def _deeper(level: int, task: str) -> list:
-    """The parts of an audit beyond forward passes; of a language model only relearning."""
+    """The parts of an audit beyond forward passes, each of which adds one test; of a language model only relearning."""
     parts = []
     if level >= 1:
         from . import quantization, relearning, representation
@@ -253,10 +264,14 @@ def _of_run(trainer: Any, unlearned: nn.Module) -> dict[str, nn.Module]:
     return {"original": before, "unlearned": _merged(unlearned)}
 
 
-def check_level(level: int) -> None:
+def check_level(level: int, reference: nn.Module | str | None = None) -> None:
     if level not in (0, 1, 2):
         raise UnlearningError(
             f"level is {level!r}; expected 0 (forward passes), 1 (probes, relearning) or 2 (attacks)."
+        )
+    if reference is not None and level < 2:
+        raise UnlearningError(
+            f"level is {level}, which reads no reference model; pass level=2, or leave reference out."
         )
 
 
@@ -267,6 +282,10 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
     if task not in TASKS:
         raise UnlearningError(f"The original is for {task}, which cannot be audited; expected {', '.join(TASKS)}.")
     models.check_single_label(original)
+    if task == "causal-lm" and "reference" in loaded:
+        raise UnlearningError(
+            "reference is for attacks on classifiers, and the original is a language model; leave it out."
+        )
     for name, model in loaded.items():
         if (other := models.task_of(model)) != task:
             raise UnlearningError(f"original is for {task} and {name} for {other}; expected two models for one task.")

@@ -1,7 +1,7 @@
 """What forward passes tell: the figures, distributions and tests of level 0, from measurements of single samples."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..metrics import functional
 from . import passes
 from .context import AuditContext
 from .membership import (
+    Difference,
     Matched,
     called_members,
     matched_mean,
@@ -33,6 +34,7 @@ SCORES = {
 }
 HARM = {"retain": 0.02, "unseen": 0.05}  # accuracy that may be lost
 RECOGNISED = 0.02  # of a forgotten class, that may still be given its label
+TAIL = 20  # unseen samples of a class, from which on its highest and lowest twentieth are known
 UNMATCHED = 0.01  # p at which the retrained model, too, tells forget from unseen samples
 BINS = 30
 
@@ -59,16 +61,12 @@ class Judged:
     changed: bool
     can: bool
     error: float | None
-    power: float | None = field(default=None)
 
-    def with_power(self, findings: Sequence[Finding]) -> list[Finding]:
-        """The findings, with what would have been found, which depends on how many tests there are in all."""
-        findings = list(findings)
+    def power(self, findings: Sequence[Finding]) -> float | None:
+        """The smallest AUC of forget over unseen samples that would have been seen, as one of all tests of an audit."""
         if self.error is None:
-            return findings
-        self.power = smallest_auc(self.error, max(1, sum(decides(finding) for finding in findings)))
-        seen = f" An AUC above {short(self.power)} would have been seen in four of five cases."
-        return [replace(f, sentence=f.sentence + seen) if f.name == "membership" else f for f in findings]
+            return None
+        return smallest_auc(self.error, max(1, sum(decides(finding) for finding in findings)))
 
 
 def stand_out(forget: Measurement, unseen: Measurement, task: str) -> dict[str, Matched]:
@@ -85,13 +83,12 @@ def stand_out(forget: Measurement, unseen: Measurement, task: str) -> dict[str, 
 def noticed(tests: dict[str, Matched], among: int) -> bool:
     """Whether the samples would be found to stand out above, as one of so many tests."""
     lowest = min(p for test in tests.values() for p in (test.p, test.ks_p))
-    return lowest * among <= LEVEL and next(iter(tests.values())).auc > 0.5
+    return lowest * among <= LEVEL and _first(tests).auc > 0.5
 
 
-def judge(ctx: AuditContext, canaries: np.ndarray | None = None) -> Judged:
-    """Everything of level 0, from what `passes.measure` has left in the context."""
-    measured, cannot, findings = ctx.measured, [], []
-    forget_labels = ctx.labels["forget"]
+def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0) -> Judged:
+    """Everything of level 0, from what `passes.measure` has left in the context; `deeper` tests of other levels follow."""
+    measured, findings = ctx.measured, []
     rows, reasons = _figures(ctx)
     distance = passes.distance(ctx.models["original"], ctx.models["unlearned"])
     changed = distance is None or distance["total"] != 0
@@ -102,25 +99,15 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None) -> Judged:
         for name, of in measured.items()
     }
     matched = bool(tests["unlearned"])
-    if not matched:
-        cannot.append(_why_unmatched(ctx))
-    elif missing := next(iter(tests["unlearned"].values())).unmatched:
-        cannot.append(
-            f"Forget samples of {_classes(ctx, missing)} have no unseen samples of their class and are left out."
-        )
-
-    control = matched
+    control, gap = matched, None
     if matched and "retrained" in tests:
-        control = min(test.p for test in tests["retrained"].values()) >= UNMATCHED
-        findings += _beside_retrained(ctx)
-        if not control:
-            cannot.append(
-                "The retrained model, too, tells forget samples from the unseen ones, so these are no matched control; "
-                "only the comparison with the retrained model counts."
-            )
+        known = tests["retrained"].values()
+        control = min(test.p for test in known) * len(known) >= UNMATCHED
+        gap = _gap(ctx)
+        findings.append(_relative(gap))
     if matched:
-        findings += membership_findings(tests["unlearned"], rows["unlearned"], ctx.task, control)
-        findings.append(_tails(measured["unlearned"]))
+        findings += membership_findings(tests["unlearned"], rows["unlearned"], ctx.task, control, gap)
+        findings += _tails(measured["unlearned"])
     findings += _quality(ctx)
     if ctx.is_class:
         findings.append(_recognition(ctx, "unlearned"))
@@ -132,43 +119,65 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None) -> Judged:
     if changed and distance and distance["head_only"]:
         findings.append(_head(ctx, distance))
 
-    among = max(1, sum(decides(finding) for finding in findings))
-    remembered = matched and noticed(tests["original"], among)
-    if ctx.is_class:
-        before = _recognition(ctx, "original")
-        remembered = remembered or before.p * among <= LEVEL
-    if matched and not remembered:
-        auc = next(iter(tests["original"].values())).auc
-        cannot.insert(
-            0,
-            f"The original itself shows no memory of the forget set (AUC {short(auc)}), so this audit cannot see whether it "
-            "was removed.",
-        )
+    among = max(1, sum(decides(finding) for finding in findings) + deeper)
+    prevented, left_out = _cannot(ctx, tests, control, among)
     if canaries is not None:
         canary = _planted_labels(canary_tests["original"], len(canaries), among)
     else:
         canary = _planted_members(ctx, tests, among)
-    n = next(iter(tests["unlearned"].values())).n_forget if matched else len(forget_labels)
-    if n < ENOUGH:
-        least = smallest_auc(next(iter(tests["unlearned"].values())).error, among) if matched else 1.0
-        cannot.append(
-            f"With {n} forget samples (30 are few) only an AUC above {short(least)} would have been seen: that nothing was "
-            "found says little."
-        )
     return Judged(
         request=_request(ctx),
         findings=findings,
-        cannot=cannot,
+        cannot=prevented + left_out,
         figures=rows,
         reasons=reasons,
-        classes=_by_class(ctx),
+        classes=_by_class(ctx, tests["unlearned"]),
         distributions=_distributions(ctx),
         distance=distance,
         canary=canary,
         changed=changed,
-        can=matched and remembered and n >= ENOUGH,
-        error=next(iter(tests["unlearned"].values())).error if matched and control else None,
+        can=not prevented,
+        error=_first(tests["unlearned"]).error if control else None,
     )
+
+
+def _first(tests: dict[str, Matched]) -> Matched:
+    """Of the score that is named first in `SCORES`."""
+    return next(iter(tests.values()))
+
+
+def _cannot(
+    ctx: AuditContext, tests: dict[str, dict[str, Matched]], control: bool, among: int
+) -> tuple[list[str], list[str]]:
+    """Why an absence of faults would say nothing about memory, the gravest reason first; and what was left out."""
+    if not tests["unlearned"]:
+        return [_why_unmatched(ctx)], []
+    main, prevented, left_out = _first(tests["unlearned"]), [], []
+    remembered = noticed(tests["original"], among)
+    if ctx.is_class:
+        remembered = remembered or _recognition(ctx, "original").p * among <= LEVEL
+    if not remembered:
+        prevented.append(
+            f"The original itself shows no memory of the forget set (AUC {short(_first(tests['original']).auc)}), so this "
+            "audit cannot see whether it was removed."
+        )
+    if not control:
+        prevented.append(
+            "The retrained model, too, tells forget samples from the unseen ones, so these are no matched control; "
+            "only the comparison with the retrained model counts."
+        )
+    least = smallest_auc(main.error, among)
+    if main.n_forget < ENOUGH or least >= 1:
+        seen = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
+        prevented.append(
+            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {seen} "
+            "would have been seen: that nothing was found says little."
+        )
+    if main.unmatched:
+        left_out.append(
+            f"Forget samples of {_classes(ctx, main.unmatched)} have no unseen samples of their class and are left out."
+        )
+    return prevented, left_out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,7 +202,11 @@ def _figures(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dic
     }
     rows, reasons = {}, {}
     for model, of in measured.items():
-        values, why = figures(of, measured["original"], class_request=ctx.is_class, bootstrap=1000)
+        size = sum(len(of[name].labels) for name in ("forget", "evidence") if name in of)
+        resamples = min(
+            1000, max(200, 4_000_000 // size)
+        )  # of very many samples fewer: they would cost more than the rest
+        values, why = figures(of, measured["original"], class_request=ctx.is_class, bootstrap=resamples)
         for only_steers in (values, why):
             only_steers.pop("gap", None)
         rows[model], reasons = values, reasons | why
@@ -209,41 +222,35 @@ def _figures(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dic
     return rows, reasons
 
 
-def _by_class(ctx: AuditContext) -> list[dict[str, Any]]:
+def _by_class(ctx: AuditContext, tests: dict[str, Matched]) -> list[dict[str, Any]]:
     """Of each forget class: RF-JSD and AUC, where it has unseen samples."""
     if not ctx.num_labels:
         return []
-    unlearned, names = ctx.measured["unlearned"], class_names(ctx.models["original"])
-    forget = unlearned["forget"]
-    unseen = unlearned.get("unseen")
-    rows = []
-    for c in np.unique(forget.labels).tolist():
-        inside = forget.labels == c
-        others = unseen.labels == c if unseen else np.zeros(0, bool)
-        row = {
+    names, measured = class_names(ctx.models["original"]), ctx.measured
+    aucs = _first(tests).by_class if tests else {}
+    divergences = {}
+    if aucs and not ctx.is_class:
+        sides = measured["unlearned"]["forget"], measured["original"]["unseen"]
+        both = functional.jsd_rows(*(side.class_means(list(aucs)) for side in sides))
+        divergences = dict(zip(aucs, both.tolist(), strict=True))
+    counts = {
+        name: np.bincount(ctx.labels.get(name, np.zeros(0, int)), minlength=ctx.num_labels)
+        for name in ("forget", "unseen")
+    }
+    return [
+        {
             "class": c,
             "name": names[c] if names else None,
-            "forget": int(inside.sum()),
-            "unseen": int(others.sum()),
+            **{name: int(count[c]) for name, count in counts.items()},
+            "rf_jsd": divergences.get(c),
+            "auc": aucs.get(c),
         }
-        row |= {"rf_jsd": None, "auc": None}
-        if others.any():
-            tested = matched_test(
-                forget.signals["margin"][inside],
-                forget.labels[inside],
-                unseen.signals["margin"][others],
-                unseen.labels[others],
-            )
-            row["auc"] = tested.auc
-            if not ctx.is_class:
-                means = forget.class_means([c]), ctx.measured["original"]["unseen"].class_means([c])
-                row["rf_jsd"] = functional.rf_jsd_from_means(*means)
-        rows.append(row)
-    return rows
+        for c in np.flatnonzero(counts["forget"]).tolist()
+    ]
 
 
 def _distributions(ctx: AuditContext) -> dict[str, Any]:
-    """Shares of samples in bins that all models and sets share; what is outside the middle 99 % is in the outer bins."""
+    """Shares of samples in bins that all models and sets share; what is outside the middle 99% is in the outer bins."""
     found = {}
     for signal in ("margin", "loss", "entropy"):
         values = np.concatenate([m.signals[signal] for of in ctx.measured.values() for m in of.values()])
@@ -265,21 +272,27 @@ def _distributions(ctx: AuditContext) -> dict[str, Any]:
 
 
 def membership_findings(
-    tests: dict[str, Matched], row: dict[str, float | None], task: str, control: bool
+    tests: dict[str, Matched], row: dict[str, float | None], task: str, control: bool, gap: Difference | None = None
 ) -> list[Finding]:
-    """Whether forget samples are where unseen ones are: by each score, and by the shape of the distribution of the first."""
+    """Whether forget samples are where unseen ones are: by each score, and by the shape of the distribution of the first.
+
+    All of them are one kind of fault, told by the first that has a direction: that beside the retrained model (`gap`), then
+    the scores in their order. A model that is sure of wrong answers has not remembered them, so the margin goes first. The
+    shape has no direction of its own.
+    """
     scores = SCORES["causal-lm" if task == "causal-lm" else "classifier"]
     of_their, of_its = ("", "") if task == "causal-lm" else (" of their class", " of its class")
     (first, main), *others = tests.items()
-    # A model that is sure of wrong answers has not remembered them: the margin goes first in saying which way it is.
-    telling = next((test for test in tests.values() if test.p <= LEVEL), main)
-    side = "residual" if telling.auc >= 0.5 else "over"
+    told = [(gap.p, gap.value)] if gap else []
+    told += [(test.p, test.auc - 0.5) for test in tests.values()]
+    above = next((above for p, above in told if p <= LEVEL), main.auc - 0.5)
+    side = "residual" if above >= 0 else "over"
     found = [
         Finding(
             "membership",
             f"Do forget samples stand out from unseen ones{of_their}?",
             f"A forget sample has the higher {scores[first]} than an unseen one{of_its} in {main.auc:.1%} of pairs (AUC "
-            f"{short(main.auc)}, 95 % interval {short(row['auc_low'])} to {short(row['auc_high'])}).",
+            f"{short(main.auc)}, 95% interval {short(row['auc_low'])} to {short(row['auc_high'])}).",
             main.auc,
             row["auc_low"],
             row["auc_high"],
@@ -310,21 +323,27 @@ def membership_findings(
     return found if control else [replace(finding, kind="info") for finding in found]
 
 
-def _tails(unlearned: dict[str, Measurement]) -> Finding:
-    """The worst cases at both ends."""
+def _tails(unlearned: dict[str, Measurement]) -> list[Finding]:
+    """The worst cases at both ends, of classes with enough unseen samples to know these."""
     forget, unseen = unlearned["forget"], unlearned["unseen"]
     above, below, total = 0, 0, 0
     for c in np.intersect1d(forget.labels, unseen.labels):
         mine, theirs = forget.signals["margin"][forget.labels == c], unseen.signals["margin"][unseen.labels == c]
+        if len(theirs) < TAIL:
+            continue
         low, high = np.quantile(theirs, [0.05, 0.95])
         above, below, total = above + (mine > high).sum(), below + (mine < low).sum(), total + len(mine)
-    return Finding(
-        "tails",
-        "How many forget samples lie where few unseen ones do?",
-        f"{above / total:.1%} of the forget samples lie above the highest twentieth of the unseen samples' margins and "
-        f"{below / total:.1%} below the lowest; about 5 % are expected of each.",
-        float(above / total),
-    )
+    if not total:
+        return []
+    return [
+        Finding(
+            "tails",
+            "How many forget samples lie where few unseen ones do?",
+            f"{above / total:.1%} of the forget samples have margins among the highest twentieth of unseen ones of their class "
+            f"or above, and {below / total:.1%} among the lowest or below; about 5% are expected of each.",
+            float(above / total),
+        )
+    ]
 
 
 def _recognition(ctx: AuditContext, name: str) -> Finding:
@@ -359,23 +378,25 @@ def _recognition(ctx: AuditContext, name: str) -> Finding:
 def harm_findings(ctx: AuditContext) -> list[Finding]:
     """What other samples have paid: the accuracy lost against the reference, on the same samples."""
     reference = "retrained" if "retrained" in ctx.models else "original"
+    # Classes that are forgotten as a whole pay nothing by being lost; without retained samples all may be such.
+    gone = np.setdiff1d(ctx.labels["forget"], ctx.labels.get("retain", []))
     found = []
     for name, margin in HARM.items():
         if name not in ctx.sets:
             continue
         before, after = (ctx.measured[model][name] for model in (reference, "unlearned"))
-        kept = ~np.isin(after.labels, ctx.labels["forget"]) if ctx.is_class else np.ones(len(after.labels), bool)
+        kept = ~np.isin(after.labels, gone)
         if not kept.any():
             continue
         lost = paired_drop(before.signals["correct"][kept], after.signals["correct"][kept], margin)
         what = "retained samples" if name == "retain" else "unseen samples"
-        what += " of the other classes" if ctx.is_class and name == "unseen" else ""
+        what += "" if kept.all() else " of the other classes"
         found.append(
             Finding(
                 f"harm_{name}",
                 f"Have {what} paid for it?",
-                f"The accuracy on {what} is {abs(lost.value):.1%} {'below' if lost.value >= 0 else 'above'} the {reference} "
-                f"model's (more than {margin:.0%} below is harm).",
+                f"The accuracy on {what} is {100 * abs(lost.value):.1f} points {'below' if lost.value >= 0 else 'above'} "
+                f"the {reference} model's (more than {100 * margin:.0f} below are harm).",
                 lost.value,
                 lost.low,
                 lost.high,
@@ -386,25 +407,27 @@ def harm_findings(ctx: AuditContext) -> list[Finding]:
     return found
 
 
-def _beside_retrained(ctx: AuditContext) -> list[Finding]:
+def _gap(ctx: AuditContext) -> Difference:
+    """The AUC of the unlearned model less that of the retrained one."""
     scores = [
         tuple(ctx.measured[model][name].signals["margin"] for name in ("forget", "unseen"))
         for model in ("unlearned", "retrained")
     ]
-    gap = paired_auc(*scores, (ctx.labels["forget"], ctx.labels["unseen"]))
-    return [
-        Finding(
-            "relative",
-            "Do forget samples stand out more than in the retrained model?",
-            f"The AUC of forget over unseen samples is {abs(gap.value):.3f} {'above' if gap.value >= 0 else 'below'} the "
-            "retrained model's.",
-            gap.value,
-            gap.low,
-            gap.high,
-            gap.p,
-            kind="residual" if gap.value >= 0 else "over",
-        )
-    ]
+    return paired_auc(*scores, (ctx.labels["forget"], ctx.labels["unseen"]))
+
+
+def _relative(gap: Difference) -> Finding:
+    return Finding(
+        "relative",
+        "Do forget samples stand out more than in the retrained model?",
+        f"The AUC of forget over unseen samples is {abs(gap.value):.3f} {'above' if gap.value >= 0 else 'below'} the "
+        "retrained model's.",
+        gap.value,
+        gap.low,
+        gap.high,
+        gap.p,
+        kind="residual" if gap.value >= 0 else "over",
+    )
 
 
 def _quality(ctx: AuditContext) -> list[Finding]:
@@ -445,9 +468,9 @@ def _attack(ctx: AuditContext, matched: bool) -> list[Finding]:
         )
     exposed = {}
     for name in ("original", "unlearned"):
-        of = ctx.measured[name]
-        if tested := stand_out(of["retain"], of["unseen"], ctx.task):
-            exposed[name] = next(iter(tested.values())).auc
+        sides = (ctx.measured[name][side] for side in ("retain", "unseen"))
+        if tested := matched_test(*(x for side in sides for x in (side.signals["margin"], side.labels))):
+            exposed[name] = tested.auc
     if exposed:
         found.append(
             Finding(
@@ -550,17 +573,20 @@ def _canary_finding(test: Matched | None, planted: int) -> Finding:
 
 
 def _planted_labels(test: Matched | None, planted: int, among: int) -> dict[str, Any]:
-    seen = test is not None and test.p * among <= LEVEL and test.auc > 0.5
-    auc = test.auc if test else None
-    say = f"The {planted} planted wrong labels stand out in the original (AUC {short(auc)})" if test else ""
-    sentence = (
-        f"{say}: had they been left, this audit would have noticed."
-        if seen
-        else (
-            f"The {planted} planted wrong labels do not stand out in the original: this audit would not notice them."
+    if test is None:
+        sentence = (
+            "No unseen sample can be given one of the planted labels, so it is not known what this audit would notice."
         )
-    )
-    return {"planted": planted, "auc": auc, "noticed": bool(seen), "sentence": sentence}
+        return {"planted": planted, "auc": None, "noticed": False, "sentence": sentence}
+    seen = test.p * among <= LEVEL and test.auc > 0.5
+    stand = f"The {planted} planted wrong labels {'stand' if seen else 'do not stand'} out in the original"
+    end = "had they been left, this audit would have noticed" if seen else "this audit would not notice them"
+    return {
+        "planted": planted,
+        "auc": test.auc,
+        "noticed": seen,
+        "sentence": f"{stand} (AUC {short(test.auc)}): {end}.",
+    }
 
 
 def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], among: int) -> dict[str, Any]:
@@ -589,7 +615,7 @@ def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], am
         what = f"Of the {len(chosen)} forget samples in the original, where nothing is removed,"
     if not len(chosen) or not tested:
         return none
-    main = next(iter(tested.values()))
+    main = _first(tested)
     seen = noticed(tested, among)
     end = "this audit would have noticed." if seen else "this audit would not have noticed."
     return {
@@ -604,7 +630,7 @@ def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], am
 # Words
 
 
-def conventions(ctx: AuditContext, level: int) -> list[str]:
+def conventions(ctx: AuditContext) -> list[str]:
     """How the figures were made, and what is taken for granted."""
     unseen = {"unseen": "the evidence half of the unseen samples, which no method may use", "test": "the test set"}
     said = ["Natural logarithms; statistics in float64 after the forward pass."]
@@ -617,33 +643,31 @@ def conventions(ctx: AuditContext, level: int) -> list[str]:
     if ctx.num_labels:
         said += [
             "Margin: log p(true class) − log of the sum of the others' probabilities.",
-            "AUC: P(forget > unseen) + ½ P(equal) by the margin, within classes, weighted by forget samples; 95 % bootstrap "
-            "interval. Above .5 is memory, below .5 a trace of the removal.",
+            "AUC: P(forget > unseen) + ½ P(equal) by the margin, within classes, weighted by forget samples; 95% bootstrap "
+            "interval. Above 0.5 is memory, below 0.5 a trace of the removal.",
             "JSD: ½ KL(P‖M) + ½ KL(Q‖M), M = (P + Q)/2. RF-JSD: between the mean prediction of the unlearned model on forget "
             "samples and the original's on unseen ones, class by class.",
         ]
     else:
         said += [
-            "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20 % least likely ones; "
+            "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20% least likely ones; "
             "extraction strength: the share of the completion that greedy decoding gives right after the shortest prefix "
             "from which it does.",
-            "AUC: P(forget > unseen) + ½ P(equal) by the mean log-likelihood; 95 % bootstrap interval.",
+            "AUC: P(forget > unseen) + ½ P(equal) by the mean log-likelihood; 95% bootstrap interval.",
         ]
     said += [
         "MIA: logistic regression on the entropy, members are retained samples, fitted on one half and asked on the other, "
         "halves swapped; the share of forget samples called members.",
-        f"Harm: accuracy on the same samples, more than {HARM['retain']:.0%} (retained) or {HARM['unseen']:.0%} (unseen) below "
-        f"the {'retrained' if 'retrained' in ctx.models else 'original'} model's.",
+        f"Harm: accuracy on the same samples, more than {100 * HARM['retain']:.0f} points (retained) or {100 * HARM['unseen']:.0f} "
+        f"(unseen) below the {'retrained' if 'retrained' in ctx.models else 'original'} model's.",
         f"All tests that may fail the model are corrected together (Holm): a model that has never seen the forget samples "
         f"fails in {LEVEL:.0%} of audits.",
     ]
     said.append(
-        "Reference: a retrained model."
+        "Harm is judged beside the retrained model, and memory beside it and the unseen samples."
         if "retrained" in ctx.models
-        else "Reference: unseen samples; no retrained model was given."
+        else "Memory is judged beside unseen samples; no retrained model was given."
     )
-    if level == 0:
-        said.append("Level 0 looks at outputs only; what lies below them is looked at from level 1 on.")
     return said
 
 

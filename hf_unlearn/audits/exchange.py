@@ -17,6 +17,10 @@ from ..metrics.functional import matched_auc
 from .verdict import Finding
 
 AT_ONCE = 2**22  # exchanged places worked on together
+CONVENTION = (
+    "Tests below the outputs: forget and unseen samples of a class are exchanged 1,000 times; p is the share of exchanges with "
+    "as high an AUC. Of several stages, precisions or steps the AUC that is the most standard deviations above 0.5 counts."
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Exchange:
     Attributes:
         auc: of forget over unseen, matched by group, for each kind of score.
         worst: the kind whose AUC is the most standard deviations above ½.
-        low, high: 95 % interval of that AUC.
+        low, high: 95% interval of that AUC.
         p: the share of exchanges in which some kind is as many above ½.
     """
 

@@ -4,7 +4,7 @@
     Δacc(B) = Acc_ret(B) − Acc_un(B),   Δconf(B) = mean of p_ret(x)_y − p_un(x)_y,   TV(B) = mean of ½‖p_ret(x) − p_un(x)‖₁
 
 over the samples in each of ten bins of s, of equal width. Zero is agreement, positive differences are damage. Beside them:
-the means over the nearest 5 % and the farthest half of the samples, the ratio of their TV, and Spearman's correlation of s
+the means over the nearest 5% and the farthest half of the samples, the ratio of their TV, and Spearman's correlation of s
 and TV. The floor is the same between two retrained models.
 
 References:
@@ -43,7 +43,7 @@ class Locality:
         counts: samples in each bin.
         bins: measure -> its mean in each bin; None where a bin is empty. Measures are `accuracy`, `confidence` (of the true
             class) and `total_variation`.
-        near, far: measure -> its mean over the nearest 5 % and the farthest half.
+        near, far: measure -> its mean over the nearest 5% and the farthest half.
         ratio: total variation near / far; None where there is none far.
         correlation: Spearman's, of similarity and total variation; None where one of them is constant.
         floor: the same between two retrained models.
@@ -69,7 +69,7 @@ class Locality:
         near, far = (self.floor.near, self.floor.far) if self.floor else (None, None)
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         correlation = "-" if self.correlation is None else f"{self.correlation:.2f}"
-        lines = [line("nearest 5 %", self.near, near), line("farthest half", self.far, far)]
+        lines = [line("nearest 5%", self.near, near), line("farthest half", self.far, far)]
         return "\n".join([*lines, f"near/far ratio {ratio}, rank correlation with similarity {correlation}"])
 
     def svg(self, measure: str = "total_variation", width: int = 480, height: int = 240) -> str:

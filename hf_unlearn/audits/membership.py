@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import kolmogorov
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Matched:
         ks_p: of a distance as large.
         n_forget, n_unseen: samples compared, of classes that both sides have.
         unmatched: forget classes without unseen samples.
+        by_class: the AUC of each class.
     """
 
     auc: float
@@ -34,6 +35,7 @@ class Matched:
     n_forget: int
     n_unseen: int
     unmatched: list[int]
+    by_class: dict[int, float]
 
 
 def matched_test(
@@ -65,38 +67,52 @@ def matched_test(
     if not len(classes):
         return None
     kept = np.isin(labels, classes)
-    order = np.flatnonzero(kept)[np.argsort(labels[kept], kind="stable")]
-    total = int((kept & is_forget).sum())
-    auc, variance, bridge, places, steps = 0.0, 0.0, 0.0, [], []
-    for part in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        side, size = is_forget[part], len(part)
-        n, m = int(side.sum()), int((~side).sum())
-        ranks, weight = rankdata(scores[part]), n / total
-        ties = np.unique(scores[part], return_counts=True)[1]
-        auc += weight * (ranks[side].sum() - n * (n + 1) / 2) / (n * m)
-        variance += weight**2 * (size + 1 - (ties**3 - ties).sum() / (size * (size - 1))) / (12 * n * m)
-        bridge += weight**2 * size**2 / (n * m * (size - 1))
-        places.append(rankdata(scores[part], method="max") / size)
-        steps.append(np.where(side, weight / n, -weight / m))
-    place, step = np.concatenate(places), np.concatenate(steps)
-    where = np.argsort(place, kind="stable")
-    walk, last = np.cumsum(step[where]), np.append(np.diff(place[where]) > 0, True)
-    ks, error = float(np.abs(walk[last]).max()), float(np.sqrt(variance))
+    scores, side, place = scores[kept], is_forget[kept], np.searchsorted(classes, labels[kept])
+    ranks, ties = midranks(scores, place)
+    n, m = (np.bincount(place[of], minlength=len(classes)) for of in (side, ~side))
+    size, weight = n + m, n / n.sum()
+    aucs = (np.bincount(place, ranks * side) - n * (n + 1) / 2) / (n * m)
+    shared = np.bincount(place, ties**2 - 1) / (size * (size - 1))  # Σ (t³ − t) over the values, t samples each
+    error = float(np.sqrt((weight**2 * (size + 1 - shared) / (12 * n * m)).sum()))
+    bridge = (weight**2 * size**2 / (n * m * (size - 1))).sum()
+    highest = (ranks + (ties - 1) / 2) / size[place]  # of the samples that share a value, the last one's
+    where = np.argsort(highest, kind="stable")
+    walk = np.cumsum(np.where(side, 1 / n.sum(), -(weight / m)[place])[where])
+    ks = float(np.abs(walk[np.append(np.diff(highest[where]) > 0, True)]).max())
+    auc = float((weight * aucs).sum())
     return Matched(
-        auc=float(auc),
+        auc=auc,
         error=error,
         p=float(2 * norm.sf(abs(auc - 0.5) / error)) if error else 1.0,
         ks=ks,
         ks_p=float(kolmogorov(ks / np.sqrt(bridge))),
-        n_forget=total,
-        n_unseen=len(order) - total,
+        n_forget=int(n.sum()),
+        n_unseen=int(m.sum()),
         unmatched=unmatched,
+        by_class=dict(zip(classes.tolist(), aucs.tolist(), strict=True)),
     )
+
+
+def midranks(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each sample its rank within its group, samples of one value sharing the mean of theirs, and how many these are.
+
+    >>> midranks(np.array([0.3, 0.1, 0.3, 7.0]), np.array([0, 0, 0, 1]))
+    (array([2.5, 1. , 2.5, 1. ]), array([2, 1, 2, 1]))
+    """
+    order = np.lexsort((scores, groups))
+    new_group = np.append(True, np.diff(groups[order]) != 0)
+    new_value = new_group | np.append(True, np.diff(scores[order]) != 0)
+    starts, value = np.flatnonzero(new_value), np.cumsum(new_value) - 1
+    before = np.flatnonzero(new_group)[np.cumsum(new_group) - 1]
+    counts = np.diff(np.append(starts, len(order)))[value]
+    ranks, ties = np.empty(len(order)), np.empty(len(order), int)
+    ranks[order], ties[order] = starts[value] - before + (counts + 1) / 2, counts
+    return ranks, ties
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference with its 95 % interval, and the p-value of what was asked of it."""
+    """A difference with its 95% interval, and the p-value of what was asked of it."""
 
     value: float
     low: float
@@ -118,9 +134,7 @@ def paired_drop(before: ArrayLike, after: ArrayLike, margin: float = 0.0) -> Dif
     return Difference(mean, mean - reach, mean + reach, float(norm.sf((mean - margin) / error)))
 
 
-def share_above(
-    values: ArrayLike, expected: float, margin: float = 0.0, interval: float = float(norm.ppf(0.975))
-) -> Difference:
+def share_above(values: ArrayLike, expected: float, margin: float = 0.0) -> Difference:
     """The mean of shares of single samples, and the p-value of one of more than `expected + margin`.
 
     >>> share_above([1, 0, 1, 1], expected=0.0).value
@@ -129,7 +143,7 @@ def share_above(
     values = np.asarray(values, np.float64)
     mean, size = float(values.mean()), len(values)
     error = np.sqrt((values.var() + 1 / size) / size)
-    reach = float(interval * error)
+    reach = float(norm.ppf(0.975) * error)
     p = float(norm.sf((mean - expected - margin) / error))
     return Difference(mean, max(0.0, mean - reach), min(1.0, mean + reach), p)
 
@@ -152,22 +166,25 @@ def paired_auc(
     """
     forget_labels, unseen_labels = (np.asarray(side) for side in labels)
     classes = np.intersect1d(forget_labels, unseen_labels)
-    total = int(np.isin(forget_labels, classes).sum())
-    forget_parts, unseen_parts = [], []  # what each sample adds to the difference of the AUCs
-    for c in classes:
-        f, u = forget_labels == c, unseen_labels == c
-        a, b = (_placements(np.asarray(x)[f], np.asarray(y)[u]) for x, y in (one, other))
-        forget_parts.append((a[0] - b[0]) / total)
-        unseen_parts.append((a[1] - b[1]) * f.sum() / total / u.sum())
-    if not total:
+    if not len(classes):
         return None
-    forget_parts, unseen_parts = np.concatenate(forget_parts), np.concatenate(unseen_parts)
-    value = float(forget_parts.sum())
-    # Around the mean of all and not that of its class: a class of a single sample has no spread of its own.
-    weights = [np.full(total, 1 / total), _weights(unseen_labels, forget_labels, classes)]
+    kept = [np.isin(side, classes) for side in (forget_labels, unseen_labels)]
+    places = [
+        np.searchsorted(classes, side[of]) for side, of in zip((forget_labels, unseen_labels), kept, strict=True)
+    ]
+    n, m = (np.bincount(place) for place in places)
+    a, b = (
+        _placements(*(np.asarray(x, np.float64)[of] for x, of in zip(model, kept, strict=True)), *places)
+        for model in (one, other)
+    )
+    # What each sample adds to the AUCs' difference, and what it would add if all added the same. Around that, and not around
+    # the mean of its class: a class of a single sample has no spread of its own.
+    weights = np.full(n.sum(), 1 / n.sum()), (n / n.sum() / m)[places[1]]
+    parts = [(x - y) * weight for x, y, weight in zip(a, b, weights, strict=True)]
+    value = float(parts[0].sum())
     variance = sum(
         ((part - value * weight) ** 2).sum() * len(part) / max(1, len(part) - 1)
-        for part, weight in zip((forget_parts, unseen_parts), weights, strict=True)
+        for part, weight in zip(parts, weights, strict=True)
     )
     error = float(np.sqrt(variance))
     reach = float(norm.ppf(0.975)) * error
@@ -175,19 +192,16 @@ def paired_auc(
     return Difference(value, value - reach, value + reach, p)
 
 
-def _placements(forget: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each forget sample the share of unseen ones below it; of each unseen one the share of forget ones above it."""
-    ranks = rankdata(np.concatenate([forget, unseen]))
-    below = (ranks[: len(forget)] - rankdata(forget)) / len(unseen)
-    above = 1 - (ranks[len(forget) :] - rankdata(unseen)) / len(forget)
+def _placements(
+    forget: np.ndarray, unseen: np.ndarray, forget_classes: np.ndarray, unseen_classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Within its class, of each forget sample the share of unseen ones below it; of each unseen one the share of forget
+    ones above it."""
+    n, m = np.bincount(forget_classes), np.bincount(unseen_classes)
+    pooled, _ = midranks(np.append(forget, unseen), np.append(forget_classes, unseen_classes))
+    below = (pooled[: len(forget)] - midranks(forget, forget_classes)[0]) / m[forget_classes]
+    above = 1 - (pooled[len(forget) :] - midranks(unseen, unseen_classes)[0]) / n[unseen_classes]
     return below, above
-
-
-def _weights(unseen_labels: np.ndarray, forget_labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """What each unseen sample counts, class by class in the order of `classes`: each class as many as the forget set's."""
-    counts = np.array([[(labels == c).sum() for c in classes] for labels in (forget_labels, unseen_labels)], float)
-    share = counts[0] / counts[0].sum()
-    return np.repeat(share / counts[1], counts[1].astype(int))
 
 
 def matched_mean(values: ArrayLike, labels: ArrayLike, like: ArrayLike) -> float | None:
@@ -217,7 +231,7 @@ def called_members(
 
     Example:
         >>> unseen, forget = called_members([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1, 0.9])
-        >>> unseen.mean(), forget.tolist()
+        >>> float(unseen.mean()), forget.tolist()
         (0.0, [1.0, 0.0])
     """
     from sklearn.linear_model import LogisticRegression  # here: it takes long to import

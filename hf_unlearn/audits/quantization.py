@@ -22,6 +22,10 @@ from .verdict import Finding
 
 BITS = (8, 4)
 SAMPLES = 2000  # of the retained ones, at most
+CONVENTION = (
+    "Rounding: weights of linear layers and convolutions to the nearest step, int8 with 255 and int4 with 15 steps symmetric to "
+    "0, one scale for each output channel; activations and biases are left alone."
+)
 
 
 def fake_quantize(weight: Tensor, bits: int, axis: int = 0) -> Tensor:

@@ -29,8 +29,25 @@ from .exchange import exchange, stands_out
 from .verdict import Finding
 
 EPOCHS, BATCH, RATE, WARM_UP = 30, 64, 1e-3, 0.1  # of a reference model that is trained here
+GAMMA = 1.0
 OFFLINE = 0.3  # a of the offline form: how a model that has seen a sample would differ from one that has not
 WORST = 0.1  # the worst decile
+CONVENTION = (
+    f"RMIA: γ = {GAMMA:g}, a = {OFFLINE:g}, one reference model, the population being the unseen samples of the forget classes. "
+    f"AUC and true positives rank samples by their ratio, which is the order of their RMIA. A reference model that is trained "
+    f"here: new weights, {EPOCHS} epochs of AdamW on the retained samples that are read, batches of {BATCH}, rate {RATE:g} at most. IAM: sums "
+    "over the forget set, between the original (0) and the reference (1)."
+)
+
+
+def ratio(target: ArrayLike, reference: ArrayLike, offline: float = OFFLINE) -> np.ndarray:
+    """A sample's probability under the audited model, over what a model that may have seen it or not would give it.
+
+    >>> ratio([0.9], [0.3], offline=1.0).tolist()
+    [3.0]
+    """
+    expected = ((1 + offline) * np.asarray(reference, dtype=np.float64) + (1 - offline)) / 2
+    return np.asarray(target, dtype=np.float64) / np.maximum(expected, np.finfo(np.float64).tiny)
 
 
 def rmia(
@@ -38,7 +55,7 @@ def rmia(
     reference: ArrayLike,
     population_target: ArrayLike,
     population_reference: ArrayLike,
-    gamma: float = 1.0,
+    gamma: float = GAMMA,
     offline: float = OFFLINE,
 ) -> np.ndarray:
     """The share of population samples that each sample dominates.
@@ -53,11 +70,8 @@ def rmia(
         >>> rmia([0.9, 0.3], [0.3, 0.3], [0.5, 0.5], [0.5, 0.4], offline=1.0).tolist()
         [1.0, 0.5]
     """
-    ratios = []
-    for p, q in ((target, reference), (population_target, population_reference)):
-        expected = ((1 + offline) * np.asarray(q, dtype=np.float64) + (1 - offline)) / 2
-        ratios.append(np.asarray(p, dtype=np.float64) / np.maximum(expected, np.finfo(np.float64).tiny))
-    return np.searchsorted(np.sort(gamma * ratios[1]), ratios[0], side="right") / len(ratios[1])
+    population = np.sort(gamma * ratio(population_target, population_reference, offline))
+    return np.searchsorted(population, ratio(target, reference, offline), side="right") / len(population)
 
 
 def true_positives(members: ArrayLike, others: ArrayLike, rate: float = 0.01) -> float:
@@ -119,8 +133,9 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """RMIA of forget against unseen samples, and IAM.
 
     The reference is the one given, or the retrained model, or one that is trained here. The population is the unseen
-    samples of the forget classes, each of which is compared with the others. The worst tenth is, of RMIA, that of the
-    highest scores, and of IAM that which the original remembered most, beside the reference.
+    samples of the forget classes. Forget samples are tested against these by their ratios, which RMIA grows with: unlike
+    a rank in the population, a ratio does not depend on whether a sample belongs to it. The worst tenth is, of RMIA, that of
+    the highest scores, and of IAM that which the original remembered most, beside the reference.
     """
     given = ctx.reference if ctx.reference is not None else ctx.models.get("retrained")
     reference = train_reference(ctx) if given is None else given
@@ -129,12 +144,9 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     unlearned = ctx.measured["unlearned"]
     others = {name: ctx.evaluator.measure(reference, *ctx.sets[name]) for name in ("forget", "unseen")}
     forget, unseen = ([of[name].signals["confidence"] for of in (unlearned, others)] for name in ("forget", "unseen"))
-    population, n = [p[matched] for p in unseen], int(matched.sum())
-    scores, tested = None, None
-    if n > 1:
-        scores = rmia(*forget, *population)
-        among_others = (n * rmia(*population, *population) - 1) / (n - 1)  # each of them dominates itself
-        tested = exchange(scores, forget_labels, among_others, unseen_labels[matched], seed=ctx.seed)
+    population = [p[matched] for p in unseen]
+    sides = ratio(*forget), ratio(*population)
+    tested = exchange(sides[0], forget_labels, sides[1], unseen_labels[matched], seed=ctx.seed)
 
     margins = np.stack([of["forget"].signals["margin"] for of in (ctx.measured["original"], unlearned, others)])
     rng = np.random.default_rng([ctx.seed, 15])
@@ -144,13 +156,14 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     most = np.argsort(margins[2] - margins[0], kind="stable")[: max(1, round(WORST * len(forget_labels)))]
     content = {"iam": {"mean": degree(*margins), "low": low, "high": high, "worst_decile": degree(*margins[:, most])}}
     if tested:
+        scores = np.sort(rmia(*forget, *population))
         content["rmia"] = {
             "auc": tested.auc[0],
             "low": tested.low,
             "high": tested.high,
-            "tpr_at_1_fpr": true_positives(scores, among_others),
-            "worst_decile": float(np.sort(scores)[-max(1, round(WORST * len(scores))) :].mean()),
+            "tpr_at_1_fpr": true_positives(*sides),
+            "worst_decile": float(scores[-max(1, round(WORST * len(scores))) :].mean()),
         }
     question = "Does the model fit forget samples better than unseen ones, beside a model that has seen neither?"
-    finding = stands_out("rmia", question, tested, ["by their RMIA scores"])
+    finding = stands_out("rmia", question, tested, ["by RMIA"])
     return {"membership": content | {"reference": "trained" if given is None else "given"}}, [finding]

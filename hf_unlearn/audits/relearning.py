@@ -36,6 +36,12 @@ SHOTS = 10  # of a class, and no more than a quarter of its forget samples
 SAMPLES = 1000  # of a set, at most, that are looked at along the way
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 KINDS = {"retain-only": "retained samples", "k-shot": "retained and a few forget samples"}
+CONVENTION = (
+    f"Relearning: {STEPS[-1]} steps of Adam on {BATCH} retained samples (k-shot: and {BATCH} draws of at most {SHOTS} forget samples of a "
+    "class, a quarter of them at most, which are not asked about), in eval mode: no dropout, BatchNorm's statistics fixed; "
+    f"rate {RATES['convolutional']:g}, or of a transformer {RATES['transformer']:g} divided by its width. The straight way "
+    f"between the models is looked at in {len(ALPHAS)} places and leads BatchNorm's statistics along."
+)
 CONTROL = (
     "unseen samples of the forget classes, along the same fine-tuning of the same model: to a model that has never seen "
     "the forget set both are alike, whatever it has kept of whole classes"
@@ -60,7 +66,7 @@ def interval(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> tuple[float | None, float | None]:
-    """95 % interval of the mean of forget samples less that of unseen ones of their class, by the bootstrap over samples.
+    """95% interval of the mean of forget samples less that of unseen ones of their class, by the bootstrap over samples.
 
     Classes count by their forget samples; None where no class has both.
     """
@@ -78,12 +84,13 @@ def interval(
 
 
 def shots(labels: np.ndarray, most: int = SHOTS, seed: int = 0) -> np.ndarray:
-    """Places of a few samples of each class: `most` of them, but no more than a quarter of the class, and at least one."""
+    """Places of a few samples of each class: `most` of them, but no more than a quarter of the class, and at least one;
+    of a class of a single sample none, that something is left to be asked about."""
     rng = np.random.default_rng([seed, 9])
     chosen = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: max(1, min(most, len(members) // 4))])
+        chosen.append(members[: max(1, min(most, len(members) // 4))] if len(members) > 1 else members[:0])
     return np.sort(np.concatenate(chosen))
 
 
@@ -147,6 +154,8 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     areas: dict[str, dict[str, float | None]] = {}
     margins, places = [], []  # after some steps, and which
     for kind, samples in KINDS.items():
+        if kind == "k-shot" and not len(few):
+            continue
         curves = {}
         for name in ("unlearned", "retrained"):
             if name in ctx.models:

@@ -64,6 +64,10 @@ class AuditReport:
         findings = [f"[{_mark(one)}] {one['sentence']}{_measure(self.content, at)}" for at, one in self._findings()]
         for title, lines in (
             ("Findings", findings),
+            (
+                "Self-test",
+                [self.content["canary"]["sentence"]] if self.content.get("canary", {}).get("sentence") else [],
+            ),
             ("What cannot be judged", verdict.get("cannot", [])),
             ("What was not measured", sections(self.content)[1]),
         ):

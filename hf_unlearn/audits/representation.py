@@ -27,6 +27,10 @@ from .verdict import Finding
 
 STAGES = 5  # the last one is what the head reads
 SAMPLES = 2000  # of each set, at most
+CONVENTION = (
+    f"Probes: least squares on ±1 for each class with ridge {RIDGE:g}, on standardised features of {SAMPLES:,} retained samples at "
+    "most; of classes without any, on one half of the forget and unseen samples, asked about the other. CKA is the linear one."
+)
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float | None:

@@ -396,7 +396,7 @@ def membership(content: dict[str, Any]) -> Section | None:
     rows: list[tuple[Cell, ...]] = []
     for attack, key, title in (
         ("rmia", "auc", "RMIA, AUC"),
-        ("rmia", "tpr_at_1_fpr", "RMIA, true positives at 1 % false ones"),
+        ("rmia", "tpr_at_1_fpr", "RMIA, true positives at 1% false ones"),
         ("rmia", "worst_decile", "RMIA, worst tenth"),
         ("iam", "mean", "IAM, degree of unlearning"),
         ("iam", "worst_decile", "IAM, worst tenth"),

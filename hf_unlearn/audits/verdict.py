@@ -17,6 +17,11 @@ POWER = 0.8
 ENOUGH = 30  # forget samples
 
 NAMES = {"residual": "residual memory", "over": "over-forgotten", "harm": "retain harm"}  # the worst first
+# Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
+TELLING = (
+    *("recognition", "canaries", "membership", "relative", "harm_retain", "harm_unseen", "extraction", "min_k"),
+    *("rmia", "relearning", "probe", "quantization", "entropy", "spread"),
+)
 
 
 @dataclass
@@ -27,7 +32,7 @@ class Finding:
         name: short, and the same in every audit.
         question: what was asked.
         sentence: what was found, in words.
-        value, low, high: of the figure that the sentence is about, with its 95 % interval.
+        value, low, high: of the figure that the sentence is about, with its 95% interval.
         p: how often a model without fault gives a figure like this one.
         p_corrected: the same, corrected for all tests of the audit; filled in by `correct`.
         fails: whether it is a fault. Of a finding with a `p`, `correct` says so.
@@ -118,7 +123,7 @@ def decide(
 
     Example:
         >>> decide([], power=0.53).headline
-        'No evidence of residual memory; an AUC above .53 would have been seen.'
+        'No evidence of residual memory; an AUC above 0.53 would have been seen.'
     """
     findings = list(findings)
     correct(findings)
@@ -135,8 +140,8 @@ def decide(
         headline += f" (also found: {others})." if others else "."
     elif failed:
         outcome, rest = NAMES[failed[0]], [NAMES[kind] for kind in failed[1:]]
-        strongest = min(faults[failed[0]], key=lambda f: 0 if f.p is None else f.p)
-        headline = f"{outcome.capitalize()}: {_lower(strongest.sentence)}"
+        telling = min(faults[failed[0]], key=lambda f: TELLING.index(f.name) if f.name in TELLING else len(TELLING))
+        headline = f"{outcome.capitalize()}: {_lower(telling.sentence)}"
         headline += f" Also found: {' and '.join(rest)}." if rest else ""
     elif not judged:
         outcome, headline = "cannot judge", "This audit cannot judge whether the forget samples are still remembered"
@@ -148,12 +153,12 @@ def decide(
 
 
 def short(value: float) -> str:
-    """A share as .53.
+    """An AUC as it stands in sentences.
 
     >>> short(0.534), short(1.0)
-    ('.53', '1.00')
+    ('0.53', '1.00')
     """
-    return f"{value:.2f}".removeprefix("0")
+    return f"{value:.2f}"
 
 
 def _lower(sentence: str) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnlearningError
+from .names import RECEIPT
 
-RECEIPT = "unlearning_receipt.json"
 KIND, FORMAT = "hf_unlearn receipt", 1
 
 # What a receipt must have: a value of this type, or of one of these.

@@ -23,14 +23,13 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from ..audits.report import AuditReport
 from ..metrics import uis
 from ..report import NAMES, SCORES
+from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
 
 if TYPE_CHECKING:
     from .revisions import Parent
 
 logger = logging.getLogger(__name__)
 
-CARD, METRICS, AUDIT, AUDIT_PAGE = "README.md", "metrics.json", "audit.json", "audit.html"
-RECEIPT, CONFIG = "unlearning_receipt.json", "unlearning_config.json"
 TAGS = ("machine-unlearning", "unlearning", "hf_unlearn")
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")  # of the parent's card
 PIPELINES = {
@@ -286,12 +285,13 @@ def make_card(
         licence=data.license,
         table=figures_table(columns, run.get("measured", {}), accuracies) if columns else None,
         columns=columns,
+        intervals=accuracies,
         withheld=bool(columns)
         and _has_forget(columns["unlearned"])
         and not _has_forget(controlled(columns["unlearned"])),
         auto_class=AUTO_CLASSES.get(task, "AutoModel"),
         processors=[name for file, name in PROCESSORS.items() if (folder / file).is_file()],
-        own_adapter=(folder / "adapter_config.json").is_file(),
+        own_adapter=(folder / ADAPTER_CONFIG).is_file(),
     )
     return ModelCard(text)
 

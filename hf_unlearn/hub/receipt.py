@@ -27,10 +27,9 @@ from ..checkpoints import PRIVATE
 from ..data import Source
 from ..errors import UnlearningError
 from ..facts import describe_run
-from ..methods.base import CONFIG_NAME
 from . import merkle
-from .canonical import FORMAT, KIND, RECEIPT, body, canonical, digest_of, read_json, read_receipt
-from .revisions import LEGAL, is_released
+from .canonical import FORMAT, KIND, body, canonical, digest_of, read_json, read_receipt
+from .names import ADAPTER_CONFIG, CONFIG, LEGAL, METRICS, RECEIPT, WEIGHTS_INDEX, is_released
 from .sequence import drift
 from .signing import sign
 from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest, weight_files
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from ..api import UnlearningResult
 
-SECRETS, METRICS = "receipt_secrets.json", "metrics.json"
+SECRETS = "receipt_secrets.json"
 
 # What may be written anew after the release, such as the card, which itself is made from the receipt.
 DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore", *LEGAL)
@@ -188,7 +187,7 @@ def make_receipt(
     where, origin = _find_parent(parent, trainer.origin, token)
     before = _weights_before(trainer, where, origin)
     previous = _link(where, origin)
-    config, figures = read_json(folder / CONFIG_NAME), read_json(folder / METRICS)
+    config, figures = read_json(folder / CONFIG), read_json(folder / METRICS)
     run = describe_run(trainer)
     records = _keep_secrets(trainer, Path(trainer.args.output_dir, PRIVATE, SECRETS))
     receipt = {
@@ -246,7 +245,7 @@ def file_digest(path: Path) -> str:
 
 def fixed_files(names: Sequence[str]) -> list[str]:
     """Those that may not change: all but the receipt, documents, and weights, whose tensors have a digest."""
-    others = {RECEIPT, *weight_files(names), models.WEIGHTS_INDEX}
+    others = {RECEIPT, *weight_files(names), WEIGHTS_INDEX}
     return [name for name in names if name not in others and not any(map(PurePosixPath(name).match, DOCUMENTS))]
 
 
@@ -331,7 +330,7 @@ def _is_original(trainer: Any, digest: str, origin: Path) -> bool:
 
 def _is_under(model: nn.Module, origin: Path) -> bool:
     """Whether a folder holds what our adapter is stacked on: the model, or the adapter that it came with."""
-    if (origin / models.ADAPTER_CONFIG).is_file():
+    if (origin / ADAPTER_CONFIG).is_file():
         (own,) = [name for name in model.peft_config if name != NAME]
         live = get_peft_model_state_dict(model, adapter_name=own, save_embedding_layers=False)
         saved = load_peft_weights(str(origin), device="cpu")

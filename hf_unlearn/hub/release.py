@@ -9,16 +9,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import gather_object
+
 from ..errors import UnlearningError
-from .card import AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_local, read_card, write_card
+from .card import is_local, read_card, write_card
+from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_released
 from .receipt import make_receipt
+from .revisions import pinned
+from .weights import files_in
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
     from ..audits.report import AuditReport
+    from ..trainer import UnlearningTrainer
     from .revisions import Parent
 
-ADAPTER_CONFIG = "adapter_config.json"
 FEWEST = 10  # samples of a class below which a published audit has no row for it, and of a request: see `coarse`
 DIGITS = 4
 # What a record that somebody guesses could be tried out against, if it is of very few records.
@@ -59,32 +64,35 @@ def prepare(
         class_names: name the classes of a request for whole classes.
         receipt: what `make_receipt` takes beside these: `dataset`, `earlier`.
     """
-    folder = Path(folder).absolute()
-    _check_replaceable(folder)
-    trainer = result.trainer
-    address, parent_card = parent, None
-    if isinstance(parent, (str, os.PathLike)):
-        address, parent_card = None, read_card(Path(parent, CARD))
+    folder, trainer = Path(folder).absolute(), result.trainer
     unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if trainer.args.should_save:
+
+    def begin() -> None:
+        _check_replaceable(folder)
         shutil.rmtree(unfinished, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+
+    def finish() -> None:
+        origin, address, parent_card = parent, None, None
+        if isinstance(parent, (str, os.PathLike)):
+            parent_card = read_card(Path(parent, CARD))
+        elif parent is not None:
+            origin = address = pinned(parent, token)
+        _clean(unfinished, address, _class_names(result) if class_names else None)
+        if report is not None:
+            _write_audit(report, unfinished, class_names)
+        (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
+        make_receipt(result, unfinished, parent=origin, sign_key=sign_key, token=token, **receipt)
+        about = {"parent": address, "parent_card": parent_card, "token": token}
+        write_card(unfinished, repo_id=repo_id, revision=revision, **about)
+        _replace(folder, unfinished)
+
+    _where_it_is_written(trainer, begin)
     try:
         result.save(unfinished)
-        if trainer.args.should_save:
-            _clean(unfinished, address, _class_names(result) if class_names else None)
-            if report is not None:
-                _write_audit(report, unfinished, class_names)
-            (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
-            make_receipt(result, unfinished, parent=parent, sign_key=sign_key, token=token, **receipt)
-            about = {"parent": address, "parent_card": parent_card, "token": token}
-            write_card(unfinished, repo_id=repo_id, revision=revision, **about)
-            _replace(folder, unfinished)
-    except BaseException:
+        _where_it_is_written(trainer, finish)
+    finally:
         if trainer.args.should_save:
             shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    trainer.accelerator.wait_for_everyone()
     return folder
 
 
@@ -102,7 +110,7 @@ def publishable(content: dict[str, Any], class_names: bool = False) -> dict[str,
     the scores of few.
 
     Which classes the samples of a request for single samples are of is left out; classes with fewer than ten of them have
-    no row. The classes of a request for whole classes are named only if asked for.
+    no row. The classes of a request for whole classes, with their rows, are there only if asked for.
     """
     content = copy.deepcopy(content)
     request, rows = content["request"], content.get("classes") or []
@@ -113,9 +121,12 @@ def publishable(content: dict[str, Any], class_names: bool = False) -> dict[str,
     if request["kind"] != "class":
         request["forget_classes"] = []
         content["classes"] = [row for row in rows if row["forget"] >= FEWEST]
+    elif not class_names:
+        request["forget_classes"], content["classes"] = [], []
     samples = request["samples"]["forget"]
     if samples < FEWEST:
-        content.pop("distributions", None)
+        for part in ("distributions", "connectivity"):  # of which the second has losses of the forget samples too
+            content.pop(part, None)
     content["figures"] = {name: coarse(row, samples) for name, row in content["figures"].items()}
     content = _rounded(content)
     request = content["request"]
@@ -128,15 +139,36 @@ def publishable(content: dict[str, Any], class_names: bool = False) -> dict[str,
     return content
 
 
+def _where_it_is_written(trainer: "UnlearningTrainer", work: Callable[[], None]) -> None:
+    """Do something on the processes that write, while the others wait; if it fails on one, it fails on all of them.
+
+    Else those that do not write would wait for ever, or go on with a release that is not there.
+    """
+    problem = None
+    if trainer.args.should_save:
+        try:
+            work()
+        except Exception as error:  # which is raised below, when the others know of it
+            problem = error
+    sentences = gather_object([None if problem is None else str(problem)])
+    if problem is not None:
+        raise problem
+    if failed := [sentence for sentence in sentences if sentence is not None]:
+        raise UnlearningError(failed[0])
+
+
 def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
         raise UnlearningError(f"{folder} is a file; expected the name of a folder for the release.")
-    if any(folder.iterdir()) and not (folder / METRICS).is_file():
+    names = files_in(folder)
+    strange = [name for name in names if not is_released(name)]
+    if strange or (names and METRICS not in names):
+        why = f"{strange[0]} is among them" if strange else f"{METRICS} is not among them"
         raise UnlearningError(
-            f"{folder} holds files that are no release ({METRICS} is not among them); expected a new or empty folder, or an "
-            "earlier release, which is replaced."
+            f"{folder} holds files that are no release ({why}); expected a new or empty folder, or an earlier release, which "
+            "is replaced."
         )
 
 

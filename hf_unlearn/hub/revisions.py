@@ -12,10 +12,9 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -38,6 +37,21 @@ from huggingface_hub.hf_api import LFSFileInfo, RepoFile
 from huggingface_hub.utils import httpx
 
 from ..errors import UnlearningError
+from .names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CARD,
+    CONFIG,
+    LEGAL,
+    METRICS,
+    PROCESSORS,
+    RECEIPT,
+    VOCABULARIES,
+    WEIGHT_FILES,
+    WEIGHTS,
+    fits,
+    is_released,
+)
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -50,28 +64,14 @@ MAIN = "main"
 TRIES, WAIT = 4, 1.0  # seconds before the second try, twice as many before each further one
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
-# All that a release is made of. Whatever else lies in the folder stays there: checkpoints, optimizer states, pickles.
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
-VOCABULARIES = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tekken.json"),
-    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "*.spm", "normalizer.json"),
-)
-PROCESSORS = (
-    *VOCABULARIES,
-    *("preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("chat_template.jinja", "chat_template.json"),
-)
-CONFIGS = ("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json")
-RECEIPT, METRICS = "unlearning_receipt.json", "metrics.json"
-EVIDENCE = ("unlearning_config.json", RECEIPT, METRICS, "audit.json", "audit.html")
-LEGAL = ("LICENSE*", "NOTICE*", "COPYING*")
-CARD = "README.md"
-RELEASED = (*WEIGHTS, *PROCESSORS, *CONFIGS, *EVIDENCE, *LEGAL, CARD)
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json")  # PEFT: in a folder of the adapter's name
 PLACEHOLDER = b"[More Information Needed]"  # in the card that PEFT writes
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-BRANCH = re.compile(r"(?!.*(//|\.\.|@\{|\.lock$|[/.]$))[^\s~^:?*\[\\\x00-\x1f/.-][^\s~^:?*\[\\\x00-\x1f]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# Not a name that stands for something else: refs/heads/main is main, and 40 hexadecimal digits are a commit.
+BRANCH = re.compile(
+    r"(?!refs/|HEAD$|[0-9a-f]{40}$)(?!.*(//|\.\.|@\{|\.lock$|[/.]$))[^\s~^:?*\[\\\x00-\x1f/.-][^\s~^:?*\[\\\x00-\x1f]*"
+)
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,22 @@ def released_files(folder: str | Path, base: Parent | None = None) -> dict[str, 
             continue
         if (name == CARD and PLACEHOLDER in path.read_bytes()) or (name == METRICS and not is_prepared):
             continue
-        files[name] = _without_local_base(path, base) if path.name == "adapter_config.json" else path
+        files[name] = _without_local_base(path, base) if path.name == ADAPTER_CONFIG else path
     left = [path.name for path in folder.iterdir() if path.is_file() and path.name not in files]
     if left:
         logger.warning(
             f"Not pushed: {', '.join(sorted(left))}; a release has no such files, and figures only beside a receipt."
         )
-    if not any(_fits(PurePosixPath(name).name, WEIGHTS) for name in files):
+    if not any(fits(PurePosixPath(name).name, WEIGHT_FILES) for name in files):
         raise UnlearningError(
-            f"{str(folder)!r} holds no model.safetensors and no adapter_model.safetensors; pass a folder that "
-            "result.save() wrote."
+            f"{str(folder)!r} holds no {WEIGHTS} and no {ADAPTER_WEIGHTS}; pass a folder that result.save() wrote."
+        )
+    if not is_prepared:
+        logger.warning(
+            f"{folder} holds no {RECEIPT}, so no receipt and no figures are pushed{'' if CARD in files else ', and no card'}; for "
+            "a release with all of them, use result.push_to_hub() or a recipe with push_to."
         )
     return files
-
-
-def is_released(name: str) -> bool:
-    """Whether a file of this path may be pushed."""
-    *folders, file = name.split("/")
-    if folders:
-        return len(folders) == 1 and not folders[0].startswith(("_", "checkpoint-")) and file in ADAPTER
-    return _fits(file, RELEASED)
 
 
 def default_branch(method: str, run: str) -> str:
@@ -159,16 +155,12 @@ def check_private(files: Mapping[str, Path | bytes], folder: Path, token: str | 
     local = {Path.home(), folder, folder.parent} - {Path(folder.anchor), Path(tempfile.gettempdir())}
     private += [("a local path", f"{path}{os.sep}") for path in sorted(local)]
     for name, content in files.items():
-        if _fits(PurePosixPath(name).name, (*WEIGHTS, *VOCABULARIES)):
+        if fits(PurePosixPath(name).name, (*WEIGHT_FILES, *VOCABULARIES)):
             continue
         text = content if isinstance(content, bytes) else content.read_bytes()
         for what, secret in private:
-            if secret.encode() in text:
+            if any(form.encode() in text for form in (secret, json.dumps(secret)[1:-1])):
                 raise UnlearningError(f"{name} holds {what}, which must not be pushed; take it out")
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _without_local_base(path: Path, base: Parent | None) -> Path | bytes:
@@ -317,9 +309,9 @@ def _commit(
 
 def _own_branch(folder: Path, content: Mapping[str, tuple[str, str]]) -> str:
     """The same weights have the same branch, on the same day."""
-    path = folder / "unlearning_config.json"
+    path = folder / CONFIG
     method = json.loads(path.read_text())["method"] if path.exists() else "model"
-    weights = sorted(hashes for name, hashes in content.items() if _fits(PurePosixPath(name).name, WEIGHTS))
+    weights = sorted(hashes for name, hashes in content.items() if fits(PurePosixPath(name).name, WEIGHT_FILES))
     return default_branch(method, hashlib.sha256(repr(weights).encode()).hexdigest())
 
 
@@ -348,9 +340,9 @@ def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
 def _kept(names: set[str], content: Mapping[str, Any]) -> set[str]:
     """What a release leaves in its branch of what its parent had."""
     patterns = (".gitattributes", *LEGAL)
-    if not any(_fits(name, PROCESSORS) for name in content):
+    if not any(fits(name, PROCESSORS) for name in content):
         patterns += PROCESSORS
-    return {name for name in names if _fits(name, patterns)}
+    return {name for name in names if fits(name, patterns)}
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, to_main: bool = False) -> None:
@@ -359,6 +351,8 @@ def check_names(repo_id: str, revision: str | None = None, tag: str | None = Non
     for what, name in (("branch", revision), ("tag", tag)):
         if name is not None and not BRANCH.fullmatch(name):
             raise UnlearningError(f"{name!r} is no name of a {what}; expected one such as unlearned/request-42.")
+    if tag is not None and tag in (MAIN, revision):
+        raise UnlearningError(f"The tag {tag!r} would have the name of a branch; choose another one.")
     if to_main and revision not in (None, MAIN):
         raise UnlearningError(f"to_main is True and revision is {revision!r}; expected only one of them.")
     if revision == MAIN and not to_main:
@@ -368,6 +362,8 @@ def check_names(repo_id: str, revision: str | None = None, tag: str | None = Non
 
 
 def _check_tag(tag: str | None, refs: dict[str, dict[str, str]], commit: str | None) -> None:
+    if tag in refs["branches"]:
+        raise UnlearningError(f"the tag {tag!r} would have the name of a branch; choose another one")
     if tag in refs["tags"] and refs["tags"][tag] != commit:
         raise UnlearningError(f"the tag {tag!r} is already at commit {refs['tags'][tag][:12]}; choose another one")
 
@@ -563,6 +559,14 @@ def _commit_of(api: HfApi, repo_id: str, parent: Parent) -> str:
     return _retry(api.repo_info, repo_id, revision=parent.commit).sha
 
 
+def pinned(parent: Parent, token: str | None = None) -> Parent:
+    """The parent with the whole id of its commit, where a branch, a tag or the beginning of an id was given."""
+    if COMMIT.fullmatch(parent.commit):
+        return parent
+    with _telling(f"The parent {parent.repo_id}@{parent.commit} was not found"):
+        return Parent(parent.repo_id, _commit_of(HfApi(token=token), parent.repo_id, parent))
+
+
 def _tag(api: HfApi, repo_id: str, name: str, commit: str, message: str | None = None) -> None:
     _retry(api.create_tag, repo_id, tag=name, revision=commit, tag_message=message, exist_ok=True)
     _check_tag(name, _refs(api, repo_id), commit)
@@ -610,7 +614,9 @@ def reason(error: BaseException) -> str:
             return "HF_HUB_OFFLINE is set, so the Hub is not asked"
         if isinstance(error, RevisionNotFoundError):
             return "the repository has no such branch, tag or commit"
-        if isinstance(error, RepositoryNotFoundError) and _status(error) == 404:
+        is_absent = isinstance(error, RepositoryNotFoundError) and _status(error) == 404
+        # Without a token, the Hub answers 401 for what is not there and for what is private.
+        if is_absent or (_status(error) == 401 and "authorization" not in error.response.request.headers):
             return (
                 "there is no such repository, or the token may not see it; check the name, or have it created (private=True or "
                 "False; --create private or public)"

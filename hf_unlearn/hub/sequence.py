@@ -14,7 +14,8 @@ from ..data import Source
 from ..errors import UnlearningError
 from ..evaluation import figures
 from ..request import check_labels
-from .canonical import RECEIPT, read_receipt
+from .canonical import body, digest_of, read_receipt
+from .names import RECEIPT
 from .weights import HUB_ERRORS, fetch_weights, relative_distance
 
 if TYPE_CHECKING:
@@ -26,12 +27,20 @@ FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
 def predecessors(receipt: Mapping[str, Any], token: str | None = None) -> Iterator[tuple[dict, dict]]:
     """(link, receipt) of every earlier request, the newest first; raises one of HUB_ERRORS where one cannot be had.
 
-    Nothing is checked here. A predecessor that was only a local folder (its link names no repository) ends the way.
+    A receipt that is not the one its successor names is the last, so that no chain goes round. A predecessor that was only
+    a local folder (its link names no repository) ends the way.
     """
     while (link := receipt["previous"]) and link["repo"] and link["receipt"]:
         path = hf_hub_download(link["repo"], RECEIPT, revision=link["commit"], token=token)
         receipt = read_receipt(Path(path).parent)
         yield link, receipt
+        if not is_named(receipt, link):
+            return
+
+
+def is_named(receipt: Mapping[str, Any], link: Mapping[str, Any]) -> bool:
+    """Whether a receipt is the one that its successor names."""
+    return digest_of(body(receipt)) == receipt["digest"] == link["receipt"]
 
 
 def drift(

@@ -7,21 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
+from safetensors import safe_open
 
 from .. import models
 from ..errors import UnlearningError
-from ..methods.base import CONFIG_NAME
 from . import merkle, signing
-from .canonical import RECEIPT, body, canonical, digest_of, read_json, read_receipt
-from .receipt import METRICS, Secrets, file_digest, fixed_files, method_digests, record_digests
-from .revisions import PROCESSORS
-from .sequence import predecessors
-from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest
+from .canonical import body, canonical, digest_of, read_json, read_receipt
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, METRICS, PROCESSORS, RECEIPT, WEIGHTS_INDEX, fits
+from .receipt import Secrets, file_digest, fixed_files, method_digests, record_digests
+from .sequence import is_named, predecessors
+from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest, weight_files
 
 
 class Check(NamedTuple):
@@ -235,7 +235,24 @@ def _check_signature(receipt: dict[str, Any], public_key: str | Path | None) -> 
 def _check_weights(receipt: dict[str, Any], folder: Path) -> str:
     if (found := _digest(folder)) != receipt["weights"]["after"]:
         raise _Failed(f"their digest is {found[:12]}…, and in the receipt it is {receipt['weights']['after'][:12]}…")
+    names = weight_files(files_in(folder))
+    adapters = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name == ADAPTER_WEIGHTS}
+    configured = {path.parent for path in map(PurePosixPath, receipt["files"]) if path.name == ADAPTER_CONFIG}
+    if adapters != configured or (adapters and len(names) > len(adapters)):  # the digest is of all tensors together
+        raise _Failed("they are not in the files that they belong in, so something else would be loaded")
+    if len(names) > 1 and not adapters:
+        _check_index(folder, names)
     return "the weights have the digest in the receipt"
+
+
+def _check_index(folder: Path, shards: list[str]) -> None:
+    """A shard that the index does not name is not loaded."""
+    stored = {}
+    for shard in shards:
+        with safe_open(folder / shard, framework="pt") as file:
+            stored |= dict.fromkeys(file.keys(), shard)
+    if _content(folder, WEIGHTS_INDEX).get("weight_map") != stored:
+        raise _Failed(f"{WEIGHTS_INDEX} names other tensors than the shards hold")
 
 
 def _digest(folder: Path) -> str:
@@ -270,27 +287,27 @@ def _check_metrics(receipt: dict[str, Any], folder: Path) -> str:
 
 def _check_configuration(receipt: dict[str, Any], folder: Path) -> str:
     try:
-        found = method_digests(_content(folder, CONFIG_NAME))
+        found = method_digests(_content(folder, CONFIG))
     except KeyError as error:
-        raise _Failed(f"{CONFIG_NAME} has no {error.args[0]}") from None
+        raise _Failed(f"{CONFIG} has no {error.args[0]}") from None
     for key, value in receipt["method"].items():
         if found.get(key) != value:
-            raise _Failed(f"the method's {key} in {CONFIG_NAME} is not that of the receipt")
-    return f"method, configuration and training are those of {CONFIG_NAME}"
+            raise _Failed(f"the method's {key} in {CONFIG} is not that of the receipt")
+    return f"method, configuration and training are those of {CONFIG}"
 
 
 def _check_files(receipt: dict[str, Any], release: _Release, token: str | None) -> str:
     files, present = receipt["files"], fixed_files(files_in(release.folder))
     problems = [f"{name} is missing" for name in sorted(set(files) - set(present))]
     strange = [name for name in present if name not in files]
-    kept = _kept_from_parent([name for name in strange if name in PROCESSORS], receipt["parent"], release, token)
+    kept = _kept_from_parent([name for name in strange if fits(name, PROCESSORS)], receipt["parent"], release, token)
     problems += [f"{name} is not in the receipt" for name in strange if name not in kept]
     changed = (name for name in present if name in files and file_digest(release.folder / name) != files[name])
     problems += [f"{name} was changed" for name in changed]
     if problems:
         raise _Failed("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
     words = f"all {len(files)} other files have the digests in the receipt"
-    return words + (f", and {', '.join(sorted(kept))} is the parent's" if kept else "")
+    return words + (f", and {', '.join(sorted(kept))} as the parent has it" if kept else "")
 
 
 def _kept_from_parent(
@@ -385,7 +402,7 @@ def _earlier(folder: Path) -> dict[str, Any]:
 
 def _check_link(receipt: dict[str, Any], link: dict[str, Any], before: dict[str, Any]) -> None:
     where = f"the receipt at {link['commit'][:12]}" if link["commit"] else "the parent's receipt"
-    if not digest_of(body(before)) == before["digest"] == link["receipt"]:
+    if not is_named(before, link):
         raise _Failed(f"{where} is not the one that its successor names")
     if before["weights"]["after"] != receipt["weights"]["before"]:
         raise _Failed(f"{where} ends with other weights than its successor begins with")

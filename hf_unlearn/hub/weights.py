@@ -11,10 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TIMM_PREFIX, WEIGHTS, digest_tensors
-from .canonical import RECEIPT
-
-SHARDS = "model-*-of-*.safetensors"
+from ..models import TIMM_PREFIX, digest_tensors
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECEIPT, SHARDS, WEIGHTS
 
 # What the Hub client raises when something cannot be had.
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
@@ -38,8 +36,9 @@ def fetch_weights(repo: str, commit: str, token: str | None = None) -> Path:
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every file under a folder, by its path with slashes."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Every file and link under a folder, by its path with slashes; what is in a folder behind a link is not looked at."""
+    found = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 @contextmanager

@@ -128,9 +128,11 @@ def _trained(
     return model
 
 
-def examined(original: nn.Module, model: nn.Module, parts: dict[str, Samples], seed: int, **about: Any) -> dict:
+def examined(
+    original: nn.Module, model: nn.Module, parts: dict[str, Samples], seed: int, level: int = 1, **about: Any
+) -> dict:
     """What the audit says, in short."""
-    content = audit(original, model, **parts, level=1, seed=seed, overlap="allow", **about).content
+    content = audit(original, model, **parts, level=level, seed=seed, overlap="allow", **about).content
     findings = content["verdict"]["findings"]
     faults = [finding for finding in findings if finding["fails"]]
     figures = content["figures"]["unlearned"]
