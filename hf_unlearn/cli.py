@@ -159,7 +159,9 @@ def surgery(argv: Sequence[str]) -> None:
 def audit(argv: Sequence[str]) -> None:
     """look for what is left of a forget set in a model, without unlearning anything: audit BEFORE AFTER"""
     parser = _parser(audit)
-    parser.add_argument("before", help="the original: a Hub id or a local folder")
+    parser.add_argument(
+        "before", help="the original: a Hub id, with @REVISION behind it if it is not on main, or a local folder"
+    )
     parser.add_argument("after", help="the unlearned model, named in the same way")
     what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
     parser.add_argument("--forget", metavar="DATA", required=True, help=f"what had to go: {what}")
@@ -193,7 +195,8 @@ def audit(argv: Sequence[str]) -> None:
 
     check_level(options.level)
     columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
-    original, sets = models.load_model(options.before), {}
+    repo, revision = models.split_revision(options.before)
+    original, sets = models.load_model(repo, revision=revision), {}
     for name in ("forget", "retain", "unseen", "test"):
         if data := getattr(options, name):
             sets[name] = recipe.number_labels(recipe.read_set(data, name), original, name, options.label_column)
@@ -339,7 +342,9 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
 
 
 def _parser(command: Callable) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"hf-unlearn {command.__name__.replace('_', '-')}", description=command.__doc__)
+    return argparse.ArgumentParser(
+        prog=f"hf-unlearn {command.__name__.replace('_', '-')}", description=command.__doc__
+    )
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

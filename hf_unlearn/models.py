@@ -230,6 +230,18 @@ def commit_of(name_or_path: str | os.PathLike[str]) -> str | None:
     return path and Path(path).parent.name  # in the cache: snapshots/COMMIT/config.json
 
 
+def split_revision(name: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The name and the revision of `OWNER/NAME@REVISION`; a folder has none.
+
+    >>> split_revision("me/vit@unlearned/request-42")
+    ('me/vit', 'unlearned/request-42')
+    """
+    if os.path.exists(name) or "@" not in str(name):
+        return str(name), None
+    repo, revision = str(name).split("@", 1)
+    return repo, revision
+
+
 def load_processor(
     name_or_path: str | os.PathLike[str], model: nn.Module, revision: str | None = None
 ) -> BaseImageProcessor | PreTrainedTokenizerBase | None:

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_unlearn import UnlearningError, cli, recipe
+from hf_unlearn import UnlearningError, audit, cli, recipe
 from hf_unlearn.hub import verify
 from tests.runs import tiny_multitask
 from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
@@ -324,7 +324,7 @@ def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
     hub.put("me/vit", {path.name: path.read_bytes() for path in (models / "vit").iterdir()})
     before = hub.files("me/vit")
     settings = ["model=me/vit", f"dataset={images}", "forget_fraction=0.25", f"output_dir={tmp_path / 'out'}"]
-    settings += ["audit=0", "push_to=me/vit", "push_revision=unlearned/one"]
+    settings += ["stop_margin=1", "audit=0", "push_to=me/vit", "push_revision=unlearned/one"]
     assert cli.main(["run", *settings, *QUICK]) == 0
     said = capsys.readouterr().out
     assert "Pushed to" in said and "forget samples" in said
@@ -333,6 +333,10 @@ def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
     assert {"README.md", "audit.json", "audit.html", "metrics.json", "unlearning_receipt.json"} <= set(files)
     assert checked.ok and checked.unchecked == ["signature", "records"], checked.line
     assert checked.receipt["parent"] == {"repo": "me/vit", "commit": hub.branches("me/vit")["main"]}
+
+    report = audit("me/vit", "me/vit@unlearned/one", **load(*settings))
+    assert report.content["models"]["unlearned"] == "me/vit@unlearned/one"
+    assert report.content["verdict"]["outcome"] != "unchanged"
 
 
 @pytest.mark.slow

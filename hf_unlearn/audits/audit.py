@@ -1,6 +1,5 @@
 """`audit()`: what is left of the forget samples in a model, and what removing them has cost. See docs/audit.md."""
 
-import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import nn
 
 from .. import models
+from ..adapters import is_adapted, merged
 from ..batches import Collator, DrawnSamples, TrainingCollator, is_deterministic
 from ..completions import CompletionCollator
 from ..data import Columns, Source, split_unseen
@@ -52,8 +51,8 @@ def audit(
     """Look for what is left of `forget` in `unlearned`, and for what that has cost. Nothing is unlearned here.
 
     Args:
-        original, unlearned: the model before and after: models, Hub ids or local folders. Classifiers of images or texts,
-            or causal language models.
+        original, unlearned: the model before and after: models, local folders, or Hub ids, with `@REVISION` behind
+            them if need be. Classifiers of images or texts, or causal language models.
         forget: the samples that had to go.
         retain: samples that had to stay; at most 10,000 of them are read, drawn by the seed. None: only unseen samples of
             other classes are asked what they have paid.
@@ -86,7 +85,8 @@ def audit(
     check_models(loaded)
     for name in ("original", "unlearned"):
         if processing_class is None and isinstance(given[name], str):
-            processing_class = models.load_processor(given[name], loaded[name])
+            repo, revision = models.split_revision(given[name])
+            processing_class = models.load_processor(repo, loaded[name], revision)
 
     config = models.base_of(loaded["original"]).config
     sets = {"forget": forget, "retain": retain, "unseen": unseen, "test": test}
@@ -247,7 +247,8 @@ def _deeper(level: int, task: str) -> list:
 
 def _loaded(model: nn.Module | str, name: str) -> nn.Module:
     if isinstance(model, (str, Path)):
-        return models.load_model(model)
+        repo, revision = models.split_revision(model)
+        return models.load_model(repo, revision=revision)
     if not isinstance(model, nn.Module):
         raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
     return _merged(model)
@@ -255,7 +256,7 @@ def _loaded(model: nn.Module | str, name: str) -> nn.Module:
 
 def _merged(model: nn.Module) -> nn.Module:
     """A model with an adapter as one without, that its weights can be compared."""
-    return copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    return merged(model) if is_adapted(model) else model
 
 
 def _of_run(trainer: Any, unlearned: nn.Module) -> dict[str, nn.Module]:
