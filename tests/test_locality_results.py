@@ -1,0 +1,24 @@
+"""What the committed results on half of a class say: `recipes/experiments/locality.py`."""
+
+import json
+
+import pytest
+
+from recipes.experiments.study import RESULTS
+
+ROWS = json.loads((RESULTS / "locality.json").read_text())["results"]["resnet18-half-a-class"]
+
+
+@pytest.mark.parametrize("other", ["random_label", "gradient_ascent"])
+@pytest.mark.parametrize("measure", ["near", "near_retain", "affected_gap"])
+def test_a_local_teacher_stays_nearer_to_the_retrained_model(other, measure):
+    pairs = list(zip(ROWS["local_teacher"]["runs"], ROWS[other]["runs"], strict=True))
+    assert len(pairs) == 3
+    for seed, (ours, theirs) in enumerate(pairs):
+        assert ours[measure] < theirs[measure], seed
+
+
+def test_what_is_near_differs_more_than_what_is_far():
+    for row in ("local_teacher", "random_label", "gradient_ascent", "retrained"):
+        for run in ROWS[row]["runs"]:
+            assert run["near"] > run["far"]
