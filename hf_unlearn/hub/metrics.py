@@ -5,13 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.utils import httpx
-
 from .. import metrics
 from ..errors import UnlearningError
 from ..metrics import functional
-from .revisions import reason
+from .revisions import client, telling
 
 
 def write_space(name: str, repo_id: str, folder: str | Path) -> Path:
@@ -42,13 +39,10 @@ def push_metric(name: str, repo_id: str, token: str | None = None, private: bool
             f"The repository is {repo_id!r}; expected NAMESPACE/{name}, because evaluate.load looks for a script with the "
             "name of the repository."
         )
-    api = HfApi(token=token)
     about = {"repo_id": repo_id, "repo_type": "space"}
-    with tempfile.TemporaryDirectory() as folder:
+    with telling(f"The metric {name} was not pushed to {repo_id}"), tempfile.TemporaryDirectory() as folder:
+        api = client(token)
         write_space(name, repo_id, folder)
-        try:
-            api.create_repo(**about, space_sdk="gradio", private=private, exist_ok=True)
-            api.upload_folder(**about, folder_path=folder, commit_message=f"The metric {name} of hf_unlearn")
-        except (OSError, ValueError, httpx.HTTPError) as error:
-            raise UnlearningError(f"The metric {name} was not pushed to {repo_id}: {reason(error)}.") from error
+        api.create_repo(**about, space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(**about, folder_path=folder, commit_message=f"The metric {name} of hf_unlearn")
     return f"{api.endpoint}/spaces/{repo_id}"

@@ -218,11 +218,11 @@ def push(
     additions = [CommitOperationAdd(name, content) for name, content in files.items()]
     content = {operation.path_in_repo: _hashes(operation) for operation in additions}
     revision = MAIN if to_main else revision or _own_branch(folder, content)
-    with _telling(
+    with telling(
         f"{folder} was not pushed to {repo_id}",
         lambda: push_command(folder, repo_id, revision, parent, private, tag, message),
     ):
-        api = _api(token)
+        api = client(token)
         check_private(files, folder, token)
         refs = _refs(api, repo_id, private)
         if revision in refs["tags"]:
@@ -375,7 +375,7 @@ def _check_tag(tag: str | None, refs: dict[str, dict[str, str]], commit: str | N
 def list_revisions(repo_id: str, *, token: str | None = None) -> list[Revision]:
     """The branches and tags of a repository, `main` first and then the newest ones."""
     check_names(repo_id)
-    with _telling(f"The revisions of {repo_id} were not read"):
+    with telling(f"The revisions of {repo_id} were not read"):
         api = HfApi(token=token)
         refs, found = _refs(api, repo_id), []
         for kind, names in (("branch", refs["branches"]), ("tag", refs["tags"])):
@@ -388,8 +388,8 @@ def list_revisions(repo_id: str, *, token: str | None = None) -> list[Revision]:
 def tag(repo_id: str, name: str, *, revision: str, message: str | None = None, token: str | None = None) -> str:
     """Give a branch's newest commit, or a commit, a tag; the commit's id."""
     check_names(repo_id, tag=name)
-    with _telling(f"{repo_id} was not tagged"):
-        api = _api(token)
+    with telling(f"{repo_id} was not tagged"):
+        api = client(token)
         commit = _commit_of(api, repo_id, Parent(repo_id, revision))
         _check_tag(name, _refs(api, repo_id), commit)
         _tag(api, repo_id, name, commit, message)
@@ -407,8 +407,8 @@ def rollback(
         to: a commit or a tag; default: the commit before the newest one.
     """
     check_names(repo_id)
-    with _telling(f"{revision!r} of {repo_id} was not rolled back"):
-        api = _api(token)
+    with telling(f"{revision!r} of {repo_id} was not rolled back"):
+        api = client(token)
         head = _branch_head(api, repo_id, revision)
         if to is None:
             commits = _retry(api.list_repo_commits, repo_id, revision=head)
@@ -480,8 +480,8 @@ class PurgePlan:
 def purge_plan(repo_id: str, revision: str, *, token: str | None = None) -> PurgePlan:
     """What purging a branch would remove; changes nothing."""
     check_names(repo_id)
-    with _telling(f"{revision!r} of {repo_id} was not read"):
-        return _purge_plan(_api(token), repo_id, revision)
+    with telling(f"{revision!r} of {repo_id} was not read"):
+        return _purge_plan(client(token), repo_id, revision)
 
 
 def purge(repo_id: str, revision: str, *, confirm: str | None = None, token: str | None = None) -> PurgePlan:
@@ -496,8 +496,8 @@ def purge(repo_id: str, revision: str, *, confirm: str | None = None, token: str
     plan = purge_plan(repo_id, revision, token=token)
     if confirm != plan.confirmation:
         raise UnlearningError(f"{plan.describe()}\nNothing was done; to do it, confirm with {plan.confirmation!r}.")
-    with _telling(f"{revision!r} of {repo_id} was not purged completely, and doing it again goes on"):
-        api = _api(token)
+    with telling(f"{revision!r} of {repo_id} was not purged completely, and doing it again goes on"):
+        api = client(token)
         if plan.files:  # first: a branch without its history no longer tells which files it had
             # The history is not rewritten: the commits of other branches keep their ids, which receipts name.
             _retry(api.permanently_delete_lfs_files, repo_id, plan.files, rewrite_history=False)
@@ -526,7 +526,7 @@ def _purge_plan(api: HfApi, repo_id: str, revision: str) -> PurgePlan:
 # The Hub
 
 
-def _api(token: str | None) -> HfApi:
+def client(token: str | None) -> HfApi:
     if not (token or get_token()):
         raise UnlearningError(
             "there is no token; log in with `hf auth login` and a token that may write, set HF_TOKEN, or pass token="
@@ -563,7 +563,7 @@ def pinned(parent: Parent, token: str | None = None) -> Parent:
     """The parent with the whole id of its commit, where a branch, a tag or the beginning of an id was given."""
     if COMMIT.fullmatch(parent.commit):
         return parent
-    with _telling(f"The parent {parent.repo_id}@{parent.commit} was not found"):
+    with telling(f"The parent {parent.repo_id}@{parent.commit} was not found"):
         return Parent(parent.repo_id, _commit_of(HfApi(token=token), parent.repo_id, parent))
 
 
@@ -594,7 +594,7 @@ def _status(error: BaseException) -> int | None:
 
 
 @contextmanager
-def _telling(what: str, command: Callable[[], str] | None = None) -> Iterator[None]:
+def telling(what: str, command: Callable[[], str] | None = None) -> Iterator[None]:
     """What went wrong, in one sentence, with the command that tries again."""
     try:
         yield
