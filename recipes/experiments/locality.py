@@ -1,17 +1,20 @@
-"""Who pays when half of a class is forgotten: CIFAR-10, 5,000 training images, a timm ResNet-18, every method, 3 seeds.
+"""Who pays when half of a class is forgotten: CIFAR-10, 2,000 training images, a timm ResNet-18, every method, 3 seeds.
 
-    python recipes/experiments/locality.py [--train | --smoke]
+    python recipes/experiments/locality.py [--train | --backwards | --smoke]
 
-250 of the 500 cats go. `avg_gap` is the mean distance to a retrained model in forget, retain and unseen accuracy and in MIA;
+100 of the 200 cats go. `avg_gap` is the mean distance to a retrained model in forget, retain and unseen accuracy and in MIA;
 `affected_gap` the same in the accuracy on retained, forgotten and unseen cats alone, which an average over all classes hides.
 `near` and `far` are the total variation to the retrained model on unseen images, over the nearest 5 % to the forgotten ones and
 over the farthest half; `near_retain` and `far_retain` on retained images; `near_confidence` is the confidence lost in the true
-class, near. The row `retrained` holds what two retrained models have of each: the floor. `interval` is half of a 95 % interval
-of the mean over seeds, with Student's t.
+class, near. The row `retrained` holds what a second retrained model has of each: the floor. `interval` is half of a 95 % interval
+of the mean over seeds, with Student's t. `seconds` are the processor time of one thread, teachers, measurements that steer and
+embeddings included, and for `retrained` that of retraining.
 
-What the tests compare and then the cheapest methods come first, and what is complete in all seeds is recorded at once. The nine models are trained once; they and
-every row are kept in the cache of `real_data.py`, so that a run that was stopped goes on; a row names the commit that made it.
-All of it takes several hours of one core. `--train` only trains; `--smoke` runs two methods on 300 images and writes nothing.
+What the tests compare and then the cheapest methods come first, and what is complete in all seeds is recorded at once. The nine models
+are trained once; they and every row are kept in the cache of `real_data.py`, so that a run that was stopped goes on, and so that two
+runs can share the work (`--backwards` begins with the last method); a row names the commit that made it. All of it takes about two
+hours of one core, in bfloat16 where PyTorch's autocast has it. `--train` only trains; `--smoke` runs two methods on 300 images and
+writes nothing.
 """
 
 import copy
@@ -22,27 +25,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from real_data import cache_folder, cifar10
 from scipy.stats import t as student
 from study import mean, record, std, train
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
 
 from hf_unlearn import LocalTeacherConfig, UnlearningArguments, list_methods, unlearn
-from hf_unlearn.audits import locality
+from hf_unlearn.audits.locality import compare_locally
 from hf_unlearn.digits import Samples
 from hf_unlearn.methods import METHODS, MethodConfig
+from hf_unlearn.methods.local_teacher import similarity
 
 SMOKE = "--smoke" in sys.argv
-SEEDS, TRAIN, UNSEEN = (1, 300, 200) if SMOKE else (3, 5_000, 5_000)
+SEEDS, TRAIN, UNSEEN = (1, 300, 200) if SMOKE else (3, 2_000, 3_000)
 CAT = 3
+PRECISION = {"bf16": True, "use_cpu": not torch.cuda.is_available()}
 FIT = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "per_device_train_batch_size": 64}
-FIT |= {"num_train_epochs": 1 if SMOKE else 12}
+FIT |= {"num_train_epochs": 1 if SMOKE else 15}
 MARK = hashlib.sha256(json.dumps([FIT, TRAIN, UNSEEN, CAT]).encode()).hexdigest()[:8]
 Row = dict[str, float | None]
 
@@ -53,7 +61,9 @@ def methods() -> dict[str, str | MethodConfig]:
         return {name: name for name in ("finetune", "local_teacher")}
     first = ("local_teacher", "random_label", "gradient_ascent")  # which the tests compare
     names = sorted(list_methods(task="image-classification"), key=lambda n: (n not in first, METHODS[n].info.cost))
-    names = [name for name in names if name not in ("retrain", "damp", "unsir")]  # the last two are for whole classes
+    names = [
+        name for name in names if name not in ("retrain", "damp")
+    ]  # the reference, and what is for whole classes only
     rows: dict[str, str | MethodConfig] = {}
     for name in names:
         rows[name] = name
@@ -80,102 +90,124 @@ def data(seed: int) -> dict[str, Samples]:
     chosen = {c: rng.permutation(np.flatnonzero(labels == c))[: TRAIN // 10] for c in range(10)}
     forget = chosen[CAT][: TRAIN // 20]
     retain = np.setdiff1d(np.concatenate(list(chosen.values())), forget)
-    unseen = rng.permutation(10_000)[:UNSEEN]
-    return {"forget": samples("train", forget), "retain": samples("train", retain), "unseen": samples("test", unseen)}
+    control, evidence = np.split(rng.permutation(10_000)[:UNSEEN], 2)
+    train = {"forget": samples("train", forget), "retain": samples("train", retain)}
+    return train | {"unseen": samples("test", control), "test": samples("test", evidence)}
 
 
 def trained(dataset: Dataset, what: str, data_seed: int, seed: int) -> PreTrainedModel:
     """The kept model where there is one with these settings."""
     folder = cache_folder() / "trained" / f"locality-{what}-data{data_seed}-seed{seed}-{MARK}"
-    if (folder / "config.json").exists():
-        return TimmWrapperForImageClassification.from_pretrained(folder).eval()
-    since = time.process_time()
-    torch.manual_seed(seed)
-    model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=10))
-    model = train(model, dataset, seed, **FIT)
-    print(what, data_seed, seed, f"{time.process_time() - since:.0f} s", flush=True)
-    if not SMOKE:
-        model.save_pretrained(folder)
-    return model
+    if not (folder / "training.json").exists():
+        torch.manual_seed(seed)
+        model = TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=10))
+        since = time.process_time()
+        train(model, dataset, seed, **FIT, **PRECISION).save_pretrained(folder)
+        about = {"seconds": time.process_time() - since}
+        (folder / "training.json").write_text(json.dumps(about))
+        print(what, data_seed, seed, about, flush=True)
+    return TimmWrapperForImageClassification.from_pretrained(folder).eval()
 
 
 @torch.no_grad()
-def cats(model: PreTrainedModel, parts: dict[str, Samples]) -> np.ndarray:
-    """The accuracy on forgotten, retained and unseen cats."""
-    found, training = [], model.training
+def outputs(model: PreTrainedModel, part: Samples) -> tuple[Tensor, Tensor]:
+    """Probabilities, and what the head reads for them."""
+    read: list[Tensor] = []
+    hook = model.timm_model.fc.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    training = model.training
     model.eval()
-    for part in parts.values():
-        x = part.columns["pixel_values"][part.columns["labels"] == CAT]
-        answers = torch.cat([model(pixel_values=rows).logits.argmax(dim=1) for rows in x.split(500)])
-        found.append((answers == CAT).double().mean().item())
+    logits = [model(pixel_values=x).logits for x in part.columns["pixel_values"].split(500)]
     model.train(training)
-    return np.array(found)
+    hook.remove()
+    return torch.cat(logits).double().softmax(-1), torch.cat(read)
 
 
-def changes(about: dict[str, Any]) -> dict[str, float]:
-    """What is kept of a report on unseen and on retained samples."""
-    unseen, retain = about["unseen"], about["retain"]
-    return {
-        "near": unseen.near["total_variation"],
-        "far": unseen.far["total_variation"],
-        "near_retain": retain.near["total_variation"],
-        "far_retain": retain.far["total_variation"],
-        "near_confidence": unseen.near["confidence"],
-    }
+@dataclass
+class Scene:
+    """The samples of a seed, its models, and what is compared with."""
+
+    parts: dict[str, Samples]
+    original: PreTrainedModel
+    retrained: PreTrainedModel
+    similarities: dict[str, Tensor]
+    known: list[dict[str, Tensor]]  # probabilities of two retrained models, for each set
+    seconds: float  # of retraining
 
 
 @functools.cache
-def scene(seed: int) -> tuple[dict[str, Samples], PreTrainedModel, list[PreTrainedModel]]:
-    """The samples, the original, and two retrained models."""
+def scene(seed: int) -> Scene:
     parts = data(seed)
     original = trained(ConcatDataset([parts["forget"], parts["retain"]]), "original", seed, seed)
-    return parts, original, [trained(parts["retain"], "retrained", seed, seed + more) for more in (100, 200)]
+    retrained = [trained(parts["retain"], "retrained", seed, seed + more) for more in (100, 200)]
+    features = {name: outputs(original, parts[name])[1] for name in ("forget", "retain", "test")}
+    similarities = {name: similarity(features[name], features["forget"]) for name in ("retain", "test")}
+    known = [probabilities(model, parts) for model in retrained]
+    folders = [cache_folder() / "trained" / f"locality-retrained-data{seed}-seed{seed + m}-{MARK}" for m in (100, 200)]
+    seconds = [json.loads((folder / "training.json").read_text())["seconds"] for folder in folders]
+    return Scene(parts, original, retrained[0], similarities, known, float(np.mean(seconds)))
+
+
+def probabilities(model: PreTrainedModel, parts: dict[str, Samples]) -> dict[str, Tensor]:
+    return {name: outputs(model, parts[name])[0] for name in ("forget", "retain", "test")}
+
+
+def distance(about: Scene, model: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    """From one model's probabilities to another's: of the class that is affected, near, and far."""
+    gaps, found = [], {}
+    for name, p in model.items():
+        q, labels = reference[name], about.parts[name].columns["labels"]
+        right, right_q = ((x.argmax(-1) == labels).double() for x in (p, q))
+        gaps.append(abs((right - right_q)[labels == CAT].mean().item()))
+        if name == "forget":
+            continue
+        lost = (q - p).gather(1, labels[:, None])[:, 0]
+        columns = {"accuracy": right_q - right, "confidence": lost, "total_variation": (q - p).abs().sum(-1) / 2}
+        places = compare_locally(about.similarities[name], columns)
+        end = "_retain" if name == "retain" else ""
+        found |= {f"near{end}": places.near["total_variation"], f"far{end}": places.far["total_variation"]}
+        if name == "test":
+            found["near_confidence"] = places.near["confidence"]
+    return {"affected_gap": float(np.mean(gaps))} | found
 
 
 def rows_of(seed: int, method: str | MethodConfig) -> dict[str, Row]:
     """A row for what the method made, one for the original, and one for the retrained models."""
-    parts, original, retrained = scene(seed)
-    with tempfile.TemporaryDirectory() as folder:
+    about = scene(seed)
+    with tempfile.TemporaryDirectory() as folder, mock.patch("time.perf_counter", time.process_time):
         quiet = {"save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
-        args = UnlearningArguments(folder, seed=seed, **quiet, **({"max_steps": 5} if SMOKE else {}))
-        result = unlearn(copy.deepcopy(original), **parts, method=method, args=args, overlap="allow")
-        pair = [result.compare(model) for model in retrained]
-        reports = [locality(result, *retrained), locality(result, *retrained[::-1])]
-    known = [cats(model, parts) for model in retrained]
-
-    def affected(model: PreTrainedModel) -> dict[str, float]:
-        own = cats(model, parts)
-        return {"affected_gap": float(np.mean([np.abs(own - k).mean() for k in known]))}
-
-    unlearned = mean([p["unlearned"] for p in pair]) | mean([changes(r) for r in reports]) | affected(result.model)
-    between = changes({split: report.floor for split, report in reports[0].items()})
-    floors = between | {
-        "avg_gap": None,
-        "tow": None,
-        "jsd": None,
-        "affected_gap": float(np.abs(known[0] - known[1]).mean()),
-    }
+        args = UnlearningArguments(folder, seed=seed, **quiet, **PRECISION, **({"max_steps": 5} if SMOKE else {}))
+        about_run = {"method": method, "args": args, "overlap": "allow"}
+        result = unlearn(copy.deepcopy(about.original), **about.parts, **about_run)
+        compared = result.compare(about.retrained)
+    known, second = about.known
+    floor = distance(about, second, known)
+    unlearned = distance(about, probabilities(result.model, about.parts), known)
+    original = distance(about, probabilities(about.original, about.parts), known)
+    seconds = {"seconds": result.runtime["unlearn"], "seconds_before_training": result.runtime["prepare"]}
+    nothing = {"avg_gap": None, "tow": None, "jsd": None, "seconds": about.seconds}
     return {
-        "original": mean([p["original"] for p in pair]) | dict.fromkeys(between) | affected(original),
-        "retrained": pair[0]["retrained"] | floors,
-        "unlearned": unlearned | {"seconds": result.runtime["unlearn"]},
+        "original": compared["original"] | original,
+        "retrained": compared["retrained"] | floor | nothing,
+        "unlearned": compared["unlearned"] | unlearned | seconds,
     }
 
 
-def kept(seed: int, row: str, method: str | MethodConfig) -> dict[str, Any]:
-    """What an earlier run has kept of it, or else what is measured now."""
-    file = cache_folder() / "locality" / f"{row}-seed{seed}-{MARK}.json"
+def file_of(seed: int, row: str) -> Path:
+    return cache_folder() / ("locality-smoke" if SMOKE else "locality") / f"{row}-seed{seed}-{MARK}.json"
+
+
+def keep(seed: int, row: str, method: str | MethodConfig) -> None:
+    """Measure what no earlier run has measured."""
+    file = file_of(seed, row)
     if file.exists() and not SMOKE:
-        return json.loads(file.read_text())
+        return
     head = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
     rows = rows_of(seed, method) | {"commit": commit}
-    if not SMOKE:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(rows))
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(rows))
     shown = ("forget_accuracy", "avg_gap", "affected_gap", "near", "far", "seconds")
     print(seed, row, {k: round(rows["unlearned"][k], 3) for k in shown}, flush=True)
-    return rows
 
 
 def summarised(runs: list[Row]) -> dict[str, Any]:
@@ -185,14 +217,26 @@ def summarised(runs: list[Row]) -> dict[str, Any]:
     return {"mean": mean(runs), "std": spread, "interval": interval, "runs": runs}
 
 
-if __name__ == "__main__":
+def complete(names: list[str]) -> dict[str, Any]:
+    """Of the methods that are measured in all seeds."""
     results: dict[str, Any] = {}
+    for name in names:
+        files = [file_of(seed, name) for seed in range(SEEDS)]
+        if not all(file.exists() for file in files):
+            continue
+        seeds = [json.loads(file.read_text()) for file in files]
+        for other in ("original", "retrained"):
+            results.setdefault(other, summarised([s[other] for s in seeds]))
+        results[name] = summarised([s["unlearned"] for s in seeds]) | {"commits": sorted({s["commit"] for s in seeds})}
+    return results
+
+
+if __name__ == "__main__":
     for seed in range(SEEDS):
         scene(seed)
-    for row, method in ({} if "--train" in sys.argv else methods()).items():
-        seeds = [kept(seed, row, method) for seed in range(SEEDS)]
-        for name in ("original", "retrained"):
-            results.setdefault(name, summarised([s[name] for s in seeds]))
-        results[row] = summarised([s["unlearned"] for s in seeds]) | {"commits": sorted({s["commit"] for s in seeds})}
+    every = methods()
+    for name in () if "--train" in sys.argv else list(every)[:: -1 if "--backwards" in sys.argv else 1]:
+        for seed in range(SEEDS):
+            keep(seed, name, every[name])
         if not SMOKE:
-            record("locality", {"resnet18-half-a-class": results})
+            record("locality", {"resnet18-half-a-class": complete(list(every))})
