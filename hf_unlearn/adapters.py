@@ -49,6 +49,11 @@ def is_adapted(model: nn.Module) -> bool:
     return isinstance(model, PeftModel)
 
 
+def own_adapters(model: nn.Module) -> list[str]:
+    """The adapters that a model came with."""
+    return [name for name in model.peft_config if name != NAME] if is_adapted(model) else []
+
+
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 

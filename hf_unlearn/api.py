@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from . import adapters
+from . import adapters, models
 from .arguments import UnlearningArguments
 from .batches import seeded
 from .errors import UnlearningError
@@ -185,7 +185,7 @@ def unlearn(
     """Remove the influence of `forget` from `model`, in place, and measure what that did.
 
     Args:
-        model: a model, or a Hub id or local folder.
+        model: a model, or a Hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or local folder.
         forget: the samples that must go.
         retain: the samples that must stay.
         unseen: samples the model was never trained on, of the same kind as `forget`. Half of them may steer the method,
@@ -209,6 +209,11 @@ def unlearn(
         >>> result = unlearn(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP
         >>> print(result.summary())  # doctest: +SKIP
     """
+    if isinstance(model, str):
+        name, revision = models.split_revision(model)
+        if revision:
+            model = models.load_model(name, revision=revision)
+            processing_class = processing_class or models.load_processor(name, model, revision)
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
         trainer = UnlearningTrainer(
             model,

@@ -538,6 +538,11 @@ def _check_holds_model(name: str, where: Mapping[str, Any]) -> None:
             f"PeftModel.from_pretrained(base, {name!r}), and pass that."
         )
     if _find(name, "config.json", where) is None:
+        if _find(name, f"unlearn/{ADAPTER_CONFIG}", where):
+            raise UnlearningError(
+                f"{name!r} holds the adapter of an unlearned model: load its base model, then PeftModel.from_pretrained(base, "
+                f'{name!r}, subfolder="unlearn"), with the revision if there is one, and pass that.'
+            )
         raise UnlearningError(f"{name!r} holds no model (no config.json): pass a folder or Hub id of a saved model.")
 
 

@@ -14,7 +14,9 @@ import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from huggingface_hub import CommitOperationAdd, HfApi, save_torch_state_dict
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningError, UnlearningResult, cli, models, unlearn
 from hf_unlearn.hub import Parent, check_inclusion, evaluate_earlier, make_receipt, merkle, prove, verify
@@ -772,6 +774,93 @@ def test_a_chain_of_folders(made, tmp_path):
     forge(copy, lambda r: r["metrics"]["after"].update(auc=0.5))
     found = verify(second, parent=copy)
     assert found.failed == ["chain"] and "the parent's receipt is not the one that its successor names" in found.line
+
+
+def from_pretrained(revision: str) -> PreTrainedModel:
+    return AutoModelForImageClassification.from_pretrained("me/vit", revision=revision)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [from_pretrained, lambda r: models.load_model("me/vit", revision=r), lambda r: f"me/vit@{r}"],
+    ids=["from_pretrained", "load_model", "name"],
+)
+def test_a_second_request_finds_its_parent(hub, made, tmp_path, load):
+    HfApi().create_repo("me/vit")
+    upload("me/vit", made.parent)
+    run(tmp_path / "first", "me/vit").push_to_hub("me/vit", "unlearned/a")
+    hub.put("me/vit", {"notes.txt": b"main goes on"})
+    first = verify("me/vit", revision="unlearned/a").receipt
+    result = run(tmp_path / "second", load("unlearned/a"), forget=images(8, seed=61))
+    result.push_to_hub("me/vit", "unlearned/b")
+    found = verify("me/vit", revision="unlearned/b")
+    commit = hub.branches("me/vit")["unlearned/a"]
+    assert found.receipt["parent"] == {"repo": "me/vit", "commit": commit}
+    assert found.receipt["previous"] == {"repo": "me/vit", "commit": commit, "receipt": first["digest"]}
+    assert hub.history("me/vit", "unlearned/b")[0]["parent"] == commit
+    assert found.ok and found.checks[8].sentence == "1 earlier receipts hold"
+
+
+def test_a_model_that_was_changed_has_no_parent(hub, made, tmp_path, caplog):
+    HfApi().create_repo("me/vit")
+    upload("me/vit", made.parent)
+    model = models.load_model("me/vit")
+    with torch.no_grad():
+        model.classifier.bias += 1
+    run(tmp_path / "run", model).push_to_hub("me/vit", "unlearned/a")
+    receipt = verify("me/vit", revision="unlearned/a").receipt
+    assert receipt["parent"] is receipt["previous"] is None and "names no parent: me/vit at" in caplog.text
+
+
+@pytest.fixture
+def adapter(hub, made, tmp_path) -> dict:
+    """The receipt of an adapter on the branch `unlearned/a`."""
+    HfApi().create_repo("me/vit")
+    upload("me/vit", made.parent)
+    run(tmp_path / "first", "me/vit", peft_config=True).push_to_hub("me/vit", "unlearned/a")
+    return verify("me/vit", revision="unlearned/a").receipt
+
+
+def with_adapter() -> PeftModel:
+    where = {"revision": "unlearned/a", "subfolder": "unlearn"}
+    return PeftModel.from_pretrained(models.load_model("me/vit"), "me/vit", **where)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
+@pytest.mark.parametrize("kind", ["stacked", "merged"])
+def test_a_second_request_over_an_adapter(hub, adapter, tmp_path, kind, given):
+    model = with_adapter()
+    if kind == "merged":
+        model = model.merge_and_unload().requires_grad_(True)
+    settings = {"peft_config": True if kind == "stacked" else None}
+    result = run(tmp_path / "second", model, forget=images(8, seed=61), **settings)
+    result.push_to_hub("me/vit", "unlearned/b", parent=Parent("me/vit", "unlearned/a") if given else None)
+    found = verify("me/vit", revision="unlearned/b")
+    commit = hub.branches("me/vit")["unlearned/a"]
+    assert found.receipt["previous"] == {"repo": "me/vit", "commit": commit, "receipt": adapter["digest"]}
+    assert found.receipt["drift"] == {"parent": None, "first": None} or kind == "merged"
+    assert found.ok and found.unchecked == ["signature", "records"]
+    assert found.checks[8].sentence == "1 earlier receipts hold"
+
+
+def test_what_is_no_parent_of_what_lies_over_an_adapter(hub, adapter, tmp_path):
+    with pytest.raises(
+        UnlearningError, match="holds the adapter of an unlearned model: load its base model, then Peft"
+    ):
+        unlearn("me/vit@unlearned/a", **request())
+    stacked = run(tmp_path / "stacked", with_adapter(), peft_config=True)
+    with pytest.raises(UnlearningError, match="me/vit at [0-9a-f]{40} has other weights than the model that was"):
+        stacked.push_to_hub("me/vit", "unlearned/b", parent=Parent("me/vit", "main"))
+    over = run(tmp_path / "over", with_adapter().merge_and_unload().requires_grad_(True), peft_config=True)
+    for parent in (Parent("me/vit", "unlearned/a"), None):
+        with pytest.raises(UnlearningError, match=r"call result.merge\(\)"):
+            over.push_to_hub("me/vit", "unlearned/b", parent=parent)
+    over.merge()
+    over.push_to_hub("me/vit", "unlearned/b")
+    assert verify("me/vit", revision="unlearned/b").receipt["previous"]["receipt"] == adapter["digest"]
+    hub.put("me/empty", {})
+    with pytest.raises(UnlearningError, match="me/empty at [0-9a-f]{40} holds no model.safetensors"):
+        over.push_to_hub("me/vit", "unlearned/c", parent=Parent("me/empty", "main"))
 
 
 def test_earlier_requests(made):

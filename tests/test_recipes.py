@@ -338,6 +338,12 @@ def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
     assert report.content["models"]["unlearned"] == "me/vit@unlearned/one"
     assert report.content["verdict"]["outcome"] != "unchanged"
 
+    settings[-1] = "push_revision=unlearned/two"
+    settings[3] = f"output_dir={tmp_path / 'two'}"
+    assert cli.main(["run", *settings, "revision=unlearned/one", *QUICK]) == 0
+    second = verify("me/vit", revision="unlearned/two")
+    assert second.ok and second.receipt["previous"]["receipt"] == checked.receipt["digest"]
+
 
 @pytest.mark.slow
 def test_two_processes_through_accelerate(models, images, tmp_path):

@@ -1,13 +1,19 @@
 """From a result to a revision on the Hub: prepare a complete local folder, then push it."""
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import HfApi, constants
+from huggingface_hub.file_download import repo_folder_name
+
 from .. import models
+from ..adapters import is_adapted, own_adapters
 from ..errors import UnlearningError
 from .release import prepare
 from .revisions import MAIN, Parent, Pushed, check_names, default_branch, push
+from .weights import HUB_ERRORS
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -51,19 +57,41 @@ def publish(
 def _prepare(
     result: "UnlearningResult", folder: Path, parent: Parent | None, **about: Any
 ) -> tuple[Path, Parent | None]:
-    """Write the release; where no parent is known, with the one that the model itself names, if that will do.
+    """Write the release; where no parent is given, with the one that the model names by itself, if its weights are there.
 
     The model may have been changed since it was loaded, which the receipt finds out.
     """
-    if parent is None and (claimed := _claimed_parent(result.trainer)):
+    claimed = [] if parent else _claimed_parents(result.trainer, about["token"])
+    for claim in claimed:
         try:
-            return prepare(result, folder, parent=claimed, **about), claimed
+            return prepare(result, folder, parent=claim, **about), claim
         except UnlearningError as error:
-            logger.warning(f"The release names no parent: {error}")
+            why = error
+    if claimed and is_adapted(result.model) and not own_adapters(result.model):
+        raise UnlearningError(
+            f"The adapter lies on a model that is not on the Hub under the name it has ({str(why).rstrip('.')}); pass parent=, or "
+            "call result.merge() and push that."
+        )
+    if claimed:
+        logger.warning(f"The release names no parent: {why}")
     return prepare(result, folder, parent=parent, **about), parent
 
 
-def _claimed_parent(trainer: "UnlearningTrainer") -> Parent | None:
-    name = getattr(models.base_of(trainer.model), "name_or_path", "")  # what `from_pretrained` was given
-    commit = models.commit_of(name) if name else None
-    return Parent(name, commit) if commit else None
+def _claimed_parents(trainer: "UnlearningTrainer", token: str | None) -> list[Parent]:
+    """The commits that the model may have been loaded from, the likeliest first.
+
+    What `load_model` has noted; else, since `from_pretrained` notes no revision, every branch that is in the cache; `main`.
+    """
+    base = models.base_of(trainer.model)
+    name = getattr(base, "name_or_path", "")  # what `from_pretrained` was given
+    if not name or os.path.isdir(name):
+        return []
+    cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+    try:
+        heads = {ref.name: ref.target_commit for ref in HfApi(token=token).list_repo_refs(name).branches}
+        cached = {branch: commit for branch, commit in heads.items() if (cache / commit).is_dir()}
+    except HUB_ERRORS:
+        heads, cached = {MAIN: models.commit_of(name)}, {}
+    noted = getattr(base.config, "_commit_hash", None)
+    commits = [noted, cached.pop(MAIN, None), *cached.values(), heads.get(MAIN)]
+    return [Parent(name, commit) for commit in dict.fromkeys(commits) if commit]

@@ -16,13 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
-from peft import load_peft_weights
+import torch
+from peft import PeftModel, load_peft_weights
 from peft.utils import get_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
+from torch.testing import assert_close
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .. import __version__, models
-from ..adapters import NAME, is_adapted
+from ..adapters import is_adapted, own_adapters
 from ..checkpoints import PRIVATE
 from ..data import Source
 from ..errors import UnlearningError
@@ -32,7 +34,7 @@ from .canonical import FORMAT, KIND, body, canonical, digest_of, read_json, read
 from .names import ADAPTER_CONFIG, CONFIG, LEGAL, METRICS, RECEIPT, WEIGHTS_INDEX, is_released
 from .sequence import drift
 from .signing import sign
-from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest, weight_files
+from .weights import HUB_ERRORS, adapter_files, fetch_weights, files_in, saved_digest, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +187,11 @@ def make_receipt(
     """
     folder, trainer = Path(folder), result.trainer
     where, origin = _find_parent(parent, trainer.origin, token)
+    if origin and is_adapted(result.model) and not own_adapters(result.model) and adapter_files(files_in(origin)):
+        raise UnlearningError(
+            "The adapter was trained on a model into which that of its parent was merged, and such a model is not on the Hub; "
+            "call result.merge(), and publish that."
+        )
     before = _weights_before(trainer, where, origin)
     previous = _link(where, origin)
     config, figures = read_json(folder / CONFIG), read_json(folder / METRICS)
@@ -307,37 +314,73 @@ def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | N
     kept = Path(trainer.args.output_dir, PRIVATE, about["folder"]) if about["folder"] else None
     if origin is None:
         return saved_digest(kept) if kept else None
-    digest = saved_digest(origin)
-    known = where and trainer.origin == {"repo": where["repo"], "revision": where["commit"]}
-    if not (known or (kept and saved_digest(kept) == digest) or _is_original(trainer, about["digest"], origin)):
-        name = f"{where['repo']} at {where['commit']}" if where else repr(str(origin))
-        raise UnlearningError(
-            f"{name} has other weights than the model that was unlearned; expected as parent the revision that model was "
-            "loaded from."
-        )
-    return digest
+    name = f"{where['repo']} at {where['commit']}" if where else repr(str(origin))
+    try:
+        digest = saved_digest(origin)
+        known = where and trainer.origin == {"repo": where["repo"], "revision": where["commit"]}
+        if known or (kept and saved_digest(kept) == digest) or _is_original(trainer, about["digest"], origin):
+            return digest
+    except UnlearningError as error:  # which names a folder of the cache
+        raise UnlearningError(str(error).replace(repr(str(origin)), name)) from error
+    raise UnlearningError(
+        f"{name} has other weights than the model that was unlearned; expected as parent the revision that model was "
+        "loaded from."
+    )
 
 
 def _is_original(trainer: Any, digest: str, origin: Path) -> bool:
-    """Whether the weights in a folder are those the run began with, where names or precision of the files differ."""
-    model = trainer.model
-    if is_adapted(model):
-        return _is_under(model, origin)
-    if not isinstance(model, PreTrainedModel):
+    """Whether a folder holds what the run began with, where names or precision of the files differ, or adapters lie in it.
+
+    Of a model that came with adapters, those are compared; another one may be what the adapters in the folder make of their
+    base, once they were merged.
+    """
+    model, adapters = trainer.model, adapter_files(files_in(origin))
+    if not isinstance(models.base_of(model), PreTrainedModel):
         return False
-    return models.weights_digest(models.load_model(origin, dtype=model.dtype)) == digest
-
-
-def _is_under(model: nn.Module, origin: Path) -> bool:
-    """Whether a folder holds what our adapter is stacked on: the model, or the adapter that it came with."""
-    if (origin / ADAPTER_CONFIG).is_file():
-        (own,) = [name for name in model.peft_config if name != NAME]
-        live = get_peft_model_state_dict(model, adapter_name=own, save_embedding_layers=False)
-        saved = load_peft_weights(str(origin), device="cpu")
-    else:
+    if own := own_adapters(model):
+        live = [get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False) for name in own]
+        saved = [load_peft_weights(str((origin / file).parent), device="cpu") for file in adapters]
+        return _digests(live) == _digests(saved)
+    dtype = models.base_of(model).dtype
+    saved = _merged(origin, adapters, dtype) if adapters else models.load_model(origin, dtype=dtype)
+    if is_adapted(model):
         state = model.get_base_model().state_dict().items()
-        live = {
+        state = {
             n.replace(".base_layer.", "."): t for n, t in state if not model.peft_config.keys() & set(n.split("."))
         }
-        saved = models.load_model(origin, dtype=model.dtype).state_dict()
-    return models.digest_tensors(sorted(live.items())) == models.digest_tensors(sorted(saved.items()))
+    elif not adapters:
+        return models.weights_digest(saved) == digest
+    else:
+        with trainer.original_model() as begun:
+            state = begun.state_dict()
+    if not adapters:
+        return _digests([state]) == _digests([saved.state_dict()])
+    return _are_close(state, saved.state_dict())
+
+
+def _digests(states: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    return sorted(models.digest_tensors(sorted(state.items())) for state in states)
+
+
+def _merged(folder: Path, adapters: Sequence[str], dtype: torch.dtype) -> nn.Module:
+    """The base that the adapters in a folder name, with all of them in its weights."""
+    places = [(folder / file).parent for file in adapters]
+    about = read_json(places[0] / ADAPTER_CONFIG)
+    base = about.get("base_model_name_or_path")
+    if base is None:
+        raise UnlearningError(f"{str(folder)!r} holds an adapter that names no base model; expected one that does.")
+    model = models.load_model(base, revision=about.get("revision"), dtype=dtype)
+    for place in places:
+        model = PeftModel.from_pretrained(model, str(place)).merge_and_unload()
+    return model
+
+
+def _are_close(live: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> bool:
+    """Whether two models are the same up to the rounding of a merge, which may have been made on another device."""
+    if live.keys() != saved.keys():
+        return False
+    try:
+        assert_close(dict(live), dict(saved), check_device=False)
+    except AssertionError:
+        return False
+    return True

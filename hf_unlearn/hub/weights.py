@@ -23,15 +23,22 @@ def weight_files(names: Iterable[str]) -> list[str]:
     paths = sorted(map(PurePosixPath, names))
     top = {path.name for path in paths if len(path.parts) == 1}
     whole = [name for name in top if name == WEIGHTS] or [name for name in top if PurePosixPath(name).match(SHARDS)]
-    adapters = [str(path) for path in paths if path.name == ADAPTER_WEIGHTS and len(path.parts) <= 2]
-    return sorted(whole) + adapters
+    return sorted(whole) + adapter_files(names)
+
+
+def adapter_files(names: Iterable[str]) -> list[str]:
+    """The adapters among a folder's files: PEFT puts `default` at the top, and each other one in a folder of its name."""
+    paths = sorted(map(PurePosixPath, names))
+    return [str(path) for path in paths if path.name == ADAPTER_WEIGHTS and len(path.parts) <= 2]
 
 
 def fetch_weights(repo: str, commit: str, token: str | None = None) -> Path:
     """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS."""
     # Asked first, because without a connection a download gives whatever part of the revision is in the cache.
     names = HfApi(token=token).list_repo_files(repo, revision=commit)
-    wanted = [*weight_files(names), "config.json", ADAPTER_CONFIG, RECEIPT]
+    files = weight_files(names)
+    configs = [str(PurePosixPath(file).with_name(ADAPTER_CONFIG)) for file in adapter_files(files)]
+    wanted = [*files, *configs, "config.json", RECEIPT]
     return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted, token=token))
 
 
@@ -87,7 +94,10 @@ def saved_digest(folder: str | Path) -> str:
 
 
 def relative_distance(before: str | Path, after: str | Path) -> float | None:
-    """‖after − before‖ / ‖before‖ over all floating-point weights; None where the two have not the same tensors."""
+    """‖after − before‖ / ‖before‖ over all floating-point weights; None where the two have not the same tensors, or are
+    adapters, which may lie on different models."""
+    if any(adapter_files(files_in(Path(folder))) for folder in (before, after)):
+        return None
     with reading(Path(before)) as old, reading(Path(after)) as new:
         old, new = ({name.removeprefix(TIMM_PREFIX): t for name, t in side.items()} for side in (old, new))
         if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
