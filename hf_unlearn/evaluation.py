@@ -1,6 +1,6 @@
 """Forward passes over forget, retained and unseen samples, and the figures that are read off them.
 
-A pass keeps a handful of numbers for each sample and one sum of probabilities for each class, never all logits. For a
+A pass keeps a handful of numbers for each sample and one sum of probabilities for each forget class, never all logits. For a
 language model the numbers of a sample are means over its own completion tokens, and every sample counts the same,
 however long it is.
 """
@@ -29,11 +29,11 @@ Figures = tuple[dict[str, float | None], dict[str, str]]  # the values, and the 
 
 @dataclass
 class Measurement:
-    """What one model says about one set of samples: per-sample signals, and summed probabilities for each class."""
+    """What one model says about one set of samples: per-sample signals, and summed probabilities for each forget class."""
 
     labels: np.ndarray  # all 0 for a language model
     signals: dict[str, np.ndarray]
-    class_sums: np.ndarray | None  # class of the sample x predicted class; None for a language model
+    class_sums: dict[int, np.ndarray] | None  # forget class -> sum over its samples; None for a language model
 
     @property
     def accuracy(self) -> float:
@@ -50,7 +50,8 @@ class Measurement:
         return float(np.average(means, weights=counts)) if means else float(values.mean())
 
     def class_means(self, classes: np.ndarray) -> np.ndarray:
-        return self.class_sums[classes] / self.class_sums[classes].sum(axis=1, keepdims=True)
+        sums = np.stack([self.class_sums[c] for c in classes])
+        return sums / sums.sum(axis=1, keepdims=True)
 
 
 class Evaluator:
@@ -138,24 +139,13 @@ class Evaluator:
         return tally.result()
 
     def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
-        """Mean JSD and activation distance between two models on the same samples.
-
-        For a language model, of their predictions of each completion token, then over the tokens of each sample.
-        """
-        totals = torch.zeros(2, dtype=torch.float64)
+        """Mean JSD and activation distance between two models on the same samples, see `distances`."""
+        totals: dict[str, Tensor] = {}
         passes = self.logits(model, name, indices), self.logits(other, name, indices)
         for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
-            weights = batch.weight
-            if a.ndim == 3:
-                kept = next_tokens(batch.labels) != IGNORED
-                a, b, weights = a[kept], b[kept], (weights / kept.sum(dim=1))[:, None].expand(kept.shape)[kept]
-            parts = (x.split(functional.rows_at_once(a.shape[1])) for x in (a, b, weights))
-            for x, y, weight in zip(*parts, strict=True):
-                p, q, weight = x.double().softmax(-1).cpu(), y.double().softmax(-1).cpu(), weight.cpu()
-                totals[0] += (torch.as_tensor(functional.jsd_rows(p, q)) * weight).sum()
-                totals[1] += ((p - q).norm(dim=-1) * weight).sum()
-        jsd, distance = (self.accelerator.reduce(totals.to(self.accelerator.device), "sum") / len(indices)).tolist()
-        return {"jsd": jsd, "activation_distance": distance}
+            for key, values in distances(a, b, batch.labels).items():
+                totals[key] = totals.get(key, 0) + (values * batch.weight).sum()
+        return {key: self.accelerator.reduce(total, "sum").item() / len(indices) for key, total in totals.items()}
 
     def figures(self, model: dict[str, Measurement], original: dict[str, Measurement], **about: Any) -> Figures:
         """See the function of this name."""
@@ -174,8 +164,9 @@ class Tally:
     def __init__(self, evaluator: Evaluator, name: str, indices: np.ndarray):
         self.evaluator, self.name, self.indices = evaluator, name, indices
         self.columns: dict[str, list[Tensor]] = {}
-        size, device = evaluator.num_labels, evaluator.accelerator.device
-        self.sums = torch.zeros(size, size, dtype=torch.float64, device=device)
+        device = evaluator.accelerator.device
+        self.classes = torch.as_tensor(np.unique(evaluator.samples.sources["forget"].labels), device=device)
+        self.sums = torch.zeros(len(self.classes), evaluator.num_labels, dtype=torch.float64, device=device)
 
     def add(self, positions: np.ndarray, batch: Batch, logits: Tensor, **columns: Tensor) -> None:
         """`columns` are further numbers of each sample, for `Measurement.signals`."""
@@ -198,7 +189,9 @@ class Tally:
         self.columns.setdefault("labels", []).append(labels)
         self.columns.setdefault("positions", []).append(torch.as_tensor(positions, device=logits.device))
         if not per_token:
-            self.sums.index_add_(0, batch.labels, logits.double().softmax(dim=-1) * batch.weight[:, None])
+            kept = torch.isin(batch.labels, self.classes)
+            p = logits[kept].double().softmax(dim=-1) * batch.weight[kept, None]
+            self.sums.index_add_(0, torch.searchsorted(self.classes, batch.labels[kept]), p)
 
     def result(self) -> Measurement:
         """Of all processes, in the order of the samples."""
@@ -209,8 +202,28 @@ class Tally:
         for key, value in rows.items():
             ordered[key][order] = value
         labels = ordered.pop("labels")
-        class_sums = accelerator.reduce(self.sums, "sum").cpu().numpy() if self.evaluator.num_labels else None
-        return Measurement(labels, ordered, class_sums)
+        if not self.evaluator.num_labels:
+            return Measurement(labels, ordered, None)
+        sums = accelerator.reduce(self.sums, "sum").cpu().numpy()
+        return Measurement(labels, ordered, dict(zip(self.classes.tolist(), sums, strict=True)))
+
+
+def distances(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """JSD and L2 distance between the predictions of two models, for each sample, from their logits.
+
+    Of a language model, the mean over the predictions of the sample's completion tokens.
+    """
+    rows = torch.arange(len(a), device=a.device)
+    if a.ndim == 3:
+        kept = next_tokens(labels) != IGNORED
+        a, b, rows = a[kept], b[kept], kept.nonzero()[:, 0]
+    found = torch.zeros(2, len(labels), dtype=torch.float64)
+    for row, *pair in zip(*(x.split(functional.rows_at_once(a.shape[1])) for x in (rows, a, b)), strict=True):
+        p, q = (x.double().softmax(-1).cpu() for x in pair)
+        values = torch.stack([torch.as_tensor(functional.jsd_rows(p, q)), (p - q).norm(dim=-1)])
+        found.index_add_(1, row.cpu(), values)
+    jsd, distance = found.to(a.device) / torch.bincount(rows)
+    return {"jsd": jsd, "activation_distance": distance}
 
 
 @contextlib.contextmanager

@@ -111,6 +111,16 @@ def test_paired_auc():
     assert paired_auc((f, u), (f, u), (fl, ul)).p == 1 and paired_auc(([1], [1]), ([1], [1]), ([0], [1])) is None
 
 
+def test_paired_auc_where_all_samples_agree():
+    """No spread is no lack of a difference, but a few samples do not make one sure."""
+
+    def moved(n, m):
+        return paired_auc(([1.0] * n, [0.0] * m), ([0.0] * n, [0.0] * m), ([0] * n, [0] * m))
+
+    assert moved(40, 30).value == 0.5 and moved(40, 30).p < 1e-9
+    assert 0.05 < moved(3, 2).p < 0.2 and moved(3, 2).low < 0 < moved(3, 2).high
+
+
 def test_paired_drop():
     lost = paired_drop([1] * 50, [1] * 45 + [0] * 5, margin=0.02)
     assert lost.value == pytest.approx(0.1) and lost.low < 0.1 < lost.high and 0.01 < lost.p < 0.1
@@ -183,6 +193,8 @@ def test_one_direction():
     assert kinds() == {"residual"}
     assert kinds(Difference(-0.1, -0.2, -0.05, 1e-4)) == {"over"}
     assert kinds(Difference(-0.1, -0.2, 0.05, 0.4)) == {"residual"}
+    tests["margin"] = Matched(0.41, 0.05, 0.1, 0.3, 0.3, 60, 90, [], {})
+    assert kinds() == {"over"}  # sure of wrong answers
 
 
 def test_whole_classes_pay_nothing():
@@ -447,6 +459,13 @@ class TestDistance:
         with torch.no_grad():
             after.vit.layernorm.weight *= 1.1
         assert not distance(before, after)["head_only"]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_another_precision_has_not_moved(self, dtype):
+        before, after = tiny_vit(), other_head(tiny_vit())
+        for one, other in ((before, copy.deepcopy(before)), (before, copy.deepcopy(before).to(dtype).float())):
+            assert distance(one, other.to(dtype))["total"] == 0 == distance(other.to(dtype), one)["total"]
+        assert distance(before, copy.deepcopy(after).to(dtype))["head_only"]
 
     def test_running_statistics_count(self):
         before, after = tiny_resnet(), tiny_resnet()

@@ -211,11 +211,10 @@ def _figures(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dic
             only_steers.pop("gap", None)
         rows[model], reasons = values, reasons | why
     if "retrained" in ctx.models:
-        forget = ctx.sets["forget"]
         reference = rows["retrained"]
         for model, values in rows.items():
-            other = ctx.models["retrained"]
-            values |= ctx.evaluator.compare(ctx.models[model], other, *forget)
+            for name in ("jsd", "activation_distance"):
+                values[name] = 0.0 if model == "retrained" else measured[model]["forget"].mean(name)
             values |= ctx.evaluator.beside(values, reference, measured[model], measured["retrained"])
             margins = [ctx.measured[m]["forget"].signals["margin"] for m in (model, "retrained")]
             values["forget_quality"] = functional.forget_quality(*margins)
@@ -277,14 +276,16 @@ def membership_findings(
     """Whether forget samples are where unseen ones are: by each score, and by the shape of the distribution of the first.
 
     All of them are one kind of fault, told by the first that has a direction: that beside the retrained model (`gap`), then
-    the scores in their order. A model that is sure of wrong answers has not remembered them, so the margin goes first. The
-    shape has no direction of its own.
+    the scores in their order. To be sure of wrong answers is not to remember: certainty is memory only where the margin is
+    no lower than that of unseen samples. The shape has no direction of its own.
     """
     scores = SCORES["causal-lm" if task == "causal-lm" else "classifier"]
     of_their, of_its = ("", "") if task == "causal-lm" else (" of their class", " of its class")
     (first, main), *others = tests.items()
     told = [(gap.p, gap.value)] if gap else []
-    told += [(test.p, test.auc - 0.5) for test in tests.values()]
+    told += [
+        (test.p, (min(test.auc, main.auc) if name == "entropy" else test.auc) - 0.5) for name, test in tests.items()
+    ]
     above = next((above for p, above in told if p <= LEVEL), main.auc - 0.5)
     side = "residual" if above >= 0 else "over"
     found = [
@@ -356,10 +357,9 @@ def _recognition(ctx: AuditContext, name: str) -> Finding:
         right.append(unseen.signals["correct"][np.isin(unseen.labels, classes)])
     for other in ("unseen", "retain"):
         if other in measured:
-            kept = np.setdiff1d(np.unique(measured[other].labels), classes)
-            if len(kept):
-                sums = measured[other].class_sums[kept]
-                elsewhere.append(sums[:, classes].sum() / sums.sum())
+            kept = ~np.isin(measured[other].labels, classes)
+            if kept.any():
+                elsewhere.append(measured[other].signals["forget_classes"][kept].mean())
     expected = max(elsewhere, default=0.0)
     found = share_above(np.concatenate(right), expected, RECOGNISED)
     return Finding(

@@ -182,8 +182,9 @@ def paired_auc(
     weights = np.full(n.sum(), 1 / n.sum()), (n / n.sum() / m)[places[1]]
     parts = [(x - y) * weight for x, y, weight in zip(a, b, weights, strict=True)]
     value = float(parts[0].sum())
+    # And one sample more on each side, on which the models agree: where all others add the same, they are not certain.
     variance = sum(
-        ((part - value * weight) ** 2).sum() * len(part) / max(1, len(part) - 1)
+        ((part - value * weight) ** 2).sum() * len(part) / max(1, len(part) - 1) + (value / len(part)) ** 2
         for part, weight in zip(parts, weights, strict=True)
     )
     error = float(np.sqrt(variance))

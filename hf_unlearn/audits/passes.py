@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import models
 from ..errors import UnlearningError
-from ..evaluation import Tally, evaluating, to_model
+from ..evaluation import Tally, distances, evaluating, to_model
 from ..losses import IGNORED, next_tokens
 from ..methods.local_teacher import similarity
 from ..metrics.functional import rows_at_once
@@ -23,40 +23,52 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
     """Fill in `ctx.measured`; gives, for a classifier, where the unlearned model differs from its reference by similarity
     to the forget set, on `retain` and `unseen`, or why that cannot be had.
 
-    The reference is the retrained model, or the original where there is none.
+    The reference is the retrained model, or the original where there is none. Distances to a retrained model are measured
+    in the same pass, on the forget set.
     """
     evaluator, device = ctx.evaluator, ctx.evaluator.accelerator.device
     reference = "retrained" if "retrained" in ctx.models else "original"
-    order = sorted(ctx.models, key=lambda name: name == "unlearned")  # last: it is held against the reference
+    order = sorted(
+        ctx.models, key=("retrained", "original", "unlearned").index
+    )  # each is held against those before it
+    gone = torch.as_tensor(np.unique(ctx.labels["forget"]), device=device) if ctx.is_class else None
     forget_sum, why, found = None, None, {}
     ctx.measured = {name: {} for name in ctx.models}
     with contextlib.ExitStack() as stack:
         for model in ctx.models.values():
             stack.enter_context(evaluating(model))
-        read = stack.enter_context(_features(ctx)) if ctx.num_labels else None
-        if not read:
-            why = "locality compares the features that a classifier's linear head reads, and there are none"
+        read = None
+        if ctx.num_labels:
+            read = stack.enter_context(models.reading_features(ctx.models["original"], ctx.num_labels))
         for name, (source, indices) in ctx.sets.items():
             tallies = {model: Tally(evaluator, name, indices) for model in order}
             for positions, batch in evaluator.batches(source, indices, evaluator.shard, name):
-                logits, columns = {}, {}
+                logits, similarities = {}, {}
                 for model in order:
                     ready = to_model(batch, ctx.models[model], device)
                     with torch.no_grad(), evaluator.accelerator.autocast():
                         out = ctx.models[model](**ready.inputs).logits
                     logits[model] = out.to(torch.promote_types(out.dtype, torch.float32))
                     if model == "original" and read:
-                        features = read(logits[model]).double()
-                        if name == "forget":
-                            part = features[ready.weight > 0].sum(dim=0)
-                            forget_sum = part if forget_sum is None else forget_sum + part
+                        try:
+                            features = read(logits[model]).double()
+                        except UnlearningError:
+                            read = None
                         else:
-                            columns["similarity"] = similarity(features, forget_sum[None])
-                    columns_of_model = {} if ctx.num_labels else completion_statistics(logits[model], ready.labels)
+                            if name == "forget":
+                                part = features[ready.weight > 0].sum(dim=0)
+                                forget_sum = part if forget_sum is None else forget_sum + part
+                            else:
+                                similarities = {"similarity": similarity(features, forget_sum[None])}
+                    columns = {} if ctx.num_labels else completion_statistics(logits[model], ready.labels)
+                    if gone is not None:
+                        columns["forget_classes"] = logits[model].double().softmax(dim=-1)[:, gone].sum(dim=-1)
+                    if name == "forget" and "retrained" in logits and model != "retrained":
+                        columns |= distances(logits[model], logits["retrained"], ready.labels)
                     if model == "unlearned" and ctx.num_labels:
                         p, q = (logits[m].double().softmax(dim=-1) for m in (reference, "unlearned"))
-                        columns_of_model = columns | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
-                    tallies[model].add(positions, ready, logits[model], **columns_of_model)
+                        columns |= similarities | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
+                    tallies[model].add(positions, ready, logits[model], **columns)
             if name == "forget" and read:
                 forget_sum = evaluator.accelerator.reduce(forget_sum, "sum")
             for model, tally in tallies.items():
@@ -64,6 +76,8 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
             ctx.labels[name] = ctx.measured["original"][name].labels
             if name != "forget" and read:
                 found[name] = _locality(ctx.measured[reference][name].signals, ctx.measured["unlearned"][name].signals)
+    if not read:
+        why = "locality compares the features that a classifier's linear head reads, and there are none"
     return found, why
 
 
@@ -74,23 +88,6 @@ def _locality(reference: dict, model: dict) -> Locality:
         "total_variation": model["total_variation"],
     }
     return compare_locally(model["similarity"], differences)
-
-
-@contextlib.contextmanager
-def _features(ctx: AuditContext) -> Iterator:
-    """`models.reading_features` of the original, or None where it has no linear head."""
-    source, indices = ctx.sets["forget"]
-    original, evaluator = ctx.models["original"], ctx.evaluator
-    with models.reading_features(original, ctx.num_labels) as read:
-        _, batch = next(iter(evaluator.batches(source, indices[:1], (0, 1))))
-        ready = to_model(batch, original, evaluator.accelerator.device)
-        with torch.no_grad():
-            logits = original(**ready.inputs).logits
-        try:
-            read(logits)
-        except UnlearningError:
-            read = None
-        yield read
 
 
 @torch.no_grad()
@@ -134,7 +131,8 @@ def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) 
 def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
     """How far the weights have moved, ‖W_un − W_or‖ / ‖W_or‖ for each layer and in total, and whether in the head alone.
 
-    None where the two models do not have the same tensors. The relative distance of a layer that was all zero is None.
+    None where the two models do not have the same tensors. The relative distance of a layer that was all zero is None. Of
+    two precisions the coarser one is compared: what its rounding alone has moved has not moved.
     """
     before, after = original.state_dict(), unlearned.state_dict()
     if before.keys() != after.keys() or any(before[key].shape != after[key].shape for key in before):
@@ -144,8 +142,9 @@ def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
     for key, tensor in before.items():
         if not tensor.is_floating_point():
             continue
+        coarse = max(tensor.dtype, after[key].dtype, key=lambda dtype: torch.finfo(dtype).eps)
         wide = torch.promote_types(tensor.dtype, torch.float32)
-        a, b = tensor.to(wide), after[key].to(tensor.device, wide)
+        a, b = tensor.to(coarse).to(wide), after[key].to(tensor.device).to(coarse).to(wide)
         squares = [float((b - a).square().sum()), float(a.square().sum())]
         sums = layers.setdefault(key.rpartition(".")[0], [0.0, 0.0])
         sums[0], sums[1] = sums[0] + squares[0], sums[1] + squares[1]
