@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from . import models
+from .adapters import NAME, is_adapted
 from .errors import UnlearningError
 from .evaluation import evaluating
 from .losses import cross_entropy
@@ -138,26 +139,38 @@ def readable(teacher: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]
     return {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items() if key in takes}
 
 
-def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> None:
-    """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does."""
+def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> bool:
+    """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does.
+
+    Weights that the original's training has left frozen are no reason; whether the teacher has those is given back.
+    """
     called: list[nn.Module] = []
     hooks = [module.register_forward_pre_hook(lambda m, _: called.append(m)) for module in original.modules()]
     try:
         with torch.no_grad(), evaluating(teacher):
-            logits = getattr(teacher(**{key: x[:2] for key, x in inputs.items()}), "logits", None) if inputs else None
+            logits = getattr(teacher(**inputs), "logits", None) if inputs else None
     finally:
         for hook in hooks:
             hook.remove()
-    known = defaultdict(list)
-    for weight in original.parameters():
-        if not hasattr(weight, "full_tensor"):  # a piece of a sharded one
-            known[weight.shape].append(weight)
+    known: dict[bool, dict[torch.Size, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
+    for name, weight in original.named_parameters():
+        if weight.is_floating_point() and not hasattr(weight, "full_tensor"):  # quantised, or a piece of a sharded one
+            known[_may_have_learned(original, name, weight)][weight.shape].append(weight)
     matrices = [weight for weight in teacher.parameters() if weight.ndim > 1]
-    copied = sum(any(torch.equal(weight, w.to(weight)) for w in known[weight.shape]) for weight in matrices)
+    copied, shared = (
+        sum(any(_same(w, x) for x in known[learned][w.shape]) for w in matrices) for learned in (True, False)
+    )
     if called or 2 * copied > len(matrices):
+        does, advice = "calls", ""
+        if not called:
+            does = f"has {copied} of {len(matrices)} weight matrices of"
+            advice = (
+                " (where the original's training has left just these as they are in one, freeze them in the original with "
+                "requires_grad_(False), and leave out peft_config)"
+            )
         raise UnlearningError(
-            f"local_teacher: the teacher {'calls' if called else 'has the weights of'} the original, whose features have "
-            "seen the forget samples, so that nothing would be forgotten; expected a model from scratch, or a public checkpoint."
+            f"local_teacher: the teacher {does} the original, whose features have seen the forget samples, so that nothing would "
+            f"be forgotten; expected a model from scratch, or a public checkpoint{advice}."
         )
     if logits is None or logits.shape[-1] != num_labels:
         found = "no .logits" if logits is None else f"{logits.shape[-1]} logits"
@@ -165,3 +178,18 @@ def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Ten
             f"local_teacher: the teacher is a {type(teacher).__name__} that gives {found}; expected .logits of {num_labels} "
             "classes, from the inputs of the original."
         )
+    return 2 * shared > len(matrices)
+
+
+def _may_have_learned(original: nn.Module, name: str, weight: Tensor) -> bool:
+    """Whether the original's training may have changed a weight: of a `PeftModel` its adapters, else what is not frozen."""
+    if not is_adapted(original):
+        return weight.requires_grad
+    own = original.peft_config.keys() - {NAME}  # under an adapter of ours alone, everything is frozen
+    return not own or any(f".{adapter}." in name for adapter in own)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two weights are the same in the coarser one of their precisions."""
+    coarser = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(a.to(coarser), b.to(a.device, coarser))

@@ -2,19 +2,22 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import time
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
 from hf_unlearn import LocalTeacherConfig, UnlearningError, models, unlearn
 from hf_unlearn.audits import locality
+from hf_unlearn.digits import Samples
 from hf_unlearn.losses import cross_entropy, divergence
-from hf_unlearn.methods import GradientAscent, LocalTeacher
+from hf_unlearn.methods import GradientAscent, LocalTeacher, local_teacher
 from hf_unlearn.methods.local_teacher import distillation_loss, plateau, similarity, truncate_targets
 from hf_unlearn.neighbours import Neighbours, centres
 from hf_unlearn.small_models import ResNet8, fit
@@ -286,13 +289,30 @@ class Watching(LocalTeacher):
     """Remembers what its teachers are trained on."""
 
     def trained_teacher(self, support, seed=0):
-        self.read = []
-        batch = self.context.batch
-        self.context.batch = lambda samples, epoch=None: (self.read.extend(samples), batch(samples, epoch))[1]
+        self.read, self.sizes, batch = [], [], self.context.batch
+
+        def read(samples, epoch=None):
+            self.read.extend(samples), self.sizes.append(len(samples))
+            return batch(samples, epoch)
+
+        self.context.batch = read
         try:
             return super().trained_teacher(support, seed)
         finally:
             self.context.batch = batch
+
+
+def halves(classes):
+    """Half of the samples of some classes are to be forgotten, of those that `groups.fitted(0, 0, False)` knows."""
+    data = groups.half_of_a_class(0)
+    x, y = (
+        torch.cat([data[name].columns[key] for name in ("forget", "retain")]) for key in ("pixel_values", "labels")
+    )
+    gone = torch.zeros(len(y), dtype=torch.bool)
+    for label in classes:
+        gone[torch.nonzero(y == label)[: groups.EACH // 2, 0]] = True
+    sets = {"forget": gone, "retain": ~gone}
+    return data | {name: Samples(pixel_values=x[rows], labels=y[rows]) for name, rows in sets.items()}
 
 
 class TestSupport:
@@ -338,6 +358,46 @@ class TestSupport:
         assert method.report["k"] == 200  # twice the samples of a class
         assert not any("scattered" in note for note in method.notes)
 
+    @pytest.mark.parametrize(
+        ("classes", "kind"), [([0], "centroid"), ([0, 1], "per_example"), ([0, 10], "per_example")]
+    )
+    def test_each_forget_class_has_neighbours_of_its_own(self, tmp_path, classes, kind):
+        """The centroid of several classes is near one of them, or near none."""
+        data = halves(classes)
+        method = LocalTeacher(LocalTeacherConfig(k=80, **QUICK))
+        original = copy.deepcopy(groups.fitted(0, 0, False))
+        run(tmp_path, method, original, data, lambda: groups.perceptron(32), max_steps=1, measure=False)
+        own = np.bincount(method.labels[method.support], minlength=20)[classes]
+        assert method.report["similarity"] == kind and own.min() >= 15
+        expected = "are of 2 classes, each with neighbours of its own, and the support is chosen by per_example."
+        assert any(expected in note for note in method.notes) == (len(classes) == 2)
+
+    def test_one_scattered_class(self, tmp_path):
+        data = learnt(flipped=False)
+        data["forget"] = data["forget"].map(lambda row: {"label": 0})
+        method = LocalTeacher(LocalTeacherConfig(k=9, **QUICK))
+        run(tmp_path, method, data=data, max_steps=1, measure=False)
+        assert (method.report["similarity"], method.report["k"]) == ("per_example", 9)
+
+    @pytest.mark.parametrize("k", [40, "auto", 2000])
+    def test_as_many_neighbours_as_asked_for(self, tmp_path, k):
+        """Where the points share their neighbours, their lists get longer, until there are no more samples."""
+        data, original = groups.half_of_a_class(0), copy.deepcopy(groups.fitted(0, 0, False))
+        method = LocalTeacher(LocalTeacherConfig(k=k, similarity="per_example", **QUICK))
+        found = {}
+
+        class Stop(Exception):
+            pass
+
+        def stop():
+            found["ranked"], _ = LocalTeacher.neighbours(method)
+            raise Stop
+
+        method.neighbours = stop
+        with pytest.raises(Stop):
+            run(tmp_path, method, original, data, lambda: groups.perceptron(32))
+        assert len(set(found["ranked"].tolist())) == len(found["ranked"]) == {40: 40, "auto": 550, 2000: 1950}[k]
+
     def test_the_centroid_of_scattered_samples_is_advised_against(self, tmp_path):
         method = LocalTeacher(LocalTeacherConfig(similarity="centroid", k=5, **QUICK))
         run(tmp_path, method, max_steps=1)
@@ -356,11 +416,24 @@ class TestSupport:
         result = run(tmp_path, LocalTeacherConfig(k=3), original, data, teacher, max_steps=1)
         notes = result.trainer.method.notes
         assert "neighbours are of 1 class(es) only; expected three, from a larger k." in notes[0]
-        assert "the teacher is right on all forget samples; try another k." in notes[1]
+        assert (
+            "the teacher is right on 100 % of the forget samples: they are easy, their neighbours are of" in notes[1]
+        )
 
     def test_a_teacher_that_learns_too_slowly(self, tmp_path):
         result = run(tmp_path, LocalTeacherConfig(teacher_epochs=1, teacher_lr=1e-6), max_steps=1)
         assert "the teacher's accuracy on its support ended at 0." in result.trainer.method.notes[-1]
+
+    def test_no_k_whose_teachers_tell_anything(self, tmp_path, monkeypatch):
+        class AllKnowing(LocalTeacher):
+            def answers(self, teachers):
+                return 1.0, super().answers(teachers)[1]
+
+        monkeypatch.setattr(local_teacher, "SWEEP", (0.25, 0.5, 1))
+        method = AllKnowing(LocalTeacherConfig(k="auto", teacher_epochs=1))
+        run(tmp_path, method, max_steps=1, measure=False)
+        assert any("k=auto found no size with" in note for note in method.notes)
+        assert method.report["k"] == 16
 
     @pytest.mark.slow
     def test_k_without_a_retrained_model(self, tmp_path):
@@ -432,11 +505,69 @@ class TestTeacher:
         if how == "saved":
             model.save_pretrained(tmp_path / "saved")
             config.teacher = str(tmp_path / "saved")
-        does = "calls" if how == "function" else "has the weights of"
+        does = "calls" if how == "function" else r"has \d+ of \d+ weight matrices of"
         with pytest.raises(
             UnlearningError, match=f"the teacher {does} the original, whose features have seen the forget samples"
         ):
             run(tmp_path, config, model, teacher=teacher)
+
+    def test_a_copy_in_another_precision_is_refused(self, tmp_path):
+        model = fitted(flipped=False)
+        with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
+            run(tmp_path, LocalTeacherConfig(**QUICK), copy.deepcopy(model).to(torch.bfloat16), teacher=model)
+
+    @pytest.mark.parametrize("how", ["unknown", "frozen", "own adapter", "new adapter"])
+    def test_the_public_weights_that_the_original_was_made_of(self, tmp_path, how):
+        """A teacher may have them where it is known that the original's training has not changed them."""
+        public = tiny_vit(seed=3)
+        model, adapter = copy.deepcopy(public), LoraConfig(r=2, target_modules="all-linear")
+        nn.init.normal_(model.classifier.weight)
+        if how == "frozen":
+            model.vit.requires_grad_(False)
+        if how == "own adapter":
+            model = get_peft_model(model, adapter)
+        changes = {"peft_config": adapter} if "adapter" in how else {}
+        go = functools.partial(
+            unlearn,
+            model,
+            **learnt(flipped=False),
+            method=LocalTeacherConfig(k=9, **QUICK),
+            teacher=public,
+            args=arguments(tmp_path, max_steps=1, measure=False),
+            **changes,
+        )
+        if how in ("frozen", "own adapter"):
+            frozen = (
+                "local_teacher: the teacher has weights that are frozen in the original; they must never have seen"
+            )
+            assert any(note.startswith(frozen) for note in go().trainer.method.notes)
+        else:
+            with pytest.raises(
+                UnlearningError, match="has 15 of 16 .* a public checkpoint .where .* freeze them in the"
+            ):
+                go()
+
+    def test_one_that_knows_nearly_all_forget_samples(self, tmp_path):
+        """Nothing shows how a teacher was made, and what it knows does."""
+        model = copy.deepcopy(groups.fitted(0, 0, False))
+        leak = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight in leak.parameters():
+                weight += 1e-6
+        config = LocalTeacherConfig(k=200, teacher_lr=1e-6, **QUICK)
+        result = run(tmp_path, config, model, groups.half_of_a_class(0), leak, max_steps=1, measure=False)
+        assert "% of the forget samples: they are easy, " in result.trainer.method.notes[-1]
+        assert result.trainer.method.notes[-1].endswith("or the teacher has seen them before (a leak).")
+
+    def test_a_large_support_is_read_in_batches(self, tmp_path, monkeypatch):
+        found, most = [], []
+        for held in (2**28, 0):
+            monkeypatch.setattr(local_teacher, "HELD", held)
+            method = Watching(LocalTeacherConfig(k=12, teacher_batch=4, **QUICK))
+            run(tmp_path, method, max_steps=1, measure=False)
+            found.append(weights(method.teacher))
+            most.append(max(method.sizes))
+        assert same_bits(*found) and most == [12, 4]
 
     def test_other_teachers(self, tmp_path):
         given = tiny_vit(seed=7)

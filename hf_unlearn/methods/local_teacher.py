@@ -19,13 +19,24 @@ from .base import Method, MethodConfig, MethodInfo, Paper
 
 SCATTERED = 0.8  # below: how often a forget sample is nearer to the centroid than a retained one is
 SWEEP = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5.5)  # sizes of the support that k="auto" tries, in halves of the default
+KNOWN = 0.95  # an accuracy of the teacher on the forget samples that has to be explained
 ROWS_AT_ONCE = 256  # forget samples in one pass of a teacher
+HELD = 2**28  # bytes of a support that is read once
 
 
 def similarity(features: Tensor, forget_features: Tensor) -> Tensor:
     """s(x, D_f), the cosine of each feature row h to the forget centroid: ⟨h/‖h‖, u/‖u‖⟩ with u = Σ_{D_f} h."""
     u = forget_features.sum(dim=0)
     return F.normalize(features, dim=1) @ F.normalize(u, dim=0)
+
+
+def forget_nearer(forget: np.ndarray, others: np.ndarray) -> float:
+    """How often a forget sample is nearer to the centroid than another one: 1/2 where the centroid says nothing.
+
+    >>> forget_nearer(np.array([0.9, 0.4]), np.array([0.5, 0.3]))
+    0.75
+    """
+    return float(np.searchsorted(np.sort(others), forget).mean() / len(others))
 
 
 def truncate_targets(probabilities: Tensor, top: int = 3) -> Tensor:
@@ -70,14 +81,15 @@ class LocalTeacherConfig(MethodConfig):
         default=None,
         metadata={
             "help": "size of the support; auto: where the answers of teachers change least (24 teachers are trained); "
-            "default: twice the training samples of a forget class (scattered forget sets: 4 for each forget sample)"
+            "default: twice the training samples of a forget class; without a centroid 4 for each forget sample, and at most "
+            "twice the training samples of all forget classes"
         },
     )
     similarity: Literal["auto", "centroid", "per_example", "cluster"] = field(
         default="auto",
         metadata={
             "help": "support near the forget set's centroid, near each of its samples, or near the centres of its clusters; "
-            "auto: the centroid, unless the forget samples are scattered"
+            "auto: the centroid, or each sample where they are of several classes or scattered; never the clusters"
         },
     )
     clusters: int = field(default=8, metadata={"help": "number of clusters"})
@@ -183,8 +195,17 @@ class LocalTeacher(Method):
                 f"the {len(support)} neighbours are of {classes} class(es) only; expected three, from a larger k"
             )
         many = context.schedule.n_forget > 10  # fewer may well be all right, or all wrong
-        if many and (known == 1 or (known == 0 and not context.is_class_request)):
-            self.note(f"the teacher is right on {'all' if known else 'no'} forget samples; try another k")
+        if many and known == 0 and not context.is_class_request:
+            self.note("the teacher is right on no forget samples; try another k")
+        if many and known >= KNOWN:
+            self.note(
+                f"the teacher is right on {100 * known:.0f} % of the forget samples: they are easy, their neighbours are of "
+                "their class alone (try another k), or the teacher has seen them before (a leak)"
+            )
+        if self.shares_frozen:
+            self.note(
+                "the teacher has weights that are frozen in the original; they must never have seen the forget samples"
+            )
         if reached < self.config.teacher_accuracy:
             self.note(f"the teacher's accuracy on its support ended at {reached:.3f}; try more teacher_epochs")
 
@@ -196,34 +217,54 @@ class LocalTeacher(Method):
         config, features = self.config, self.context.features
         _, forget_labels, forget = zip(*features("forget"), strict=True)
         forget, classes = torch.cat(forget), np.unique(np.concatenate(forget_labels))
-        u = forget.sum(dim=0, keepdim=True)
-        parts = [(indices, labels, similarity(h, u).cpu().numpy()) for indices, labels, h in features("retain")]
+        u, kind = forget.sum(dim=0, keepdim=True), config.similarity
+        if kind == "auto":
+            kind = "centroid" if len(classes) == 1 else "per_example"
+        points = centres(forget, config.clusters, self.context.seed) if kind == "cluster" else forget
+        # Points share neighbours: lists eight times as long as they would have to be otherwise mostly hold enough of them.
+        most = self.wanted(2 * len(forget))
+        lists = Neighbours(points, min(most, math.ceil(8 * most / len(points))))
+        parts = []
+        for indices, labels, h in features("retain"):
+            parts.append((indices, labels, similarity(h, u).cpu().numpy()))
+            if kind != "centroid":
+                lists.add(indices, h)
         indices, labels, s = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = np.argsort(indices)
         self.labels, self.s = labels[order], s[order]
-        # How often a forget sample is nearer to the centroid than a retained one: 1/2 where the centroid says nothing.
-        nearer = float(np.searchsorted(np.sort(s), similarity(forget, u).cpu().numpy()).mean() / len(s))
-        kind = config.similarity
-        if kind == "auto":
-            kind = "centroid" if nearer >= SCATTERED else "per_example"
+        nearer = forget_nearer(similarity(forget, u).cpu().numpy(), s)
+        if config.similarity == "auto" and nearer < SCATTERED:
+            kind = "per_example"
         self.facts = {"similarity": kind, "forget_nearer": nearer}
-        if nearer < SCATTERED:
-            found = f"a forget sample is nearer to the centroid of them all than a retained one in only {100 * nearer:.0f} %"
-            advice = "; expected similarity=per_example" if kind == "centroid" else ""
-            self.note(f"{found} of pairs, which is scattered, and the support is chosen by {kind}{advice}")
-        of_class = (np.isin(labels, classes).sum() + len(forget)) / len(classes)
-        half = math.ceil(of_class) if kind == "centroid" else 2 * len(forget)
-        wanted = math.ceil(SWEEP[-1] * half) if config.k == "auto" else config.k or 2 * half
-        most = min(wanted, len(s))
+        if kind == "centroid" or config.similarity == "auto":
+            self.explain(kind, len(classes), nearer)
+        of_classes = int(np.isin(labels, classes).sum()) + len(forget)
+        half = math.ceil(of_classes / len(classes)) if kind == "centroid" else min(2 * len(forget), of_classes)
+        most = min(self.wanted(half), len(s))
         if kind == "centroid":
             nearest = np.argpartition(-self.s, most - 1)[:most]
             return nearest[np.argsort(-self.s[nearest], kind="stable")], half
-        points = centres(forget, config.clusters, self.context.seed) if kind == "cluster" else forget
-        # Points share neighbours: lists eight times as long as they would have to be otherwise hold enough of them.
-        lists = Neighbours(points, min(most, math.ceil(8 * most / len(points))))
-        for indices, _, h in features("retain"):
-            lists.add(indices, h)
-        return lists.nearest(most), half
+        while len(found := lists.nearest(most)) < most:
+            lists = Neighbours(points, min(most, 4 * lists.length))
+            for indices, _, h in features("retain"):
+                lists.add(indices, h)
+        return found, half
+
+    def wanted(self, half: int) -> int:
+        """How many neighbours are needed at most."""
+        return math.ceil(SWEEP[-1] * half) if self.config.k == "auto" else self.config.k or 2 * half
+
+    def explain(self, kind: str, classes: int, nearer: float) -> None:
+        """Say why the support is not chosen by the centroid, or should not be."""
+        advice = "; expected similarity=per_example" if kind == "centroid" else ""
+        if nearer < SCATTERED:
+            found = f"a forget sample is nearer to the centroid of them all than a retained one in only {100 * nearer:.0f} %"
+            self.note(f"{found} of pairs, which is scattered, and the support is chosen by {kind}{advice}")
+        elif classes > 1:
+            self.note(
+                f"the forget samples are of {classes} classes, each with neighbours of its own, and the support is chosen by "
+                f"{kind}{advice}"
+            )
 
     def stable_k(self, ranked: np.ndarray, half: int) -> int:
         """Without a retrained model: where the answers of three teachers together change least from one k to the next."""
@@ -236,20 +277,31 @@ class LocalTeacher(Method):
         least, wanted = -1 if self.context.is_class_request else 0, min(3, self.context.num_labels)
         usable = [row["classes"] >= wanted and least < row["accuracy"] < 1 for row in curve]
         histograms = [np.array(row["histogram"]) for row in curve]
-        return plateau([row["k"] for row in curve], histograms, usable) or 2 * half
+        k = plateau([row["k"] for row in curve], histograms, usable)
+        if k is None:
+            self.note(
+                f"k=auto found no size with smaller and larger ones beside it, neighbours of {wanted} classes, and teachers that are "
+                f"right on some forget samples and not on all; k is the default, {min(2 * half, len(ranked))}"
+            )
+        return k or 2 * half
 
     def trained_teacher(self, support: np.ndarray, seed: int = 0) -> tuple[nn.Module, float]:
         """A teacher that has learned the support, the same on every process, and its accuracy there."""
         config, context = self.config, self.context
         samples = [("retain", int(index)) for index in np.sort(support)]
-        whole = context.batch(samples)
+        first = context.batch(samples[:2])
+        size = sum(x.nbytes for x in first.values()) * len(samples) / len(first.labels)
+        # A stream is read from its beginning every time.
+        held = context.is_deterministic and (size <= HELD or context.schedule.retain_is_stream)
+        whole = context.batch(samples) if held else None
 
         def batches(epoch: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
             order = np.random.default_rng([context.seed, 4, seed, epoch]).permutation(len(samples))
             for rows in np.array_split(order, math.ceil(len(order) / config.teacher_batch)):
-                batch = Batch({key: value[rows] for key, value in whole.items()})
-                if not context.is_deterministic:
-                    batch = context.batch([samples[row] for row in rows], epoch)
+                if held:
+                    batch = Batch({key: value[rows] for key, value in whole.items()})
+                else:
+                    batch = context.batch([samples[row] for row in rows], None if context.is_deterministic else epoch)
                 yield readable(teacher, batch.inputs), batch.labels
 
         with seeded(context.seed, 4, seed):
@@ -257,7 +309,8 @@ class LocalTeacher(Method):
             teacher = new_teacher(given, context.model, context.task, context.num_labels)
             teacher.to(context.model.device).requires_grad_(True)
             teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
-            check_teacher(teacher, context.model, readable(teacher, whole.inputs), context.num_labels)
+            inputs = readable(teacher, first.inputs)
+            self.shares_frozen = check_teacher(teacher, context.model, inputs, context.num_labels)
             optimizer = new_optimizer(teacher, config.teacher_optim, config.teacher_lr, config.teacher_decay)
             reached = fit(teacher, batches, optimizer, config.teacher_epochs, config.teacher_accuracy)
         for tensor in teacher.state_dict().values():
