@@ -11,6 +11,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.hf_api import LFSFileInfo
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
@@ -357,7 +358,7 @@ def test_unreachable(folders, monkeypatch):
         push(folders / "unlearned", "me/vit", revision=BRANCH, token=WRITER)
 
 
-@pytest.mark.parametrize("name", ["vit", "me/", "a/b/c", "me/vit model", "me/../vit", "me/vit.git"])
+@pytest.mark.parametrize("name", ["vit", "me/", "a/b/c", "me/vit model", "me/../vit", "me/vit.git", "me/vité"])
 def test_no_name_of_a_repository(folders, name):
     with pytest.raises(UnlearningError, match="is no name of a repository; expected owner/name"):
         push(folders / "unlearned", name)
@@ -680,12 +681,13 @@ def large(hub, original, revision):
 
 
 def test_purge(hub, original, pushed, capsys):
-    main, head = hub.branches(original)["main"], hub.branches(original)[BRANCH]
+    main = hub.branches(original)["main"]
     now = hub.files(original, BRANCH)
     (gone,), (in_main,), (in_branch,) = (large(hub, original, r) for r in (pushed.commit, "main", BRANCH))
     plan = purge_plan(original, BRANCH)
-    assert pushed.commit in plan.commits and main in plan.commits and head not in plan.commits
-    assert [file.oid for file in plan.files] == [gone] and plan.kept == {in_main: ["main"]}
+    assert plan.commits == [pushed.commit] and list(plan.files) == [gone]
+    assert plan.held == {commit["id"]: ["main"] for commit in hub.history(original)} and main in plan.held
+    assert plan.kept == {in_main: ["main"]}
     hub.forget_requests()
     for confirm in (None, "yes", original, f"{original}@main"):
         with pytest.raises(
@@ -694,7 +696,8 @@ def test_purge(hub, original, pushed, capsys):
             purge(original, BRANCH, confirm=confirm)
     assert cli.main(["purge", original, "--revision", BRANCH]) == 0
     told = capsys.readouterr().out
-    assert all(what in told for what in (gone, pushed.commit, main, "Nothing was done", "is in use at main"))
+    assert all(what in told for what in (gone, pushed.commit, main, "Nothing was done", "in use at main"))
+    assert f"  {pushed.commit}\n" in told.partition("What stays")[0] and f"commit {main}, of main" in told
     assert not [r for r in hub.requests if r.method != "GET"] and gone in hub.large_files(original)
 
     assert cli.main(["purge", original, "--revision", BRANCH, "--confirm", f"{original}@{BRANCH}"]) == 0
@@ -708,8 +711,9 @@ def test_purge_spares_what_a_tag_holds(hub, original, pushed):
     (held,) = large(hub, original, pushed.commit)
     tag(original, "v1", revision=pushed.commit)
     plan = purge(original, BRANCH, confirm=f"{original}@{BRANCH}")
-    assert plan.files == [] and plan.kept[held] == ["v1"]
-    assert hub.files(original, "v1")
+    assert plan.files == {} and plan.kept[held] == ["v1"]
+    assert plan.commits == [] and plan.held[pushed.commit] == ["v1"]
+    assert hub.files(original, "v1") and len(hub.history(original, BRANCH)) > 1  # there was nothing to do
 
 
 def test_purge_goes_on(hub, original, pushed):
@@ -719,8 +723,49 @@ def test_purge_goes_on(hub, original, pushed):
         purge(original, BRANCH, confirm=f"{original}@{BRANCH}")
     hub.recover()
     plan = purge(original, BRANCH, confirm=f"{original}@{BRANCH}")
-    assert plan.files == [] and gone not in hub.large_files(original)
+    assert plan.files == {} and gone not in hub.large_files(original)
     assert len(hub.history(original, BRANCH)) == 1
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_purge_reads_the_list_of_large_files(hub, original, pushed, monkeypatch, swapped):
+    """By the documentation `file_oid` is the SHA-256, by the field's name it might be `oid`; and no name need be there."""
+    (gone,) = large(hub, original, pushed.commit)
+    (hub.root / "models" / original / "lfs" / ("0" * 64)).write_bytes(b"of no commit, so it has no name")
+    begin = LFSFileInfo.__init__
+
+    def other(self, **kwargs):
+        if swapped:
+            kwargs |= {"oid": kwargs["fileOid"], "fileOid": kwargs["oid"]}
+        begin(self, **kwargs)
+
+    monkeypatch.setattr(LFSFileInfo, "__init__", other)
+    assert list(purge_plan(original, BRANCH).files) == [gone]
+
+    def strange(self, **kwargs):
+        begin(self, **kwargs | {"oid": "a", "fileOid": "b"})
+
+    monkeypatch.setattr(LFSFileInfo, "__init__", strange)
+    with pytest.raises(
+        UnlearningError, match="has no [0-9a-f]{64}, which a commit has, so what would be deleted cannot"
+    ):
+        purge(original, BRANCH, confirm=f"{original}@{BRANCH}")
+    assert len(hub.history(original, BRANCH)) > 1 and gone in hub.large_files(original)
+
+
+@pytest.mark.parametrize("what", ["tag", "branch", "commit"])
+def test_a_conflict_that_passes(hub, folders, original, what):
+    """The Hub answers 409 where a tag or branch exists, and where something else is going on."""
+    hub.fail(409, times=1, fits=f"POST .*/{what}/")
+    pushed = push(folders / "unlearned", original, revision=BRANCH, tag="v2")
+    assert hub.tags(original) == {"v2": pushed.commit} and hub.branches(original)[BRANCH] == pushed.commit
+
+
+def test_a_tag_that_is_never_made(hub, folders, original):
+    hub.fail(409, fits="POST .*/tag/")
+    with pytest.raises(UnlearningError, match="another operation on the repository is going on"):
+        push(folders / "unlearned", original, revision=BRANCH, tag="v2")
+    assert hub.tags(original) == {}
 
 
 def test_commands_say_what_is_wrong(hub, folders, capsys):

@@ -29,12 +29,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import LFSFileInfo, RepoFile
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import build_hf_headers, httpx, paginate, validate_repo_id
 
 from ..errors import UnlearningError
 from .names import (
@@ -62,12 +63,11 @@ T = TypeVar("T")
 
 MAIN = "main"
 TRIES, WAIT = 4, 1.0  # seconds before the second try, twice as many before each further one
-TRANSIENT = (408, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 
 PLACEHOLDER = b"[More Information Needed]"  # in the card that PEFT writes
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 # Not a name that stands for something else: refs/heads/main is main, and 40 hexadecimal digits are a commit.
 BRANCH = re.compile(
     r"(?!refs/|HEAD$|[0-9a-f]{40}$)(?!.*(//|\.\.|@\{|\.lock$|[/.]$))[^\s~^:?*\[\\\x00-\x1f/.-][^\s~^:?*\[\\\x00-\x1f]*"
@@ -167,7 +167,7 @@ def _without_local_base(path: Path, base: Parent | None) -> Path | bytes:
     """An adapter's configuration, with the repository of its base model where it names a local folder."""
     config = json.loads(path.read_text())
     name = config.get("base_model_name_or_path")
-    if base is None or not name or (NAME.fullmatch(name) and not os.path.exists(name)):
+    if base is None or not name or (_is_name(name) and not os.path.exists(name)):
         return path
     config |= {"base_model_name_or_path": base.repo_id, "revision": base.commit}
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
@@ -231,7 +231,10 @@ def push(
         parent = parent or Parent(repo_id, start)
         head = refs["branches"].get(revision)
         if head is None:
-            _retry(api.create_branch, repo_id, branch=revision, revision=start, exist_ok=True)
+            _create(
+                lambda: api.create_branch(repo_id, branch=revision, revision=start),
+                lambda: revision in _refs(api, repo_id)["branches"],
+            )
 
         def is_there(commit: str) -> bool:
             tree = _tree(api, repo_id, commit)
@@ -295,9 +298,9 @@ def _commit(
                 repo_id, operations, commit_message=title, revision=revision, parent_commit=start
             ).oid
         except (HfHubHTTPError, httpx.HTTPError) as error:
-            if _status(error) not in (None, 409, 412, *TRANSIENT):
+            if _status(error) not in (None, 412, *TRANSIENT):
                 raise
-            head = _retry(_refs, api, repo_id)["branches"][revision]
+            head = _refs(api, repo_id)["branches"][revision]
             if head == start:
                 raise
             if is_there(head):
@@ -333,7 +336,7 @@ def _hashes(operation: CommitOperationAdd) -> tuple[str, str]:
 
 def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, str]:
     """The files of a commit and their hashes: SHA-256 of large ones, git's of the others."""
-    items = _retry(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)))
+    items = api.list_repo_tree(repo_id, revision=commit, recursive=True)
     return {item.path: item.lfs.sha256 if item.lfs else item.blob_id for item in items if isinstance(item, RepoFile)}
 
 
@@ -345,8 +348,17 @@ def _kept(names: set[str], content: Mapping[str, Any]) -> set[str]:
     return {name for name in names if fits(name, patterns)}
 
 
+def _is_name(repo_id: str) -> bool:
+    """Whether this is `OWNER/NAME` as the Hub allows it."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return False
+    return "/" in repo_id
+
+
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, to_main: bool = False) -> None:
-    if not NAME.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith(".git"):
+    if not _is_name(repo_id):
         raise UnlearningError(f"{repo_id!r} is no name of a repository; expected owner/name, as in me/vit-cifar10.")
     for what, name in (("branch", revision), ("tag", tag)):
         if name is not None and not BRANCH.fullmatch(name):
@@ -380,7 +392,7 @@ def list_revisions(repo_id: str, *, token: str | None = None) -> list[Revision]:
         refs, found = _refs(api, repo_id), []
         for kind, names in (("branch", refs["branches"]), ("tag", refs["tags"])):
             for name, commit in names.items():
-                last = _retry(api.list_repo_commits, repo_id, revision=commit)[0]
+                last = api.list_repo_commits(repo_id, revision=commit)[0]
                 found.append(Revision(name, kind, commit, last.created_at, last.title))
     return sorted(found, key=lambda r: (r.name != MAIN, -r.date.timestamp(), r.kind, r.name))
 
@@ -411,7 +423,7 @@ def rollback(
         api = client(token)
         head = _branch_head(api, repo_id, revision)
         if to is None:
-            commits = _retry(api.list_repo_commits, repo_id, revision=head)
+            commits = api.list_repo_commits(repo_id, revision=head)
             if len(commits) == 1:
                 raise UnlearningError(f"{revision!r} has a single commit; say what to go back to, with to=")
             to = commits[1].commit_id
@@ -441,15 +453,17 @@ class PurgePlan:
     """What `purge` would do.
 
     Attributes:
-        commits: the earlier commits of the branch, the newest first, whose content will be gone.
-        files: the large files that will be deleted for good.
+        commits: the earlier commits of the branch that no other branch or tag has, the newest first, which will be gone.
+        files: the large files that will be deleted for good, by their SHA-256.
+        held: the earlier commits that stay, with the branches and tags that have them.
         kept: earlier large files that stay, with the branches and tags that hold them now.
     """
 
     repo_id: str
     revision: str
     commits: list[str]
-    files: list[LFSFileInfo]
+    files: dict[str, LFSFileInfo]
+    held: dict[str, list[str]]
     kept: dict[str, list[str]]
 
     @property
@@ -458,19 +472,20 @@ class PurgePlan:
 
     def describe(self) -> str:
         """What will be gone, exactly, and what will not."""
-        lines = [f"Purging {self.revision!r} of {self.repo_id} leaves one commit, with the content that it has now."]
         if not self.commits and not self.files:
-            return f"{lines[0]} There is nothing else to remove."
-        lines += [
-            f"{len(self.commits)} earlier commits of the branch will be gone:",
-            *(f"  {c}" for c in self.commits),
-        ]
+            return f"Nothing is in the history of {self.revision!r} of {self.repo_id} alone. There is nothing else to remove."
+        lines = [f"Purging {self.revision!r} of {self.repo_id} leaves one commit, with the content that it has now."]
+        lines += [f"{len(self.commits)} earlier commits of the branch will be gone:"]
+        lines += [f"  {commit}" for commit in self.commits]
         if self.files:
             lines.append(
                 "Large files that will be deleted for good, also where the history of another branch has them:"
             )
-            lines += [f"  {file.oid} {file.size} bytes {file.filename}".rstrip() for file in self.files]
-        lines += [f"  {oid} stays, because it is in use at {', '.join(names)}" for oid, names in self.kept.items()]
+            lines += [f"  {oid} {file.size} bytes {file.filename}".rstrip() for oid, file in self.files.items()]
+        if self.held:
+            lines.append("What stays, because other branches or tags have it:")
+        lines += [f"  commit {commit}, of {', '.join(names)}" for commit, names in self.held.items()]
+        lines += [f"  {oid}, in use at {', '.join(names)}" for oid, names in self.kept.items()]
         lines.append(
             "Copies outside of this repository (downloads, forks, caches) are not reached. It cannot be undone."
         )
@@ -500,7 +515,7 @@ def purge(repo_id: str, revision: str, *, confirm: str | None = None, token: str
         api = client(token)
         if plan.files:  # first: a branch without its history no longer tells which files it had
             # The history is not rewritten: the commits of other branches keep their ids, which receipts name.
-            _retry(api.permanently_delete_lfs_files, repo_id, plan.files, rewrite_history=False)
+            _retry(api.permanently_delete_lfs_files, repo_id, plan.files.values(), rewrite_history=False)
         if plan.commits:
             _retry(api.super_squash_history, repo_id, branch=revision, commit_message="History purged")
     return plan
@@ -509,17 +524,52 @@ def purge(repo_id: str, revision: str, *, confirm: str | None = None, token: str
 def _purge_plan(api: HfApi, repo_id: str, revision: str) -> PurgePlan:
     refs = _refs(api, repo_id)
     head = _branch_head(api, repo_id, revision)
-    commits = [commit.commit_id for commit in _retry(api.list_repo_commits, repo_id, revision=head)][1:]
-    earlier = set().union(*(_tree(api, repo_id, commit).values() for commit in commits))
+    heads = {**refs["tags"], **refs["branches"]}
+    earlier = [commit.commit_id for commit in api.list_repo_commits(repo_id, revision=head)][1:]
+    had = set().union(*(_tree(api, repo_id, commit).values() for commit in earlier))
     users: dict[str, list[str]] = {}
-    for name, commit in {**refs["tags"], **refs["branches"]}.items():
-        for hashed in set(_tree(api, repo_id, commit).values()) & earlier:
+    held: dict[str, list[str]] = {}
+    for name, commit in heads.items():
+        for hashed in set(_tree(api, repo_id, commit).values()):
             users.setdefault(hashed, []).append(name)
-    large = {file.oid: file for file in _retry(lambda: list(api.list_lfs_files(repo_id)))}
-    gone = [large[oid] for oid in sorted(earlier & large.keys()) if oid not in users]
-    return PurgePlan(
-        repo_id, revision, commits, gone, {oid: users[oid] for oid in sorted(users.keys() & large.keys())}
+        if name != revision:
+            for known in api.list_repo_commits(repo_id, revision=commit):
+                held.setdefault(known.commit_id, []).append(name)
+    large = _large_files(api, repo_id)
+    _check_listed(
+        {oid for oid in had if SHA256.fullmatch(oid)}, {oid for oid in users if SHA256.fullmatch(oid)}, large
     )
+    return PurgePlan(
+        repo_id,
+        revision,
+        commits=[commit for commit in earlier if commit not in held],
+        files={oid: large[oid] for oid in sorted(had & large.keys()) if oid not in users},
+        held={commit: held[commit] for commit in earlier if commit in held},
+        kept={oid: users[oid] for oid in sorted(had & users.keys() & large.keys())},
+    )
+
+
+def _large_files(api: HfApi, repo_id: str) -> dict[str, LFSFileInfo]:
+    """Every large file by each of its two ids, one of which is its SHA-256.
+
+    Not `list_lfs_files`, which fails at a file without a name, as one is that no commit has any more.
+    """
+    address = f"{api.endpoint}/api/models/{repo_id}/lfs-files"
+    files = (
+        LFSFileInfo(**{"filename": "", **item}) for item in paginate(address, {}, build_hf_headers(token=api.token))
+    )
+    return {oid: file for file in files for oid in (file.oid, file.file_oid)}
+
+
+def _check_listed(earlier: set[str], used: set[str], large: Mapping[str, LFSFileInfo]) -> None:
+    """A file of an earlier commit may be gone from the list, if it was deleted before; but those in use must be there, else
+    the list is read wrongly."""
+    missing = sorted((earlier | used) - large.keys())
+    if missing and not (used and used <= large.keys()):
+        raise UnlearningError(
+            f"the Hub's list of large files has no {missing[0]}, which a commit has, so what would be deleted cannot be "
+            "told; nothing was done, delete such files in the settings of the repository"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -568,8 +618,25 @@ def pinned(parent: Parent, token: str | None = None) -> Parent:
 
 
 def _tag(api: HfApi, repo_id: str, name: str, commit: str, message: str | None = None) -> None:
-    _retry(api.create_tag, repo_id, tag=name, revision=commit, tag_message=message, exist_ok=True)
-    _check_tag(name, _refs(api, repo_id), commit)
+    def is_there() -> bool:
+        refs = _refs(api, repo_id)
+        _check_tag(name, refs, commit)
+        return name in refs["tags"]
+
+    _create(lambda: api.create_tag(repo_id, tag=name, revision=commit, tag_message=message), is_there)
+
+
+def _create(create: Callable[[], None], is_there: Callable[[], bool]) -> None:
+    """Create a branch or a tag. The Hub answers 409 where it exists, and where something else is going on."""
+
+    def attempt() -> None:
+        try:
+            create()
+        except HfHubHTTPError as error:
+            if _status(error) != 409 or not is_there():
+                raise
+
+    _retry(attempt)
 
 
 def _url(api: HfApi, repo_id: str, revision: str) -> str:
@@ -577,7 +644,10 @@ def _url(api: HfApi, repo_id: str, revision: str) -> str:
 
 
 def _retry(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call again, a few times, after what may pass: no connection, too many requests, an error of the server."""
+    """Call again, a few times, after what may pass: no connection, too many requests, an error of the server.
+
+    Not around what the client calls again by itself, as it does for lists of files and commits, and for uploads.
+    """
     for attempt in range(TRIES):
         try:
             return call(*args, **kwargs)

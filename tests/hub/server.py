@@ -687,7 +687,8 @@ def large_files(hub: LocalHub, handler: Handler, repo: Repo) -> Any:
         if "sha256" in entry
     }
     return [
-        {"fileOid": git_hash(file.name.encode()), "oid": file.name, "filename": names.get(file.name, "")}
+        {"fileOid": file.name, "oid": git_hash(file.name.encode())}
+        | ({"filename": names[file.name]} if file.name in names else {})
         | {"size": file.stat().st_size, "pushedAt": now()}
         for file in sorted((repo.folder / "lfs").iterdir())
     ]
@@ -697,7 +698,7 @@ def large_files(hub: LocalHub, handler: Handler, repo: Repo) -> Any:
 @writing
 def delete_large_files(hub: LocalHub, handler: Handler, repo: Repo) -> Any:
     asked = handler.json()["deletions"]
-    gone = {file.name for file in (repo.folder / "lfs").iterdir() if git_hash(file.name.encode()) in asked["sha"]}
+    gone = {file.name for file in (repo.folder / "lfs").iterdir() if file.name in asked["sha"]}
     for name in gone:
         (repo.folder / "lfs" / name).unlink()
     if asked["rewriteHistory"]:
