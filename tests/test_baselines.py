@@ -19,6 +19,7 @@ from hf_unlearn.methods import (
     GradientAscentConfig,
     L1SparseConfig,
     NeggradPlusConfig,
+    RmuConfig,
     SalunConfig,
     ScrubConfig,
     UnsirConfig,
@@ -37,6 +38,14 @@ from tests.samples import arguments, fitted, for_trainer, learnt, request, same_
 from tests.tiny import tiny_resnet, tiny_vit
 
 BASELINES = ["l1_sparse", "gradient_ascent", "neggrad_plus", "bad_teacher", "scrub", "unsir", "salun"]
+# Every method that SalUn can train with.
+INNER = {
+    name: name
+    for name, method in METHODS.items()
+    if method.info.kind == "loss" and "base_model" not in method.info.needs
+    if "image-classification" in method.info.applies_to and name != "salun"
+}
+INNER |= {"gradient_ascent": GradientAscentConfig(look=2), "scrub": ScrubConfig(rewind=True)}
 
 
 def logits(n: int = 5, classes: int = 4, seed: int = 0) -> torch.Tensor:
@@ -179,21 +188,11 @@ class TestSaliencyMask:
 class TestMaskedWeights:
     """SalUn: gradients were masked, and weight decay and momentum moved masked weights all the same."""
 
-    @pytest.mark.parametrize(
-        "inner",
-        [
-            "random_label",
-            "neggrad_plus",
-            "bad_teacher",
-            "unsir",
-            GradientAscentConfig(look=2),
-            ScrubConfig(rewind=True),
-        ],
-        ids=str,
-    )
+    @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
     def test_masked_weights_keep_their_bits(self, tmp_path, inner):
         config = SalunConfig(inner=inner, density=0.3)
-        result = run(tmp_path, config, weight_decay=0.1, num_train_epochs=3, max_grad_norm=0.5)
+        changes = {"weight_decay": 0.1, "num_train_epochs": 3, "max_grad_norm": 0.5, "measure": False}
+        result = run(tmp_path, config, **changes)
         self.check(result, 0.3)
         assert result.trainer.state.global_step >= 3
 
@@ -203,11 +202,14 @@ class TestMaskedWeights:
 
     def check(self, result, density):
         before, after = dict(fitted().named_parameters()), dict(result.model.named_parameters())
-        masks = dict(zip(before, result.trainer.method.masks, strict=True))
+        only = result.trainer.method.trained_modules(result.model)
+        names = [name for name in before if only is None or name.rpartition(".")[0] in only]
+        masks = dict(zip(names, result.trainer.method.masks, strict=True))
         kept = sum(mask.sum().item() for mask in masks.values())
         assert kept == round(density * sum(mask.numel() for mask in masks.values()))
-        for name, mask in masks.items():
-            assert torch.equal(before[name][~mask], after[name][~mask]), name
+        for name, tensor in before.items():
+            mask = masks.get(name, torch.zeros_like(tensor, dtype=torch.bool))
+            assert torch.equal(tensor[~mask], after[name][~mask]), name
         moved = sum((before[name] != after[name]).sum().item() for name in before)
         assert moved > 0.9 * kept
 
@@ -499,6 +501,14 @@ class TestGradientAscent:
         assert metrics["after"]["forget_loss"] < 10
         assert 1 < trainer.state.global_step < len(trainer.schedule)
 
+    def test_says_that_there_is_nothing_to_do(self, tmp_path):
+        result = run(tmp_path, "gradient_ascent", tiny_vit())
+        level = 100 * result.trainer.method.level
+        assert result.trainer.state.global_step == 0 and result.trainer.method.notes == [
+            f"gradient_ascent: the original is right on 25 % of the forget samples, no more than the {level:.0f} % where the "
+            "ascent ends, and nothing was changed."
+        ]
+
     def test_with_a_look_at_every_step_it_stops_at_once(self, tmp_path):
         seen = []
 
@@ -647,6 +657,29 @@ class TestSalun:
         trainer.train()
         total = sum(p.numel() for p in models.base_of(trainer.model).parameters())
         assert trainer.method.report == {"trained_weights": round(0.25 * total)}
+
+    def test_it_trains_the_modules_of_the_method_inside(self):
+        config, model = RmuConfig(layer=1), tiny_vit()
+        expected = create_method(config).trained_modules(model)
+        assert expected and create_method(SalunConfig(inner=config)).trained_modules(model) == expected
+
+    @pytest.mark.parametrize("density", [0.1, 0.5])
+    def test_in_a_new_adapter(self, tmp_path, density):
+        """At B = 0 the gradient of A is 0 and says nothing: A is trained, and the density is that of B."""
+        trainer = make_trainer(
+            SalunConfig(density=density), "vit", tmp_path, lora=True, weight_decay=0.1, measure=False
+        )
+        before = weights(trainer.model)
+        trainer.train()
+        after = weights(trainer.model)
+        names = [name for name, _ in trainer.trained()]
+        masks = dict(zip(names, trainer.method.masks, strict=True))
+        parts = {kind: [name for name in names if f".lora_{kind}." in name] for kind in "AB"}
+        assert all(masks[name].all() for name in parts["A"])
+        total = sum(masks[name].numel() for name in parts["B"])
+        assert sum(masks[name].sum().item() for name in parts["B"]) == round(density * total)
+        assert all((after[name][~masks[name]] == 0).all() for name in parts["B"])
+        assert any(not torch.equal(after[name], before[name]) for name in parts["A"])
 
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if name != "gradient_ascent"])

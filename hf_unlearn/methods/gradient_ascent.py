@@ -61,6 +61,11 @@ class GradientAscent(Method):
         if not context.is_class_request:
             labels = context.measure("forget").labels
             self.level = max(context.measure("control").mean("correct", like=labels), 1 / context.num_labels)
+        if self.is_done():
+            self.notes.append(
+                f"gradient_ascent: the original is right on {100 * context.accuracy('forget'):.0f} % of the forget samples, no "
+                f"more than the {100 * self.level:.0f} % where the ascent ends, and nothing was changed."
+            )
 
     def on_epoch_begin(self, epoch: int) -> bool:
         return not self.is_done()

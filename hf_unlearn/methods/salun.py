@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..adapters import is_adapted
 from ..errors import UnlearningError
 from ..gradients import Gradient
 from ..losses import cross_entropy
@@ -30,7 +31,10 @@ class SalunConfig(MethodConfig):
 
     method = "salun"
 
-    density: float = field(default=0.5, metadata={"help": "share of the weights that is trained"})
+    density: float = field(
+        default=0.5,
+        metadata={"help": "share of the weights that is trained; in an adapter, of those that have a gradient"},
+    )
     inner: str | MethodConfig = field(
         default="random_label", metadata={"help": "the loss method that trains them: a name, or a config"}
     )
@@ -54,6 +58,9 @@ class Salun(Method):
 
     m = |∇CE(D_f)| among the largest `density` of all weights, at the original; θ = m·θ_trained + (1 − m)·θ_original
     after every step. Weights outside of m keep their bits, whatever weight decay and momentum do.
+
+    In an adapter (ours), m and its density are over the tensors that have a gradient at the original. One factor of a new
+    LoRA's B·A is 0, and so is the gradient of the other, which therefore is trained whole: what m chooses are entries of B.
     """
 
     info = MethodInfo(
@@ -90,6 +97,9 @@ class Salun(Method):
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return self.inner.arguments(family, width) | self.inner.config.arguments
 
+    def trained_modules(self, model: nn.Module) -> list[str] | None:
+        return self.inner.trained_modules(model)
+
     def adapter(self, task: str) -> dict[str, Any] | None:
         return self.inner.adapter(task)
 
@@ -112,7 +122,10 @@ class Salun(Method):
         self.original = [parameter.detach().clone() for parameter in self.parameters]
         forget = [("forget", i) for i in range(context.schedule.n_forget)]
         (gradient,) = context.gradients(self.forget_loss, [forget])
-        self.masks = saliency_mask(gradient, self.config.density)
+        ranked = [i for i, g in enumerate(gradient) if g.any() or not is_adapted(context.model)]
+        self.masks = [torch.ones_like(g, dtype=torch.bool) for g in gradient]
+        for i, mask in zip(ranked, saliency_mask([gradient[i] for i in ranked], self.config.density), strict=True):
+            self.masks[i] = mask
         self.inner.prepare(context)
 
     def forget_loss(self, model, batch) -> Tensor:
