@@ -28,9 +28,9 @@ FEWEST = 10  # samples of a class below which a published audit has no row for i
 DIGITS = 4
 # What a record that somebody guesses could be tried out against, if it is of very few records.
 TELLING = re.compile(r"forget_loss|(rf_)?jsd|activation_distance")
-# Where a reason or a verdict says which classes it is about.
+# Where a reason, a note or a verdict says which classes it is about.
 LISTS = re.compile(
-    r"(?:the forget |the )?(?:classes )?\[[^\]]*\]"
+    r"(?:the forget |the )?(?:classes )?\[[^\]]*\]|\bclass(?:es)? \d+(?:, \d+)*"
     r"|(?<=orget samples of )class .*?(?= have no unseen samples)|(?<=no unseen sample of )class .*?(?= to compare)"
 )
 SOME = "some classes"
@@ -206,6 +206,8 @@ def _clean(folder: Path, parent: "Parent | None", class_names: list[str] | None)
     metrics = json.loads((folder / METRICS).read_text())
     metrics.pop("report")  # of the method, which may count the samples of each class
     metrics["reasons"] = {name: LISTS.sub(SOME, why) for name, why in metrics.get("reasons", {}).items()}
+    if class_names is None:
+        metrics["notes"] = [LISTS.sub(SOME, note) for note in metrics["notes"]]
     request = metrics["run"]["request"]
     request["class_names"] = class_names
     for when in ("before", "after"):
