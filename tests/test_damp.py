@@ -418,6 +418,18 @@ def test_single_samples_are_a_random_choice_that_is_the_same_for_any_batches():
     assert collect(model, plan, images(labels), samples=0).samples[0].shape == (0, 8)
 
 
+def test_examples_are_what_the_model_reads_of_some_samples_whatever_the_batches():
+    model, labels = Net().double(), list(range(4)) * 5
+    plan = hand_plan(model, STAGES)
+    first, second = (collect(model, plan, images(labels, batch_size=b), examples=7) for b in (3, 20))
+    pictures = torch.cat([batch["pixel_values"] for batch in images(labels)])
+    for one, other in zip(first.examples, second.examples, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]
+        assert any(torch.equal(one["pixel_values"], picture) for picture in pictures)
+    assert len(first.examples) == 7 and sum(len(batch["labels"]) for batch in first.batches()) == 7
+    assert collect(model, plan, images(labels)).examples == []
+
+
 def test_collecting_leaves_the_model_as_it_was():
     model = Net().double().train()
     before = state_of(model)
@@ -627,6 +639,11 @@ def test_nothing_changes_where_retained_means_span_everything(span, caplog):
         damp_lora(model, forget, retain, config=config, stages=STAGES)
 
 
+def test_a_class_of_neither_side_is_named():
+    report = damp_edit(Net(classes=6).double(), *sides(), stages=STAGES)
+    assert "There are no samples of classes 4, 5, so nothing holds what the model knows of them." in report["notes"]
+
+
 def test_a_coefficient_of_0_changes_nothing():
     model = Net()
     before = state_of(model)
@@ -664,6 +681,21 @@ def test_every_architecture(build, span):
         assert max(row["deviations"].values(), default=0) < 2e-3
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
     assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_what_is_left_is_seen_through_all_edits(build):
+    """A head that is tested on what it read before the layers below it were edited may be called clean and not be."""
+    model = build()
+    forget, retain = batches_for(model, [0, 2] * 10, 1), batches_for(model, [1] * 12, 2)
+    report = damp_edit(model, forget, retain, config=DampConfig(alpha=0.5, tau=1e-4))
+    with torch.no_grad():
+        logits = [model(**{k: v for k, v in batch.items() if k != "labels"}).logits for batch in forget]
+    given = torch.isin(torch.cat(logits).argmax(1), torch.tensor([0, 2]))
+    assert report["left"] == pytest.approx(given.double().mean().item())
+    assert any("% of the forget samples are still given" in note for note in report["notes"]) == (
+        report["left"] > 0.01
+    )
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -892,6 +924,13 @@ def test_bad_models():
     huge = Net().double()
     huge.fc.weight.data[0, 0] = math.nan
     refuse("edit of fc breaks .* nothing was changed", huge, *sides(), config=DampConfig(tau=1e-4))
+    standardised = Net()
+    standardised.conv.__class__ = type(
+        "Standardised",
+        (nn.Conv2d,),
+        {"forward": lambda self, x: self._conv_forward(x, self.weight / self.weight.std(), None)},
+    )
+    refuse("conv is a Standardised, which does not compute with its weight as it is", standardised, forget, retain)
     dilated = Net(conv_bias=True)
     dilated.conv.dilation = (2, 2)
     with pytest.raises(UnlearningError, match="PEFT leaves out"):

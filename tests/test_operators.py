@@ -410,7 +410,24 @@ def test_the_model_is_left_as_it_was(build: Callable[[], PreTrainedModel]):
 
 def test_padded_texts_of_a_decoder():
     model = tiny.tiny_gpt2_classifier()
-    assert find_plan(model, tiny.random_inputs(model)).tokens == "last"
+    inputs = tiny.random_inputs(model)
+    with torch.no_grad():
+        assert find_plan(model, inputs).tokens == "last"
+    inputs["attention_mask"][0, 1:] = 0
+    inputs["input_ids"][0, 1:] = model.config.pad_token_id
+    assert find_plan(model, inputs).tokens == "last"  # though the first text is read at its first token
+
+
+def test_a_language_model_is_no_classifier():
+    model = tiny.tiny_llama_lm()
+    with pytest.raises(UnlearningError, match="logits of 3 dimensions; expected a classifier's"):
+        plan_of(model)
+
+
+def test_attention_that_projects_by_itself_is_named():
+    model = Plain(PlainConfig(num_labels=4))
+    model.attention = nn.MultiheadAttention(8, 2)
+    assert any("attention projects queries, keys and values by itself" in note for note in plan_of(model).notes)
 
 
 def test_as_text():

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import LoraConfig
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 EXACT = 1e-10  # what float64 may lose on the way, relative
 HIGHEST = 5.0  # of α in the head: there, what varies along a direction within the retained classes is 4 times as large
+EXAMPLES = 250  # samples of each side that are seen once more, through the edited layers below the head
 PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
 
 
@@ -282,6 +284,7 @@ class Edit:
             "QᵀM = 0": (torch.linalg.matrix_norm(x @ q, 2), (rcond + EXACT) * length, length),
             "W'M = WM": (((new - old) @ x.T).norm(), slack * length * len(x) ** 0.5, size * length),
             "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size, size),
+            "W'u = Wu for u ⟂ Q": ((new - old - (new - old) @ q @ q.T).norm(), EXACT * size, size),
         }
         if self.removal.span == "affine":
             moved, scale = (new_sum - old_sum) @ m + self.shift, old_sum.norm() * m.norm()
@@ -341,9 +344,7 @@ def damp_edit(
         stages: instead of the config's.
     """
     report, edits = _edits(model, forget_loader, retain_loader, config or DampConfig(), stages, seed)
-    with torch.no_grad():
-        for tensor, values in [change for edit in edits for change in edit.changes()]:
-            tensor.copy_(values)  # cast once
+    _write([change for edit in edits for change in edit.changes()])
     return report
 
 
@@ -377,24 +378,31 @@ def _edits(
     check_weights(model, "damp")
     example, retain_loader = _example(retain_loader, model)
     plan = find_plan(model, example, stages or config.stages, config.readers)
-    if config.conv == "unfold":  # patches are of one operator
-        split = [dataclasses.replace(r, operators=[o]) for r in plan.readings for o in r.operators]
-        plan = dataclasses.replace(plan, readings=split)
+    if config.conv == "unfold":
+        plan = dataclasses.replace(plan, readings=[one for reading in plan.readings for one in _by_patch(reading)])
     _check_operators(model, plan, as_adapter)
     about = {"conv": config.conv, "pooling": config.pooling, "seed": seed}
     about["samples"] = config.probe_samples // 2 if config.alpha is None else 0
-    forget, retain = (collect(model, plan, loader, **about) for loader in (forget_loader, retain_loader))
+    pair = (forget_loader, retain_loader)
+    forget, retain = (collect(model, plan, loader, examples=EXAMPLES, **about) for loader in pair)
     _check_classes(forget, retain, config)
 
     accuracies = _probe(forget, retain, config)
     alphas = [_alpha(*pair, plan.stages, config) for pair in zip(plan.readings, accuracies, strict=True)]
-    removals, head, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
-    edits = [[Edit(o, r) for o in r.reading.operators] if r.alpha and r.directions.numel() else [] for r in removals]
+    removals, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
+    head_alone = tuple(_at_head(plan, side) for side in (forget, retain))
+    seen = _behind_edits(model, plan, removals, head_alone, config)
+    if config.overshoot and config.alpha is None and config.force_head_alpha is None:
+        removals, more = _overshot(removals, [head_alone, seen], list(forget.counts))
+        notes += more
+    head = _head(removals, head_alone[0], seen[0])
+    left = _left(removals, seen[0], list(forget.counts))
+    edits = [_edits_of(removal) for removal in removals]
     rows = [
         _row(removal, accuracy, config.tau, [edit.verify(means, config.rcond) for edit in of_reading])
         for removal, accuracy, of_reading, means in zip(removals, accuracies, edits, retain.means, strict=True)
     ]
-    notes = [*plan.notes, *notes, *_explain(rows, head, config.tau)]
+    notes = [*plan.notes, *notes, *_explain(rows, head, left, {*forget.counts, *retain.counts}, config)]
     for note in notes:
         logger.warning(note)
     report = {
@@ -403,6 +411,7 @@ def _edits(
         "retain_classes": {str(c): n for c, n in retain.counts.items()},
         "readings": rows,
         "head": head,
+        "left": left,
         "notes": notes,
     }
     return report, [edit for of_reading in edits for edit in of_reading]
@@ -426,8 +435,8 @@ def _alpha(reading: Reading, accuracy: float | None, stages: int, config: DampCo
 
 def _removals(
     plan: Plan, alphas: list[float], forget: Statistics, retain: Statistics, config: DampConfig, as_adapter: bool
-) -> tuple[list[Removal], dict, list[str]]:
-    """The removals, what they make of the head, and notes. Affine ones only where biases can be changed."""
+) -> tuple[list[Removal], list[str]]:
+    """The removals, and notes. Affine ones only where biases can be changed."""
     holds = [all(_holds_bias(o, as_adapter) for o in reading.operators) for reading in plan.readings]
     if as_adapter:  # PEFT has biases in all layers of an adapter or in none, and merges them into biases only
         holds = [all(holds)] * len(holds)
@@ -438,7 +447,7 @@ def _removals(
             "leaves such operators to the linear span."
         )
 
-    def remove(span: str) -> tuple[list[Removal], dict]:
+    def remove(span: str) -> list[Removal]:
         found = []
         each = zip(plan.readings, alphas, forget.means, retain.means, holds, strict=True)
         for reading, alpha, mu, means, held in each:
@@ -447,44 +456,86 @@ def _removals(
             q = _directions(d, relative, config.tau)
             relative = dict(zip(forget.counts, relative.tolist(), strict=True))
             found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative))
-        return found, _head(found, forget)
+        return found
 
-    notes = []
-    removals, head = remove("affine" if config.span == "affine" else "linear")
-    if config.span == "auto" and any(holds) and (left := _still_given(head)):
+    notes, at_head = [], _at_head(plan, forget)
+    removals = remove("affine" if config.span == "affine" else "linear")
+    if config.span == "auto" and any(holds) and (left := _still_given(_head(removals, at_head, at_head))):
         notes.append(
             f"Without the directions outside the linear span (the paper's) the head would still give a forgotten class for "
             f"{_classes(left)}, so the affine span was used (ours)."
         )
         if without:
             notes.append(f"There is no bias to change behind {', '.join(without)}: edited in the linear span.")
-        removals, head = remove("affine")
-    if config.overshoot and config.alpha is None and config.force_head_alpha is None:
-        each = zip(removals, forget.samples, retain.samples, strict=True)
-        removals = [_overshot(removal, *sides, list(forget.counts)) for removal, *sides in each]
-        head = _head(removals, forget)
-        notes += [
-            f"The coefficient of the head is {r.alpha:.2f} and not {r.raised_from:.2f} (ours): with that more than 1 % of the forget "
-            "samples would still be given a forgotten class."
-            for r in removals
-            if r.raised_from is not None
-        ]
-    return removals, head, notes
+        removals = remove("affine")
+    return removals, notes
 
 
-def _overshot(removal: Removal, forget: Tensor, retain: Tensor, forgotten: list[int]) -> Removal:
-    """With the coefficient that the head needs for single samples of both sides, if that is more than it has."""
-    if not removal.reading.is_head or not removal.directions.numel():
-        return removal
-    whole = dataclasses.replace(removal, alpha=1.0)
-    alpha = removal.alpha
-    for operator in removal.reading.operators:
-        sides = []
-        for z in (forget, retain):
-            logits, without = Edit(operator, whole).logits(z.double())
-            sides.append((logits, logits - without))
-        alpha = max(alpha, overshoot(*sides, forgotten, removal.alpha))
-    return removal if alpha == removal.alpha else dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
+def _by_patch(reading: Reading) -> list[Reading]:
+    """Patches are of one convolution."""
+    if any(isinstance(operator.module, nn.Conv2d) for operator in reading.operators):
+        return [dataclasses.replace(reading, operators=[operator]) for operator in reading.operators]
+    return [reading]
+
+
+def _edits_of(removal: Removal) -> list[Edit]:
+    return (
+        [Edit(o, removal) for o in removal.reading.operators] if removal.alpha and removal.directions.numel() else []
+    )
+
+
+def _at_head(plan: Plan, side: Statistics) -> Statistics:
+    """What the operators read that give the logits."""
+    heads = [i for i, reading in enumerate(plan.readings) if reading.is_head]
+    means, samples = ([column[i] for i in heads] for column in (side.means, side.samples))
+    return dataclasses.replace(side, means=means, samples=samples)
+
+
+def _behind_edits(
+    model: nn.Module, plan: Plan, removals: list[Removal], sides: tuple[Statistics, ...], config: DampConfig
+) -> tuple[Statistics, ...]:
+    """The same of a few samples, once the layers below the head are edited: they change what the head reads."""
+    edits = [edit for removal in removals if not removal.reading.is_head for edit in _edits_of(removal)]
+    heads = dataclasses.replace(plan, readings=[reading for reading in plan.readings if reading.is_head])
+    if not (edits and heads.readings):
+        return sides
+    about = {"conv": config.conv, "pooling": config.pooling, "samples": EXAMPLES}
+    changes = [change for edit in edits for change in edit.changes()]
+    kept = [tensor.detach().clone() for tensor, _ in changes]
+    try:
+        _write(changes)
+        return tuple(collect(model, heads, side.batches(), **about) for side in sides)
+    finally:
+        _write([(tensor, values) for (tensor, _), values in zip(changes, kept, strict=True)])
+
+
+@torch.no_grad()
+def _write(changes: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, values in changes:
+        tensor.copy_(values)  # cast once
+
+
+def _overshot(
+    removals: list[Removal], seen: list[tuple[Statistics, Statistics]], forgotten: list[int]
+) -> tuple[list[Removal], list[str]]:
+    """With the coefficient that the head needs for single samples of both sides, if that is more than it has; and notes."""
+    found, notes, head = [], [], -1
+    for removal in removals:
+        head += removal.reading.is_head
+        alpha = removal.alpha
+        for operator in removal.reading.operators if removal.reading.is_head and removal.directions.numel() else []:
+            whole = Edit(operator, dataclasses.replace(removal, alpha=1.0))
+            for pair in seen:
+                logits = [whole.logits(side.samples[head].double()) for side in pair]
+                alpha = max(alpha, overshoot(*((z, z - without) for z, without in logits), forgotten, removal.alpha))
+        if alpha > removal.alpha:
+            notes.append(
+                f"The coefficient of the head is {alpha:.2f} and not {removal.alpha:.2f} (ours): with that more than 1 % of the "
+                "forget samples would still be given a forgotten class."
+            )
+            removal = dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
+        found.append(removal)
+    return found, notes
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
@@ -492,21 +543,39 @@ def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
     return operator.module.bias is not None or (norm is not None and norm.track_running_stats)
 
 
-def _head(removals: list[Removal], forget: Statistics) -> dict[str, dict[str, dict[str, Any]]]:
-    """What every operator of the head makes of the mean of each forgotten class, before and after its edit."""
+def _head(removals: list[Removal], forget: Statistics, seen: Statistics) -> dict[str, dict[str, dict[str, Any]]]:
+    """What every operator of the head makes of the mean of each forgotten class, before the edit and behind all edits."""
     found = {}
-    for removal, means in zip(removals, forget.means, strict=True):
-        for operator in removal.reading.operators if removal.reading.is_head else []:
-            logits = Edit(operator, removal).logits(means)
+    heads = [removal for removal in removals if removal.reading.is_head]
+    for removal, means, now in zip(heads, forget.means, seen.means, strict=True):
+        means = dict(zip(forget.counts, means, strict=True))
+        now = means | dict(zip(seen.counts, now, strict=True))  # of many classes a few examples may lack one
+        for operator in removal.reading.operators:
+            edit = Edit(operator, removal)
             found[operator.name] = {
                 str(c): {
-                    "before": before.tolist(),
-                    "after": after.tolist(),
+                    "before": edit.logits(means[c][None])[0][0].tolist(),
+                    "after": (after := edit.logits(now[c][None])[1][0]).tolist(),
                     "still_given": int(after.argmax()) in forget.counts,
                 }
-                for c, before, after in zip(forget.counts, *logits, strict=True)
+                for c in means
             }
     return found
+
+
+def _left(removals: list[Removal], seen: Statistics, forgotten: list[int]) -> float | None:
+    """The share of forget samples that are given a forgotten class behind all edits, among those seen once more."""
+    heads = [removal for removal in removals if removal.reading.is_head]
+    shares = [
+        torch.isin(Edit(o, removal).logits(z.double())[1].argmax(dim=1), torch.tensor(forgotten))
+        .double()
+        .mean()
+        .item()
+        for removal, z in zip(heads, seen.samples, strict=True)
+        for o in removal.reading.operators
+        if len(z)
+    ]
+    return max(shares, default=None)
 
 
 def _still_given(head: dict[str, dict[str, dict[str, Any]]]) -> list[int]:
@@ -530,22 +599,36 @@ def _row(removal: Removal, accuracy: float | None, tau: float, deviations: list[
     }
 
 
-def _explain(rows: list[dict[str, Any]], head: dict, tau: float) -> list[str]:
+def _explain(
+    rows: list[dict[str, Any]], head: dict, left: float | None, known: set[int], config: DampConfig
+) -> list[str]:
     notes = [
         f"Stage {row['stage']} ({row['operators'][0]}): nothing was removed for {_classes(row['dropped'])}, whose mean lies "
-        f"within {tau:g} of its length in the {row['span']} span of the retained means."
+        f"within {config.tau:g} of its length in the {row['span']} span of the retained means."
         for row in rows
         if row["dropped"]
     ]
     if not head:
         notes.append("No operator gives the logits by itself, so it was not tested whether the class is forgotten.")
-    if not any(row["alpha"] and row["rank"] for row in rows):
+    if not any(row["rank"] for row in rows):
         notes.append("No weight was changed: no direction tells the forgotten classes from the retained ones.")
-    if left := _still_given(head):
+    elif not any(row["alpha"] and row["rank"] for row in rows):
         notes.append(
-            f"For the mean of {_classes(left)} the edited head still gives a forgotten class: not forgotten; a higher "
+            "No weight was changed: the coefficient of every stage is 0, as no probe tells the two sides apart."
+        )
+    if given := _still_given(head):
+        notes.append(
+            f"For the mean of {_classes(given)} the edited head still gives a forgotten class: not forgotten; a higher "
             "force_head_alpha removes more of it."
         )
+    if left is not None and left > 0.01:
+        notes.append(
+            f"{100 * left:.3g} % of the forget samples are still given a forgotten class: not forgotten; expected at most 1 %. More "
+            "samples of each class, or an edit of the head alone (stages), may do better."
+        )
+    labels = {len(about["before"]) for classes in head.values() for about in classes.values()}
+    if free := sorted(set(range(max(labels, default=0))) - known):
+        notes.append(f"There are no samples of {_classes(free)}, so nothing holds what the model knows of them.")
     return notes
 
 
@@ -586,12 +669,33 @@ def _check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
                 f"The weight of {operator.name} {why}, so editing it would change more than what reads the stage; give each "
                 "module a weight of its own."
             )
+        if not _is_linear_in_its_weight(module):
+            raise UnlearningError(
+                f"{operator.name} is a {type(module).__name__}, which does not compute with its weight as it is (standardised or "
+                "scaled), so an edit of the weight would not be what it does; give the stages by hand, without it."
+            )
         is_plain = not isinstance(module, nn.Conv2d) or (module.dilation == (1, 1) and module.padding_mode == "zeros")
         if as_adapter and not is_plain:
             raise UnlearningError(
                 f"{operator.name} has dilation {module.dilation} and padding mode {module.padding_mode!r}, which PEFT leaves out "
                 "of its layers; edit the weights themselves."
             )
+
+
+@torch.no_grad()
+def _is_linear_in_its_weight(module: nn.Module) -> bool:
+    """Twice the weight must give twice as much, exactly, as 2 is a power of 2."""
+    weight, size = module.weight, ()
+    if isinstance(module, nn.Conv2d):
+        size = tuple(2 * d * k for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    channels = _out_by_in(weight, module).shape[1]
+    x = torch.linspace(-1, 1, channels * math.prod(size), dtype=weight.dtype, device=weight.device)
+
+    def given(scale: float) -> Tensor:
+        weights = {name: scale * p if p is weight else 0 * p for name, p in module.named_parameters()}
+        return functional_call(module, weights, (x.view(1, channels, *size),))
+
+    return torch.allclose(given(1.0), given(0.5) * 2, rtol=1e-3, equal_nan=True)
 
 
 def _check_classes(forget: Statistics, retain: Statistics, config: DampConfig) -> None:

@@ -217,6 +217,15 @@ class _Flow:
         self.calls: dict[str, list[_Call]] = {}
         with _frozen(model), evaluating(model), torch.enable_grad():
             self.logits = self._record(inputs)
+        if self.logits.ndim != 2:
+            raise UnlearningError(
+                f"{type(model).__name__} gives logits of {self.logits.ndim} dimensions; expected a classifier's, [n, classes]."
+            )
+        self.notes += [
+            f"{name} projects queries, keys and values by itself, which is passed over: what reads its output is edited."
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+        ]
         nodes = _nodes(self.logits.grad_fn)
         self.consumers: dict[Node, list[Node]] = {node: [] for node in nodes}
         for node in nodes:
@@ -439,11 +448,18 @@ class _Flow:
         outputs = [c.output for c in sorted(calls, key=lambda c: self.place[c.given[0]]) if c.output.ndim == 3]
         if not outputs:
             return None
-        (gradient,) = torch.autograd.grad(self.logits.sum(), outputs[-1], retain_graph=True)
-        read = gradient.abs().sum(dim=(0, 2)) > 0
-        if read.sum() > 2 or not (read[0] or any(len(call.shape) == 3 for call in self.operators[-1:])):
-            return "all"  # or one token at the end that is taken before the head, which cannot be told from here
-        return "first" if read[0] else "last"
+        one = torch.ones_like(self.logits)
+        (gradient,) = torch.autograd.grad(self.logits, outputs[-1], one, retain_graph=True)
+        read = gradient.abs().sum(dim=2) > 0  # a row for each sample, as texts end at different tokens
+        most, is_first = int(read.sum(dim=1).max()), bool(read[:, 0].all())
+        if most > 2 or 1 < most == read.shape[1]:
+            return "all"
+        if is_first:
+            return "first"
+        at_head = any(len(call.shape) == 3 for call in self.operators[-1:])
+        return (
+            "last" if at_head else "all"
+        )  # or one token that is taken before the head, which cannot be told from here
 
 
 # ---------------------------------------------------------------------------------------------------------------------

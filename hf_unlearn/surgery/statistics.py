@@ -1,6 +1,6 @@
 """Class means of the activations that operators read, and a few single samples of them, in one pass over the data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,21 @@ class Statistics:
         means: for every reading μ_c, one row for each class in `counts`, in float64 on the CPU.
         samples: for every reading the activations of the same few samples, in random order; of patches, the mean of each
             channel, so that a probe has no k·k times as many features to fit.
+        examples: what the model itself reads of fewer of these samples, and their labels.
     """
 
     counts: dict[int, int]
     means: list[Tensor]
     samples: list[Tensor]
+    examples: list[dict[str, Tensor]]
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """This process's share of the examples, those of one shape together."""
+        process, groups = PartialState(), {}
+        for example in self.examples[process.process_index :: process.num_processes]:
+            groups.setdefault(tuple(value.shape for value in example.values()), []).append(example)
+        for group in groups.values():
+            yield {name: torch.stack([example[name] for example in group]) for name in group[0]}
 
 
 @torch.no_grad()
@@ -42,6 +52,7 @@ def collect(
     conv: str = "channel",
     pooling: str = "auto",
     samples: int = 2000,
+    examples: int = 0,
     seed: int = 0,
 ) -> Statistics:
     """The statistics of what the operators of each reading read, pooled to one vector a sample, in eval mode.
@@ -55,10 +66,12 @@ def collect(
         pooling: `auto` takes the mean over tokens, and of the last stage the tokens that the head reads; `head` takes those
             in every stage. Where the head reads the last token, every stage is read there.
         samples: at most so many single samples are kept, those with the lowest random number.
+        examples: and of so many also what the model reads.
     """
     process = PartialState()
     totals: list[Tensor] = []  # class sums of every reading, and behind them the counts
     waiting: list[tuple[Tensor, list[Tensor]]] = []  # random numbers of samples, and their rows of every reading
+    inputs: list[tuple[float, dict[str, Tensor]]] = []  # random numbers of the examples, and the examples
     limit, seen = 1.0, 0
     with evaluating(model), Activations(plan, conv, pooling) as activations:
         for batch in loader:
@@ -68,7 +81,8 @@ def collect(
             z = activations.take(logits)
             if not totals and len(batch.labels) > 1:
                 activations.check_layout(model, z)
-            labels, z = batch.labels[valid].cpu(), [x[valid].cpu() for x in z]
+            valid = valid.cpu()
+            labels, z = batch.labels.cpu()[valid], [x.cpu()[valid] for x in z]
             check_labels(labels, logits.shape[-1])
             if not totals:
                 totals = [torch.zeros(logits.shape[-1], x.shape[1], dtype=torch.float64) for x in z]
@@ -77,18 +91,20 @@ def collect(
                 total.index_add_(0, labels, x.to(total.dtype))
 
             numbers = torch.arange(seen, seen + len(valid)) * process.num_processes + process.process_index
-            index = batch.get("sample_index", numbers).cpu()[valid.cpu()]
+            index = batch.get("sample_index", numbers).cpu()[valid]
             keys = randomness.uniform(seed, torch.zeros_like(index), index, 1)[:, 0]
             rows = [x[keys < limit].unflatten(1, (-1, n)).mean(2) for x, n in zip(z, activations.taps, strict=True)]
             waiting.append((keys[keys < limit], rows))
             seen += len(valid)
+            inputs = _with_examples(inputs, keys, batch, valid.nonzero()[:, 0], examples)
             if sum(len(keys) for keys, _ in waiting) > 2 * samples:
                 waiting = [_lowest(waiting, samples)]
                 limit = waiting[0][0][-1].item() if samples else 0.0
-    everyone = gather_object([(totals, _lowest(waiting, samples))] if totals else [])
+    everyone = gather_object([(totals, _lowest(waiting, samples), inputs)] if totals else [])
     if not everyone:
-        return Statistics({}, [], [])
-    *sums, counts = (sum(parts) for parts in zip(*(totals for totals, _ in everyone), strict=True))
+        return Statistics({}, [], [], [])
+    *sums, counts = (sum(parts) for parts in zip(*(totals for totals, *_ in everyone), strict=True))
+    inputs = sorted((of for *_, part in everyone for of in part), key=lambda of: of[0])[:examples]
     for reading, total in zip(plan.readings, sums, strict=True):
         if not total.isfinite().all():
             raise UnlearningError(
@@ -99,8 +115,22 @@ def collect(
     return Statistics(
         dict(zip(present.tolist(), counts[present].tolist(), strict=True)),
         [total[present] / counts[present, None] for total in sums],
-        _lowest([part for _, part in everyone], samples)[1],
+        _lowest([part for _, part, _ in everyone], samples)[1],
+        [example for _, example in inputs],
     )
+
+
+def _with_examples(
+    kept: list[tuple[float, dict[str, Tensor]]], keys: Tensor, batch: Batch, rows: Tensor, n: int
+) -> list[tuple[float, dict[str, Tensor]]]:
+    """The `n` examples with the lowest keys, of those kept and those in these rows of a batch."""
+    highest, columns = kept[-1][0] if n and len(kept) == n else 1.0, batch.inputs | {"labels": batch.labels}
+    new = [
+        (key, {name: value[row].cpu().clone() for name, value in columns.items()})
+        for key, row in zip(keys.tolist(), rows.tolist(), strict=True)
+        if n and key < highest
+    ]
+    return sorted(kept + new, key=lambda of: of[0])[:n]
 
 
 def _lowest(parts: list[tuple[Tensor, list[Tensor]]], n: int) -> tuple[Tensor, list[Tensor]]:
