@@ -78,6 +78,19 @@ class TestBins:
         assert "two retrained models: 0." in found.summary() and "near/far ratio" in floor.summary()
         assert Locality(**json.loads(json.dumps(dataclasses.asdict(floor)))) == floor
 
+    def test_a_scattered_forget_set_is_said(self):
+        s = np.linspace(0, 1, 50)
+        near, scattered, unknown = (
+            compare_locally(s, dict.fromkeys(MEASURES, s), forget_similarities=own)
+            for own in ([1, 0.9], [0.8, 0.2], None)
+        )
+        assert near.forget_nearer == pytest.approx(0.95, abs=0.02) and scattered.forget_nearer == 0.5
+        assert unknown.forget_nearer is None and "scattered" not in near.summary() + unknown.summary()
+        assert scattered.summary().endswith(
+            "a forget sample is nearer to the centroid than these in only 50 % of pairs: the forget set is scattered, and what "
+            "is near it or far says little"
+        )
+
 
 class TestModels:
     def test_a_model_with_itself(self, tmp_path):
@@ -121,6 +134,8 @@ class TestModels:
         assert found.near["accuracy"] == float(p[near].argmax() == y[near]) - float(q[near].argmax() == y[near])
         assert found.floor.near["total_variation"] == pytest.approx((p - r)[near].abs().sum().item() / 2, rel=1e-4)
         assert sum(found.counts) == len(rows)
+        pairs = similarity(f, f)[:, None] > s
+        assert found.forget_nearer == pytest.approx(pairs.float().mean().item(), abs=1e-3)
 
     def test_without_a_retrained_model(self, tmp_path):
         """The change to the original."""

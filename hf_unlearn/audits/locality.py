@@ -5,7 +5,8 @@
 
 over the samples in each of ten bins of s, of equal width. Zero is agreement, positive differences are damage. Beside them:
 the means over the nearest 5% and the farthest half of the samples, the ratio of their TV, and Spearman's correlation of s
-and TV. The floor is the same between two retrained models.
+and TV. The floor is the same between two retrained models. Of a scattered forget set, whose samples are hardly nearer to
+their centroid than others are, similarity to the centroid says little.
 
 References:
     Dolgova and Stich, *Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning*, arXiv 2605.31317.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from ..api import UnlearningResult
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
-from ..methods.local_teacher import similarity
+from ..methods.local_teacher import SCATTERED, forget_nearer, similarity
 from .plots import Series, picture
 
 MEASURES = ("accuracy", "confidence", "total_variation")
@@ -47,6 +48,8 @@ class Locality:
         ratio: total variation near / far; None where there is none far.
         correlation: Spearman's, of similarity and total variation; None where one of them is constant.
         floor: the same between two retrained models.
+        forget_nearer: how often a forget sample is nearer to the centroid than one of these samples; near 1/2, the bins mean
+            little. None where it is not known.
     """
 
     edges: list[float]
@@ -57,6 +60,7 @@ class Locality:
     ratio: float | None
     correlation: float | None
     floor: "Locality | None" = None
+    forget_nearer: float | None = None
 
     def summary(self) -> str:
         """In one line for each place."""
@@ -70,7 +74,13 @@ class Locality:
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         correlation = "-" if self.correlation is None else f"{self.correlation:.2f}"
         lines = [line("nearest 5%", self.near, near), line("farthest half", self.far, far)]
-        return "\n".join([*lines, f"near/far ratio {ratio}, rank correlation with similarity {correlation}"])
+        lines.append(f"near/far ratio {ratio}, rank correlation with similarity {correlation}")
+        if self.forget_nearer is not None and self.forget_nearer < SCATTERED:
+            lines.append(
+                f"a forget sample is nearer to the centroid than these in only {100 * self.forget_nearer:.0f} % of pairs: the forget "
+                "set is scattered, and what is near it or far says little"
+            )
+        return "\n".join(lines)
 
     def svg(self, measure: str = "total_variation", width: int = 480, height: int = 240) -> str:
         """A measure by similarity as a picture: the model's line, and the floor's."""
@@ -92,9 +102,14 @@ class Locality:
 
 
 def compare_locally(
-    similarities: ArrayLike, differences: dict[str, ArrayLike], bins: int = 10, floor: Locality | None = None
+    similarities: ArrayLike,
+    differences: dict[str, ArrayLike],
+    bins: int = 10,
+    floor: Locality | None = None,
+    forget_similarities: ArrayLike | None = None,
 ) -> Locality:
-    """From numbers of each sample: its similarity, and the difference of the two models in each measure.
+    """From numbers of each sample: its similarity, and the difference of the two models in each measure. Those of the forget
+    samples themselves tell whether similarity says anything.
 
     >>> about = compare_locally([0.0, 1.0], dict.fromkeys(MEASURES, [0.1, 0.3]), bins=2)
     >>> about.bins["accuracy"], round(about.ratio, 3)
@@ -117,6 +132,7 @@ def compare_locally(
         ratio=float(variation[near].mean() / variation[far].mean()) if variation[far].any() else None,
         correlation=float(spearmanr(s, variation).statistic) if varies else None,
         floor=floor,
+        forget_nearer=None if forget_similarities is None else forget_nearer(np.asarray(forget_similarities), s),
     )
 
 
@@ -141,6 +157,7 @@ def locality(
     found = {}
     with _original(trainer) as original:
         forget = torch.cat([h for _, _, h in evaluator.features(original, *trainer.indices["forget"])])
+        own = similarity(forget, forget).cpu().numpy()
         for name, (source, indices) in splits:
             rows = [
                 (positions, similarity(h, forget).cpu())
@@ -152,9 +169,8 @@ def locality(
             floor = None
             if len(others) == 2:
                 floor = compare_locally(s, differences(evaluator, *others, source, indices), bins)
-            found[name] = compare_locally(
-                s, differences(evaluator, reference, result.model, source, indices), bins, floor
-            )
+            columns = differences(evaluator, reference, result.model, source, indices)
+            found[name] = compare_locally(s, columns, bins, floor, own)
     return found
 
 
