@@ -135,7 +135,7 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     if not peft_config:
         raise UnlearningError(
             "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
-            "own, or pass model.merge_and_unload() to unlearn in the weights themselves."
+            "own, or pass model.merge_and_unload().requires_grad_(True) to unlearn in the weights themselves."
         )
     if not isinstance(peft_config, PeftConfig):
         raise UnlearningError(
@@ -164,7 +164,7 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     if NAME in model.peft_config:
         raise UnlearningError(
             f"The model already carries an adapter named {NAME!r} of an earlier request: merge it first, with "
-            "model.merge_and_unload()."
+            "model.merge_and_unload().requires_grad_(True)."
         )
     if peft_config.peft_type != model.peft_type:
         raise UnlearningError(

@@ -214,6 +214,8 @@ def unlearn(
         if revision:
             model = models.load_model(name, revision=revision)
             processing_class = processing_class or models.load_processor(name, model, revision)
+    if isinstance(model, nn.Module) and not any(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(True)  # merge_and_unload() leaves a model with nothing to train
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
         trainer = UnlearningTrainer(
             model,

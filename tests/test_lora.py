@@ -221,6 +221,18 @@ class TestUnlearning:
 
 
 class TestMerging:
+    def test_what_is_advised_for_an_adapter(self, tmp_path):
+        """`merge_and_unload` leaves a model with nothing to train."""
+        adapted_model = get_peft_model(original("vit"), LoraConfig(r=2, target_modules=["q_proj"]))
+        with pytest.raises(
+            UnlearningError, match=r"pass model.merge_and_unload\(\).requires_grad_\(True\) to unlearn"
+        ):
+            run("vit", tmp_path, adapted_model, peft_config=None)
+        model = adapted_model.merge_and_unload()
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        before = weights(model)
+        assert not same_bits(before, run("vit", tmp_path, model, peft_config=None, max_steps=1).model.state_dict())
+
     @pytest.mark.parametrize("task_type", [None, "SEQ_CLS"])
     def test_stacked_adapters(self, tmp_path, task_type):
         """Of a model that came with an adapter, and with a trained copy of the head in the second case."""
