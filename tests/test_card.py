@@ -247,6 +247,10 @@ class TestMetadata:
         index = eval_results_to_model_index("you/new", data.eval_results)
         assert data.to_dict()["model-index"] == index and data.model_name == "you/new"
 
+    def test_four_digits(self):
+        (uis,) = card.results({"uis": 43.22916666666667}, "image-classification")
+        assert uis.metric_value == 43.23
+
     def test_what_the_parent_says_is_kept(self, folder):
         data = make_card(folder, repo_id="you/new", parent=PARENT, parent_card=PARENT_CARD).data.to_dict()
         for key in ("license", "license_name", "license_link", "language", "datasets"):
@@ -256,7 +260,11 @@ class TestMetadata:
         assert data["hf_unlearn"]["parent_revision"] == PARENT.commit
         given = make_card(folder, parent=PARENT, parent_card={"pipeline_tag": "zero-shot-image-classification"}).data
         assert given.pipeline_tag == "zero-shot-image-classification" and given.license is None
-        assert "not stated" in sections(make_card(folder, parent_card={}).text)["Limits"]
+        assert (
+            "not stated by the parent's card"
+            in sections(make_card(folder, parent=PARENT, parent_card={}).text)["Limits"]
+        )
+        assert "not stated, as no parent is named" in sections(make_card(folder, parent_card={}).text)["Limits"]
 
     def test_base_model(self):
         """Of a new repository the original; of a revision of the parent's repository what the parent had, never itself."""
@@ -560,6 +568,30 @@ class TestPrepare:
         finally:
             (folder / "README.md").write_text(before)
         assert not list(folder.glob("*.unfinished"))
+
+
+def test_only_what_there_is(runs, folder, tmp_path):
+    """No processor that is not there, no parent that nobody has named, no settings of a training that was none."""
+    about = {"repo_id": "me/vit", "revision": "unlearned/a"}
+    with_processor = make_card(folder, **about, parent_card={}).text
+    assert (
+        "The image processor is the original's" in with_processor and "its weights and its figures" in with_processor
+    )
+    assert "`main`, which is not this model, and may be empty" in with_processor
+    of_parent = make_card(folder, **about, parent=Parent("me/vit", "0" * 40), parent_card={}).text
+    assert "`main`, which is another model" in of_parent
+    for file in folder.iterdir():
+        if file.suffix == ".json" and file.name != "preprocessor_config.json":
+            shutil.copy(file, tmp_path)
+    rewritten = json.loads((tmp_path / "unlearning_receipt.json").read_text()) | {
+        "parent": {"repo": "a/b", "commit": "0"}
+    }
+    (tmp_path / "unlearning_receipt.json").write_text(json.dumps(rewritten))
+    without = make_card(tmp_path, **about, parent_card={}).text
+    assert "processor is the original's" not in without and "its weights, its parent and its figures" in without
+    surgery = make_card(runs("timm").save(tmp_path / "damp")).text
+    assert '"seed": 42' in surgery and not re.search("learning_rate|num_train_epochs|optim|batch_size", surgery)
+    assert '"learning_rate"' in with_processor
 
 
 def test_receipt_in_the_card(folder, tmp_path):

@@ -183,11 +183,15 @@ def test_default_branch_and_tag(hub, folders, original):
         push(folders / "other", original, revision="unlearned/b", tag="v2")
 
 
-def test_new_repository(hub, folders):
+def test_new_repository(hub, folders, caplog):
     with pytest.raises(UnlearningError, match="there is no such repository, .*--create private or public"):
         push(folders / "original", "me/new", revision=BRANCH)
     assert not (hub.root / "models").exists()
+    push(folders / "original", "me/empty", revision=BRANCH, private=True)
+    assert "me/empty holds no model where 'unlearned/request-42' begins: who leaves out the revision" in caplog.text
+    caplog.clear()
     push(folders / "original", "me/new", to_main=True, private=True)
+    assert "holds no model" not in caplog.text
     assert json.loads((hub.root / "models/me/new/repo.json").read_text())["private"] is True
     assert contents(folders / "original").items() <= hub.files("me/new").items()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from itertools import pairwise
@@ -19,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningError, UnlearningResult, cli, models, unlearn
-from hf_unlearn.hub import Parent, check_inclusion, evaluate_earlier, make_receipt, merkle, prove, verify
+from hf_unlearn.hub import Parent, check_inclusion, evaluate_earlier, make_receipt, merkle, prepare, prove, verify
 from hf_unlearn.hub.canonical import body, canonical, digest_of, read_json
-from hf_unlearn.hub.names import METRICS, RECEIPT
+from hf_unlearn.hub.names import CARD, METRICS, RECEIPT
 from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
 from hf_unlearn.hub.weights import relative_distance, saved_digest, weight_files
 from tests.samples import arguments, images, pictures, request, sentences
@@ -361,6 +362,32 @@ def test_a_figure_that_is_gone(release):
     assert "auc before is None in metrics.json" in verify(release).line
     forge(release, lambda content: content["metrics"].update(before=None))
     assert "the figures before are in only one" in verify(release).line
+
+
+def test_a_figure_in_the_card(made, tmp_path):
+    """The Hub shows those in its metadata; the text may be written anew."""
+    folder = prepare(made.result, tmp_path / "release", repo_id="me/vit", parent=made.parent)
+    text = (folder / CARD).read_text()
+    assert (
+        verify(folder, parent=made.parent).checks[3].sentence
+        == "the figures are those of metrics.json and of README.md"
+    )
+    assert all(len(value) <= 6 for value in re.findall(r"value: (\S+)", text))
+    others = text.replace(
+        "results:",
+        "results:\n  - task: {type: x}\n    dataset: {type: cats, name: c}\n    metrics: [{type: f1, value: 1}]",
+    )
+    for changed, failed in (
+        (re.sub(r"value: \S+", "value: 0.9999", text, count=1), ["metrics"]),
+        (text.replace("type: mia", "type: other"), ["metrics"]),
+        (text.replace("---\n", "---\n[", 1), ["metrics"]),
+        (others, []),
+        ("# A card without metadata", []),
+    ):
+        (folder / CARD).write_text(changed)
+        assert changed != text and verify(folder, parent=made.parent).failed == failed
+    (folder / CARD).write_text(re.sub(r"value: \S+", "value: 0.9999", text, count=1))
+    assert "accuracy (unlearning-forget) is 0.9999 in README.md and" in verify(folder).line
 
 
 def test_the_configuration(release):
@@ -831,7 +858,7 @@ def with_adapter() -> PeftModel:
 def test_a_second_request_over_an_adapter(hub, adapter, tmp_path, kind, given):
     model = with_adapter()
     if kind == "merged":
-        model = model.merge_and_unload().requires_grad_(True)
+        model = model.merge_and_unload()
     settings = {"peft_config": True if kind == "stacked" else None}
     result = run(tmp_path / "second", model, forget=images(8, seed=61), **settings)
     result.push_to_hub("me/vit", "unlearned/b", parent=Parent("me/vit", "unlearned/a") if given else None)

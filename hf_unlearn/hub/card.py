@@ -51,6 +51,7 @@ ROWS = (
     *("kept_accuracy", "auc", "mia", "rf_jsd", "uis", "uis_target", "uis_nontarget"),
     *("task_interference", "instance_interference"),
 )
+UNTRAINED = ("bf16", "fp16", "seed")  # the training arguments that mean something where no step is made
 LABELS = {"unseen_accuracy": "unseen acc. (never-seen control)"}
 
 
@@ -147,13 +148,17 @@ def escape(text: str) -> str:
 
 
 def results(figures: Mapping[str, Any], task: str) -> list[EvalResult]:
-    """The figures of the unlearned model for the card's `model-index`."""
+    """The figures of the unlearned model for the card's `model-index`, with four digits."""
     figures, found = controlled(figures), []
     names = {"forget": "Samples to forget (not published)", "retain": "Retained samples", "unseen": "Unseen samples"}
 
     def add(split: str, name: str, metric: str, key: str) -> None:
         about = {"task_type": PIPELINES.get(task, task), "dataset_type": f"unlearning-{split}", "dataset_name": name}
-        found.append(EvalResult(**about, metric_type=metric, metric_value=figures[key], metric_name=NAMES.get(key)))
+        found.append(
+            EvalResult(
+                **about, metric_type=metric, metric_value=float(f"{figures[key]:.4g}"), metric_name=NAMES.get(key)
+            )
+        )
 
     for split, name in names.items():
         if f"{split}_accuracy" in figures:
@@ -265,6 +270,9 @@ def make_card(
             **({"receipt": RECEIPT} if receipt else {}),
         },
     )
+    training = config.get("training") or {}
+    if method.get("kind") == "surgery":
+        training = {key: value for key, value in training.items() if key in UNTRAINED}
     accuracies = task in ("image-classification", "text-classification")
     place = None if revision in (None, "main") else revision
     text = _template().render(
@@ -272,6 +280,7 @@ def make_card(
         metrics=metrics,
         method=method,
         config=config,
+        training=training,
         audit=audit,
         receipt=receipt,
         audit_text=AuditReport(audit).to_markdown() if audit else None,

@@ -243,7 +243,13 @@ def push(
 
         if head in (None, start):
             _check_tag(tag, refs, None)
-            present = _tree(api, repo_id, start).keys() - content.keys()
+            there = _tree(api, repo_id, start).keys()
+            if revision != MAIN and not any(fits(PurePosixPath(name).name, WEIGHT_FILES) for name in there):
+                logger.warning(
+                    f"{repo_id} holds no model where {revision!r} begins: who leaves out the revision may get none; to_main=True "
+                    "(--to-main) pushes to main."
+                )
+            present = there - content.keys()
             removals = [
                 CommitOperationDelete(name, is_folder=False) for name in sorted(present - _kept(present, content))
             ]

@@ -3,6 +3,7 @@
 Every check ends in passed, failed, or not checked with the reason; what was not checked never counts as passed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import RemoteEntryNotFoundError, RevisionNotFoundError
 from safetensors import safe_open
+from yaml import YAMLError
 
 from .. import models
 from ..errors import UnlearningError
 from . import merkle, signing
 from .canonical import body, canonical, digest_of, read_json, read_receipt
-from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, METRICS, PROCESSORS, RECEIPT, WEIGHTS_INDEX, fits
+from .card import read_card, results, with_uis
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, METRICS, PROCESSORS, RECEIPT, WEIGHTS_INDEX, fits
 from .receipt import Secrets, file_digest, fixed_files, method_digests, record_digests
 from .sequence import is_named, predecessors
 from .weights import HUB_ERRORS, fetch_weights, files_in, saved_digest, weight_files
@@ -282,7 +285,37 @@ def _check_metrics(receipt: dict[str, Any], folder: Path) -> str:
             raise _Failed(f"the figures {when} are in only one of {METRICS} and the receipt")
         key = next(k for k in sorted({*figures, *stored}) if figures.get(k) != stored.get(k) or k not in figures)
         raise _Failed(f"{key} {when} is {stored.get(key)} in {METRICS} and {figures.get(key)} in the receipt")
-    return f"the figures are those of {METRICS}"
+    return f"the figures are those of {METRICS}" + _check_card(receipt, found.get("run") or {}, folder)
+
+
+def _check_card(receipt: dict[str, Any], run: Mapping[str, Any], folder: Path) -> str:
+    """The figures in the metadata of a card, which the Hub shows, are the receipt's; those of somebody else are let be."""
+    try:
+        card = read_card(folder / CARD)
+    except (OSError, ValueError, YAMLError):
+        raise _Failed(f"the metadata of {CARD} cannot be read") from None
+    shown = [
+        (result["dataset"]["type"], metric["type"], metric["value"])
+        for model in card.get("model-index") or []
+        for result in model["results"]
+        for metric in result["metrics"]
+        if result["dataset"]["type"].startswith("unlearning-")
+    ]
+    before, after = receipt["metrics"]["before"], receipt["metrics"]["after"]
+    columns = with_uis(
+        {"original": before or {}, "unlearned": after or {}}, run.get("request", {}).get("kind") == "class"
+    )
+    known = {
+        (r.dataset_type, r.metric_type): r.metric_value for r in results(columns["unlearned"], run.get("task") or "")
+    }
+    for dataset, metric, value in shown:
+        if (expected := known.get((dataset, metric))) is None or not _is_close(value, expected):
+            raise _Failed(f"{metric} ({dataset}) is {value} in {CARD} and {expected} by the receipt")
+    return f" and of {CARD}" if shown else ""
+
+
+def _is_close(value: Any, expected: float) -> bool:
+    return isinstance(value, (int, float)) and math.isclose(value, expected, rel_tol=1e-3, abs_tol=1e-9)
 
 
 def _check_configuration(receipt: dict[str, Any], folder: Path) -> str:

@@ -66,7 +66,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "dataset": {"name": "sklearn.datasets.load_digits", "revision": None},
     },
     "timm": {
-        "address": {"repo_id": "me/resnet-digits", "revision": "unlearned/class-3"},
+        "address": {"repo_id": "me/resnet-digits", "revision": "unlearned/request-1"},
         "method": "damp",
         "data": lambda: load_digits(seed=0, forget_class=3),
         "fit": digits_model("resnet"),
