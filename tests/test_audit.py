@@ -3,23 +3,24 @@
 import copy
 import json
 import time
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig
 from scipy.stats import ks_2samp, mannwhitneyu, norm
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_unlearn import AuditReport, UnlearningError, audit, models, unlearn
-from hf_unlearn.audits import evidence
+from hf_unlearn import AuditReport, UnlearningError, audit, metrics, models, unlearn
+from hf_unlearn.audits import evidence, reference, relearning
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.evidence import SCORES, stand_out, wrong_labels
 from hf_unlearn.audits.membership import (
     Difference,
     Matched,
-    called_members,
     matched_mean,
     matched_test,
     paired_auc,
@@ -27,9 +28,11 @@ from hf_unlearn.audits.membership import (
 )
 from hf_unlearn.audits.passes import completion_statistics, distance
 from hf_unlearn.audits.verdict import LEVEL, Finding, correct, decide, holm, smallest_auc
+from hf_unlearn.batches import Batch
 from hf_unlearn.cli import main
-from hf_unlearn.evaluation import Measurement
+from hf_unlearn.evaluation import Measurement, Tally
 from hf_unlearn.metrics import matched_auc
+from hf_unlearn.metrics.functional import called_members
 from tests.runs import request as rows_of
 from tests.samples import arguments, images
 from tests.tiny import tiny_bert, tiny_llama_lm, tiny_resnet, tiny_vit
@@ -131,8 +134,13 @@ def test_paired_drop():
 def test_attack_judges_no_unseen_sample_that_it_knows():
     rng = np.random.default_rng(5)
     retain, unseen, forget = rng.normal(0, 1, 200), rng.normal(2, 1, 100), rng.normal(2, 1, 100)
-    others, mine = called_members(retain, unseen, forget)
-    assert set(others) <= {0, 1} and abs(others.mean() - mine.mean()) < 0.12 and 0.05 < others.mean() < 0.3
+    members, others, mine = called_members(retain, unseen, forget)
+    assert (
+        set(others) <= {0, 1}
+        and 0.7 < members.mean() < 0.95
+        and abs(others.mean() - mine.mean()) < 0.12
+        and 0.05 < others.mean() < 0.3
+    )
     assert matched_mean([1, 0, 0], [0, 1, 1], like=[0, 0, 1]) == pytest.approx(2 / 3)
     assert matched_mean([1.0], [0], like=[1]) is None
 
@@ -398,6 +406,27 @@ class TestModels:
         assert again | {"cost": None} == content | {"cost": None}
         assert AuditReport(content).summary()
 
+    @pytest.mark.parametrize(
+        "about",
+        [{}, {"retrained": True}, {"canaries": [1, 2, 3]}, pytest.param({"level": 2}, marks=pytest.mark.slow)],
+    )
+    def test_passes_are_those_that_were_run(self, about, instance, monkeypatch):
+        sets, original, retrained = instance
+        monkeypatch.setattr(relearning, "STEPS", (0, 2))
+        monkeypatch.setattr(reference, "EPOCHS", 1)
+        run = []
+        forward = type(original).forward
+
+        def counting(self, pixel_values=None, **more):
+            run.append(len(pixel_values))
+            return forward(self, pixel_values, **more)
+
+        monkeypatch.setattr(type(original), "forward", counting)
+        about = about | ({"retrained": retrained} if "retrained" in about else {})
+        content = audit(original, ascended(original, sets, steps=0), **sets, **about).content
+        assert content["cost"]["forward_passes"] == sum(run)
+        assert not original._forward_pre_hooks
+
     def test_few_samples_and_no_control(self, instance):
         sets, _, retrained = instance
         verdict = audited(instance, retrained, forget=sets["forget"].select(range(12)))["verdict"]
@@ -627,31 +656,50 @@ def test_statistics_are_quick(monkeypatch):
     about = False, "image-classification", 1000, None
     ctx = AuditContext(dict.fromkeys(measured), None, rows, labels, *about, measured=measured)
     monkeypatch.setattr(evidence, "class_names", lambda model: None)
-    called_members([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1])  # imports what it needs
-    started = time.process_time()
-    figures, _ = evidence._figures(ctx)
-    tests = {name: stand_out(of["forget"], of["unseen"], ctx.task) for name, of in measured.items()}
-    assert len(evidence._by_class(ctx, tests["unlearned"])) == 1000
-    assert evidence._attack(ctx, True) and evidence._planted_members(ctx, tests, among=6)["planted"] > 8000
+    metrics.mia([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1])  # imports what it needs
+    times = []
+    while min(times, default=1) >= 0.5 and len(times) < 3:  # other work slows a core's own down
+        started = time.process_time()
+        figures, _ = evidence._figures(ctx)
+        tests = {name: stand_out(of["forget"], of["unseen"], ctx.task) for name, of in measured.items()}
+        assert len(evidence._by_class(ctx, tests["unlearned"])) == 1000
+        assert evidence._attack(ctx, True) and evidence._planted_members(ctx, tests, among=6)["planted"] > 8000
+        times.append(time.process_time() - started)
     assert set(tests["original"]) == set(SCORES["classifier"]) and figures["unlearned"]["auc_low"] < 0.5
-    assert time.process_time() - started < 2 * 0.5
+    assert min(times) < 0.5
+
+
+def test_sums_are_of_forget_classes_only():
+    """All classes by all classes would be 3.8 GB."""
+    size, labels = 21_841, torch.tensor([3, 3, 21_840, 7])
+    samples = SimpleNamespace(sources={"forget": SimpleNamespace(labels=np.array([21_840, 3, 3]))})
+    evaluator = SimpleNamespace(num_labels=size, samples=samples, accelerator=Accelerator(cpu=True))
+    tally = Tally(evaluator, "unseen", np.arange(4))
+    assert tally.sums.shape == (2, size)
+    logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))
+    tally.add(np.arange(4), Batch(labels=labels, weight=torch.tensor([1.0, 1, 1, 1])), logits)
+    found = tally.result()
+    assert sorted(found.class_sums) == [3, 21_840]
+    mean = logits[:2].double().softmax(-1).mean(0)
+    np.testing.assert_allclose(found.class_means([3])[0], mean, rtol=1e-12)
 
 
 @pytest.mark.slow
-def test_level_0_costs_its_forward_passes():
-    """10,000 samples through a network of 0.3 million parameters, beside two models that only read them."""
+@pytest.mark.parametrize("with_retrained", [False, True], ids=["two", "three"])
+def test_level_0_costs_its_forward_passes(with_retrained):
+    """10,000 samples through networks of 0.3 million parameters, beside the models alone that only read them."""
     size = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192}
     config = ViTConfig(image_size=24, patch_size=4, num_labels=CLASSES, **size)
-    before, after = (ViTForImageClassification(config).eval() for _ in range(2))
+    before, after, *retrained = (ViTForImageClassification(config).eval() for _ in range(2 + with_retrained))
     sizes = {"forget": 1000, "retain": 7000, "test": 2000}
     sets = {name: images(n, seed=i, size=24) for i, (name, n) in enumerate(sizes.items())}
     started = time.process_time()
     with torch.no_grad():
         for rows in sets.values():
             for batch in torch.utils.data.DataLoader(rows, batch_size=128):
-                for model in (before, after):
+                for model in (before, after, *retrained):
                     model(pixel_values=batch["pixel_values"])
     plain, started = time.process_time() - started, time.process_time()
-    content = audit(before, after, **sets, unseen=None).content
-    assert content["cost"]["forward_passes"] == 2 * 10_000
+    content = audit(before, after, **sets, unseen=None, retrained=retrained[0] if retrained else None).content
+    assert content["cost"]["forward_passes"] == (2 + with_retrained) * 10_000
     assert time.process_time() - started < 1.2 * plain

@@ -1,5 +1,6 @@
 """`audit()`: what is left of the forget samples in a model, and what removing them has cost. See docs/audit.md."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -170,7 +172,16 @@ def audit_result(
 def report(
     ctx: AuditContext, level: int, names: dict[str, str], canaries: str | Sequence | None, started: float
 ) -> AuditReport:
-    """Everything of a level, put together."""
+    """Everything of a level, with the forward passes that it took."""
+    with contextlib.ExitStack() as stack:
+        for model in {*ctx.models.values(), ctx.reference} - {None}:
+            stack.callback(ctx.count(model).remove)
+        return _report(ctx, level, names, canaries, started)
+
+
+def _report(
+    ctx: AuditContext, level: int, names: dict[str, str], canaries: str | Sequence | None, started: float
+) -> AuditReport:
     from .. import __version__
 
     if level and (missing := [name for name in ("retain", "unseen") if name not in ctx.sets]):
@@ -214,7 +225,8 @@ def report(
         if finding.name == "membership" and power:
             finding.sentence += f" An AUC above {short(power)} would have been seen in four of five cases."
     content["verdict"] = verdict.as_dict()
-    passes_made = sum(len(indices) for _, indices in ctx.sets.values()) * len(ctx.models)
+    passes_made = torch.tensor(ctx.passes, device=ctx.evaluator.accelerator.device)
+    passes_made = int(ctx.evaluator.accelerator.reduce(passes_made, "sum"))
     seconds["total"] = time.perf_counter() - started
     content["cost"] = {"seconds": seconds, "forward_passes": passes_made}
     content["conventions"] = evidence.conventions(ctx)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..batches import Batch, Collator, TrainingCollator
 from ..evaluation import Evaluator, Measurement, to_model
@@ -27,6 +28,7 @@ class AuditContext:
         seed: of whatever is drawn.
         collator: rows to model inputs.
         reference: a model that has never seen the forget samples, if one was given.
+        passes: samples that have gone forward through a model so far, see `count`.
     """
 
     models: dict[str, nn.Module]
@@ -40,6 +42,15 @@ class AuditContext:
     seed: int = 0
     reference: nn.Module | None = None
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict)
+    passes: int = 0
+
+    def count(self, model: nn.Module) -> RemovableHandle:
+        """From now on every sample that goes through the model, or through a copy of it, is counted in `passes`."""
+
+        def add(module: nn.Module, args: tuple, inputs: dict[str, Tensor]) -> None:
+            self.passes += len(next(iter(inputs.values())))
+
+        return model.register_forward_pre_hook(add, with_kwargs=True)
 
     def batches(
         self,

@@ -18,7 +18,6 @@ from .context import AuditContext
 from .membership import (
     Difference,
     Matched,
-    called_members,
     matched_mean,
     matched_test,
     paired_auc,
@@ -453,10 +452,12 @@ def _attack(ctx: AuditContext, matched: bool) -> list[Finding]:
     found, unlearned = [], ctx.measured["unlearned"]
     sizes = [len(ctx.labels[name]) for name in ("retain", "unseen")]
     if matched and min(sizes) >= 4:
-        signals = [unlearned[name].signals["entropy"] for name in ("retain", "unseen", "forget")]
-        unseen, forget = called_members(*signals, seed=ctx.seed)
+        rng = np.random.default_rng(ctx.seed)
+        retain, unseen, forget = (unlearned[name].signals["entropy"] for name in ("retain", "unseen", "forget"))
+        order = rng.permutation(len(unseen))
+        _, unseen, forget = functional.called_members(rng.permutation(retain), unseen[order], forget)
         kept = np.isin(ctx.labels["forget"], ctx.labels["unseen"])
-        other = matched_mean(unseen, ctx.labels["unseen"], like=ctx.labels["forget"])
+        other = matched_mean(unseen, ctx.labels["unseen"][order], like=ctx.labels["forget"])
         found.append(
             Finding(
                 "attack",
@@ -598,11 +599,14 @@ def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], am
     of = ctx.measured["unlearned"]
     if not ctx.is_class and "retain" in of:
         rng = np.random.default_rng([ctx.seed, 5])
-        chosen = []
-        for c, n in zip(*np.unique(ctx.labels["forget"], return_counts=True), strict=True):
-            members = np.flatnonzero(ctx.labels["retain"] == c)
-            chosen.append(rng.choice(members, min(n, len(members)), replace=False))
-        chosen = np.concatenate(chosen).astype(int)
+        labels = ctx.labels["retain"]
+        wanted, there = (
+            np.bincount(side, minlength=max(1, ctx.num_labels)) for side in (ctx.labels["forget"], labels)
+        )
+        order = rng.permutation(len(labels))
+        order = order[np.argsort(labels[order], kind="stable")]
+        place = np.arange(len(labels)) - (np.cumsum(there) - there)[labels[order]]  # within its class
+        chosen = order[place < wanted[labels[order]]]
         if len(chosen):
             retain = of["retain"]
             signals = {name: values[chosen] for name, values in retain.signals.items()}

@@ -108,6 +108,7 @@ def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(ctx.seed)
         model = type(original)(copy.deepcopy(original.config)).to(device).train()
+        ctx.count(model)
         n = len(ctx.labels["retain"])
         size = min(n, BATCH)
         total = epochs * (n // size)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import rel_entr
 
 if TYPE_CHECKING:
     import torch
@@ -105,10 +104,25 @@ def jsd_rows(p: ArrayLike, q: ArrayLike) -> np.ndarray:
         >>> jsd_rows([[0.5, 0.5], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]).round(4)
         array([0.    , 0.6931])
     """
-    p, q = _checked_pair(p, q, "p", "q")
-    m = (p + q) / 2
-    rows = (rel_entr(p, m).sum(axis=1) + rel_entr(q, m).sum(axis=1)) / 2
+    return _jsd_rows(*_checked_pair(p, q, "p", "q"))
+
+
+def _jsd_rows(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    rows, step = (
+        np.empty(len(p)),
+        max(1, 2**14 // p.shape[1]),
+    )  # some rows at a time, which the processor's cache holds
+    for start in range(0, len(p), step):
+        a, b = p[start : start + step], q[start : start + step]
+        m = (a + b) / 2
+        rows[start : start + step] = (_rel_entr(a, m).sum(axis=1) + _rel_entr(b, m).sum(axis=1)) / 2
     return rows.clip(0, np.log(2))  # the bounds are exact, rounding is not
+
+
+def _rel_entr(p: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """p log(p/m), and 0 where p is; as that of scipy, in a fifth of the time."""
+    tiny = np.finfo(np.float64).tiny
+    return p * np.log(np.maximum(p / np.maximum(m, tiny), tiny))
 
 
 def jsd(p: ArrayLike, q: ArrayLike) -> float:
@@ -154,13 +168,13 @@ def rf_jsd_from_means(
     """
     p, q = _checked_pair(forget_means, unseen_means, "forget_means", "unseen_means")
     if convention == "standard":
-        return jsd(p, q)
+        return float(_jsd_rows(p, q).mean())
     if convention != "lotus":
         raise ValueError(f"`convention` is {convention!r}: pass 'standard' or 'lotus'.")
     p, q = p.clip(1e-8), q.clip(1e-8)
     p, q = p / p.sum(), q / q.sum()  # the whole matrix becomes one distribution ...
     m = (p + q) / 2
-    return float((rel_entr(m, p) + rel_entr(m, q)).sum() / 2 / len(p))  # ... and the classes are averaged once more
+    return float((_rel_entr(m, p) + _rel_entr(m, q)).sum() / 2 / len(p))  # ... and the classes are averaged once more
 
 
 def rf_jsd(
@@ -411,31 +425,55 @@ def mia_attack(
             f"the membership attack got {len(members)} retain and {len(others)} unseen samples, but needs at least 4 of "
             "each to fit and test on separate halves: pass more samples."
         )
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from sklearn.svm import SVC
-
     rng = np.random.default_rng(seed)
     members, others = rng.permutation(members), rng.permutation(others)
-    if attack == "logistic":
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-    else:
+    if attack == "svc":
         smaller = min(len(members), len(others))
         members, others = members[:smaller], others[:smaller]
-        model = SVC(C=3, gamma=1.0)
+    members, others, forget = called_members(members, others, forget, attack)
+    return {"score": float(forget.mean()), "attack_accuracy": float((members.mean() + 1 - others.mean()) / 2)}
 
-    halves = []
+
+def called_members(
+    members: np.ndarray, others: np.ndarray, forget: np.ndarray, attack: Literal["logistic", "svc"] = "logistic"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often the attack of `mia_attack` calls each sample a member.
+
+    It is fitted to every other sample of `members` and `others`, which are in random order, and asked about those in
+    between; then the halves are swapped: none of them is judged by an attack that knows it. Forget samples are judged by
+    both.
+
+    Returns:
+        `(members, others, forget)`: 0 or 1, and for forget samples the mean of two answers.
+
+    References:
+        The swap: Tu et al., *A Reliable Cryptographic Framework for Empirical Machine Unlearning Evaluation*,
+        arXiv 2404.11577.
+
+    Example:
+        >>> members, others, forget = called_members(*map(np.array, ([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1, 0.9])))
+        >>> float(members.mean()), float(others.mean()), forget.tolist()
+        (1.0, 0.0, [1.0, 0.0])
+    """
+    from sklearn.linear_model import LogisticRegression  # here: it takes long to import
+    from sklearn.svm import SVC
+
+    called, answers = (np.empty(len(members)), np.empty(len(others))), []
     for i in (0, 1):
-        x = np.concatenate([members[i::2], others[i::2]])[:, None]
-        halves.append((x, np.arange(len(x)) < len(members[i::2])))
-    scores, accuracies = [], []
-    for fitted, (x, is_member) in zip(halves, reversed(halves), strict=True):
-        model.fit(*fitted)
-        scores.append(model.predict(forget[:, None]).mean())
-        accuracies.append(balanced_accuracy_score(is_member, model.predict(x)))
-    return {"score": float(np.mean(scores)), "attack_accuracy": float(np.mean(accuracies))}
+        x = np.concatenate([members[i::2], others[i::2]])
+        is_member = np.arange(len(x)) < len(members[i::2])
+        model, centre, spread = SVC(C=3, gamma=1.0), 0.0, 1.0
+        if attack == "logistic":
+            model, centre, spread = (
+                LogisticRegression(class_weight="balanced", solver="newton-cholesky"),
+                x.mean(),
+                x.std() or 1.0,
+            )
+        model.fit((x[:, None] - centre) / spread, is_member)
+        for answer, side in zip(called, (members, others), strict=True):
+            answer[1 - i :: 2] = model.predict((side[1 - i :: 2, None] - centre) / spread)
+        answers.append(model.predict((forget[:, None] - centre) / spread))
+    return *called, np.mean(answers, axis=0)
 
 
 def mia(
@@ -525,34 +563,34 @@ def matched_auc(
     bins = np.empty(len(order), dtype=np.int64)
     bins[order] = np.concatenate([[0], np.cumsum(starts_bin)])
     f_bin, u_bin, n_bins = bins[: len(f)], bins[len(f) :], bins.max() + 1
-    bin_class = np.empty(n_bins, dtype=np.int64)
-    bin_class[bins] = classes
-    u_count = np.bincount(u_class)
-    u_before = (np.cumsum(u_count) - u_count)[bin_class]  # unseen samples of earlier classes; resampling keeps it
+    f_count, u_count = np.bincount(f_class), np.bincount(u_class)
+    f_start, u_start = np.cumsum(f_count) - f_count, np.cumsum(u_count) - u_count  # resampling keeps them
+    before, beside = u_start[f_class], u_count[f_class]  # of each forget sample's class
 
-    def share_below(counts):  # counts: unseen samples in each bin, one row per replicate
-        return (np.cumsum(counts, axis=-1) - counts / 2 - u_before) / u_count[bin_class]
+    def mean_share_below(
+        counts, drawn
+    ):  # unseen samples in each bin, and bins of forget ones, a row for each replicate
+        places = drawn + np.arange(len(counts))[:, None] * n_bins
+        below = np.cumsum(counts, axis=1).ravel()[places] - counts.ravel()[places] / 2
+        return ((below - before) / beside).mean(axis=1)
 
-    auc = float(share_below(np.bincount(u_bin, minlength=n_bins))[f_bin].mean())
+    auc = float(mean_share_below(np.bincount(u_bin, minlength=n_bins)[None], f_bin[None])[0])
     if bootstrap == 0:
         return MatchedAUC(auc, None, None, len(f), len(u), unmatched)
 
     rng = np.random.default_rng(seed)
 
-    def resample(sample_class, rows):  # indices of samples drawn with replacement within each class's block
-        count = np.bincount(sample_class)
-        start = np.cumsum(count) - count
-        draws = rng.random((rows, len(sample_class))) * count[sample_class]
-        return draws.astype(np.int64) + start[sample_class]
+    def resample(count, start, rows):  # indices of samples drawn with replacement within each class's block
+        count, start = np.repeat(count, count), np.repeat(start, count)
+        return (rng.random((rows, len(count))) * count).astype(np.int64) + start
 
     replicates = []
     at_once = max(1, 200_000 // len(scores))  # replicates computed together; keeps the tables in the processor's cache
     for done in range(0, bootstrap, at_once):
         rows = min(at_once, bootstrap - done)
-        row_start = np.arange(rows)[:, None] * n_bins
-        drawn = u_bin[resample(u_class, rows)] + row_start
-        table = share_below(np.bincount(drawn.ravel(), minlength=rows * n_bins).reshape(rows, n_bins))
-        replicates.append(table.ravel()[f_bin[resample(f_class, rows)] + row_start].mean(axis=1))
+        drawn = u_bin[resample(u_count, u_start, rows)] + np.arange(rows)[:, None] * n_bins
+        counts = np.bincount(drawn.ravel(), minlength=rows * n_bins).reshape(rows, n_bins)
+        replicates.append(mean_share_below(counts, f_bin[resample(f_count, f_start, rows)]))
     low, high = np.quantile(np.concatenate(replicates), [(1 - level) / 2, (1 + level) / 2])
     return MatchedAUC(auc, float(low), float(high), len(f), len(u), unmatched)
 
