@@ -284,6 +284,59 @@ def test_every_request_failing(hub, folders, tmp_path, how, capsys):
     assert seen == {"old", "new"}
 
 
+EVERY = [
+    pytest.param(how, 1, marks=pytest.mark.slow) for how in ("drop", "lose", "half", 401, 403, 409, 412, 429, 500)
+]
+
+
+@pytest.mark.parametrize(("how", "step"), [("drop", 5), *EVERY])
+def test_every_request_of_a_result_failing(hub, folders, tmp_path, how, step, capsys):
+    """A complete folder and the command, from the first request on; and what passes is got over."""
+    data = samples.request(n_forget=4, n_retain=8, n_unseen=4)
+    args = samples.arguments(tmp_path / "run", max_steps=1)
+    about = {"method": "finetune", "args": args, "processing_class": tiny.tiny_image_processor()}
+    result = unlearn(load_model(folders / "original"), **data, **about)
+
+    def push_result(name):
+        where = {"parent": Parent(name, "main"), "folder": tmp_path / "releases" / name, "tag": "v2"}
+        return result.push_to_hub(name, BRANCH, **where), where["folder"]
+
+    publish(hub, "me/count", folders / "original")
+    hub.forget_requests()
+    push_result("me/count")
+    requests = len(hub.requests)
+    assert requests >= 14
+    for n in range(1, requests + 1, step):
+        for times in (None, 1):
+            name = publish(hub, f"me/result-{how}-{n}-{times}", folders / "original")
+            main = hub.branches(name)["main"]
+            hub.fail(how, at=n, times=times)
+            try:
+                _, folder = push_result(name)
+            except UnlearningError as error:
+                assert times is None or how in (401, 403, 409, 412), (n, str(error))
+                hub.recover()
+                command = command_in(str(error))
+                folder = tmp_path / "releases" / name
+                assert command[:4] == ["hf-unlearn", "push", str(folder), name]
+                assert cli.main(command[1:]) == 0, capsys.readouterr().err
+            hub.recover()
+            assert state(hub, name, folder, main) == "new"
+            assert hub.tags(name) == {"v2": hub.branches(name)[BRANCH]}
+            found = verify(name, revision=BRANCH)
+            assert found.ok, (n, times, found.line)
+
+
+def test_a_parent_that_is_not_there(hub, folders, original, tmp_path):
+    """A wrong name is told before anything is written."""
+    args = samples.arguments(tmp_path / "run", max_steps=1)
+    result = unlearn(load_model(folders / "original"), **samples.request(), method="finetune", args=args)
+    for parent in (Parent(original, "unlearned/none"), Parent("me/none", "main")):
+        with pytest.raises(UnlearningError, match=f"The parent {parent.repo_id}@{parent.commit} was not found: "):
+            result.push_to_hub(original, BRANCH, parent=parent)
+    assert not (tmp_path / "run" / "release").exists()
+
+
 def test_large_files_are_sent_once(hub, folders, original):
     hub.fail("drop", fits="POST .*/commit/")
     assert "cannot be reached" in attempt(folders / "unlearned", original, revision=BRANCH)[1]

@@ -12,7 +12,7 @@ from .. import models
 from ..adapters import is_adapted, own_adapters
 from ..errors import UnlearningError
 from .release import prepare
-from .revisions import MAIN, Parent, Pushed, check_names, default_branch, push
+from .revisions import MAIN, Parent, Pushed, check_names, default_branch, pinned, push, push_command, status
 from .weights import HUB_ERRORS
 
 if TYPE_CHECKING:
@@ -47,7 +47,18 @@ def publish(
     about = {"repo_id": repo_id, "revision": branch, "report": report, "token": token, **release}
     if parent is None and trainer.origin:
         parent = Parent(trainer.origin["repo"], trainer.origin["revision"])
-    folder, parent = _prepare(result, Path(folder or Path(trainer.args.output_dir, RELEASE)), parent, **about)
+    folder = Path(folder or Path(trainer.args.output_dir, RELEASE))
+    try:
+        parent = parent and pinned(parent, token)
+    except UnlearningError as error:
+        if status(error.__cause__) == 404:  # a name that is not there
+            raise
+        folder = prepare(result, folder, **about)
+        raise UnlearningError(
+            f"{str(error).rstrip('.')}; {folder} is complete but for the parent, which its receipt does not name (it would, if the "
+            f"result were pushed again), and this pushes it: {push_command(folder, repo_id, branch, parent, private, tag, message)}"
+        ) from error
+    folder, parent = _prepare(result, folder, parent, **about)
     if not trainer.args.should_save:
         return None
     where = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}

@@ -304,7 +304,7 @@ def _commit(
                 repo_id, operations, commit_message=title, revision=revision, parent_commit=start
             ).oid
         except (HfHubHTTPError, httpx.HTTPError) as error:
-            if _status(error) not in (None, 412, *TRANSIENT):
+            if status(error) not in (None, 412, *TRANSIENT):
                 raise
             head = _refs(api, repo_id)["branches"][revision]
             if head == start:
@@ -595,7 +595,7 @@ def _refs(api: HfApi, repo_id: str, private: bool | None = None) -> dict[str, di
     try:
         refs = _retry(api.list_repo_refs, repo_id)
     except RepositoryNotFoundError as error:
-        if private is None or _status(error) != 404:
+        if private is None or status(error) != 404:
             raise
         _retry(api.create_repo, repo_id, private=private, exist_ok=True)
         refs = _retry(api.list_repo_refs, repo_id)
@@ -639,7 +639,7 @@ def _create(create: Callable[[], None], is_there: Callable[[], bool]) -> None:
         try:
             create()
         except HfHubHTTPError as error:
-            if _status(error) != 409 or not is_there():
+            if status(error) != 409 or not is_there():
                 raise
 
     _retry(attempt)
@@ -658,13 +658,13 @@ def _retry(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         try:
             return call(*args, **kwargs)
         except (httpx.HTTPError, json.JSONDecodeError) as error:  # HfHubHTTPError is one; an error page is no JSON
-            if attempt == TRIES - 1 or _status(error) not in (None, *TRANSIENT):
+            if attempt == TRIES - 1 or status(error) not in (None, *TRANSIENT):
                 raise
             time.sleep(WAIT * 2**attempt)
     raise AssertionError
 
 
-def _status(error: BaseException) -> int | None:
+def status(error: BaseException) -> int | None:
     """What the Hub answered, if it did."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
@@ -690,9 +690,9 @@ def reason(error: BaseException) -> str:
             return "HF_HUB_OFFLINE is set, so the Hub is not asked"
         if isinstance(error, RevisionNotFoundError):
             return "the repository has no such branch, tag or commit"
-        is_absent = isinstance(error, RepositoryNotFoundError) and _status(error) == 404
+        is_absent = isinstance(error, RepositoryNotFoundError) and status(error) == 404
         # Without a token, the Hub answers 401 for what is not there and for what is private.
-        if is_absent or (_status(error) == 401 and "authorization" not in error.response.request.headers):
+        if is_absent or (status(error) == 401 and "authorization" not in error.response.request.headers):
             return (
                 "there is no such repository, or the token may not see it; check the name, or have it created (private=True or "
                 "False; --create private or public)"
