@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import LFSFileInfo
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
-from hf_unlearn import UnlearningError, cli, unlearn
+from hf_unlearn import DampConfig, UnlearningError, cli, split_dataset, unlearn
 from hf_unlearn.hub import prepare, verify
 from hf_unlearn.hub.names import is_released
 from hf_unlearn.hub.receipt import SECRETS
@@ -536,8 +536,8 @@ def test_a_card_with_placeholders_stays(hub, folders, tmp_path, original, caplog
 
 @pytest.fixture
 def unlearned(hub, folders, original, tmp_path):
-    """An image model from the Hub and a text model, unlearned with everything that could leave a trace; their results and
-    what must never be seen of them."""
+    """An image model from the Hub, a text model and an adapter, unlearned with everything that could leave a trace, and a
+    class removed by an edit; their results and what must never be seen of them."""
     images, texts = samples.request(), samples.request(samples.sentences)
     planted = "zebra quokka okapi"
     texts["forget"] = texts["forget"].map(lambda row: {"text": f"{row['text']} {planted}"})
@@ -550,6 +550,20 @@ def unlearned(hub, folders, original, tmp_path):
         processing_class=tiny.tiny_tokenizer(),
         args=samples.arguments(tmp_path / "texts", **traces),
     )
+    adapter = unlearn(
+        load_model(original),
+        **images,
+        method="lotus",
+        peft_config=True,
+        args=samples.arguments(tmp_path / "lora", **traces),
+    )
+    of_class = unlearn(
+        load_model(original),
+        **datasets_without(0),
+        method=DampConfig(tau=0.5),  # so that it passes over a stage, and names the class
+        args=samples.arguments(tmp_path / "damp", hub_token=WRITER),
+    )
+    assert any("class 0" in note for note in of_class.trainer.method.notes)
     pixels = images["forget"].with_format("numpy")["pixel_values"][:]
     labels = [int(label) for label in images["forget"]["label"]]
     with of_images.trainer.original_model() as model, torch.no_grad():
@@ -564,7 +578,12 @@ def unlearned(hub, folders, original, tmp_path):
         **{f"teacher output {i}": row.tobytes() for i, row in enumerate(outputs)},
         **{f"image {i}": image.astype("float32").tobytes()[:64] for i, image in enumerate(pixels)},
     }
-    return of_images, of_texts, markers
+    return {"me/vit": of_images, "me/bert": of_texts, "me/lora": adapter, "me/damp": of_class}, markers
+
+
+def datasets_without(label):
+    """A request for a whole class."""
+    return {**split_dataset(samples.images(96), labels=label), "unseen": samples.images(48, seed=3)}
 
 
 def found_in(sent, markers):
@@ -578,17 +597,25 @@ def found_in(sent, markers):
 
 
 def test_nothing_leaks(hub, unlearned, tmp_path):
-    of_images, of_texts, markers = unlearned
-    HfApi().create_repo("me/bert", private=False)
+    results, markers = unlearned
+    for name in results.keys() - {"me/vit"}:
+        HfApi().create_repo(name, private=False)
     hub.forget_requests()
-    for result, name in ((of_images, "me/vit"), (of_texts, "me/bert")):
+    for name, result in results.items():
         kept = {path.name for path in (tmp_path / result.trainer.args.output_dir).rglob("*")}
-        assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= kept  # there is something to be left out
-        pushed = result.push_to_hub(name)
+        is_edit = name == "me/damp"
+        assert (
+            is_edit or {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= kept
+        )  # there is something to be left out
+        pushed = result.push_to_hub(name, report=result.audit())
         files = hub.files(name, pushed.revision)
-        assert {"model.safetensors", "README.md", "unlearning_receipt.json", "metrics.json"} <= files.keys()
+        weights = "unlearn/adapter_model.safetensors" if name == "me/lora" else "model.safetensors"
+        made = {"README.md", "unlearning_receipt.json", "metrics.json", "audit.json", "audit.html"}
+        assert {weights, *made} <= files.keys()
         assert not found_in([(path, files[path]) for path in files.keys() - {".gitattributes"}], markers)
-    assert len([r for r in hub.requests if "/commit/" in r.path]) == 2
+        if is_edit:
+            assert not [path for path in made if re.search(rb"class(es)? \[?\d", files[path])]
+    assert len([r for r in hub.requests if "/commit/" in r.path]) == len(results)
     assert not found_in(list(hub.sent()), markers)
 
     # The same scan, of the markers in every form and of all that the runs have left on the disk.
@@ -655,6 +682,8 @@ def test_a_result(hub, original, tmp_path):
 def test_the_trainer(hub, original, tmp_path):
     args = samples.arguments(tmp_path / "run", hub_model_id="me/new", hub_private_repo=True, num_train_epochs=1)
     result = unlearn(tiny.tiny_vit(), **samples.request(), method="finetune", args=args)
+    with pytest.raises(UnlearningError, match="push_to_hub was given language, tags; expected, of a release, only"):
+        result.trainer.push_to_hub(tags=["cats"], language="en")  # which the Trainer's own takes for its card
     pushed = result.trainer.push_to_hub("Without the eight samples")
     assert re.fullmatch(rf"unlearned/finetune-{datetime.date.today()}-[0-9a-f]{{8}}", pushed.revision)
     assert hub.history("me/new", pushed.revision)[0]["title"] == "Without the eight samples"

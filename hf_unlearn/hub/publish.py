@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RELEASE = "release"  # inside the output folder
+OPTIONS = ("class_names", "sign_key", "dataset", "earlier")  # of `prepare` and `make_receipt`
 
 
 def publish(
@@ -43,6 +44,11 @@ def publish(
     """What `UnlearningResult.push_to_hub` does."""
     trainer = result.trainer
     check_names(repo_id, revision, tag, to_main)
+    if unknown := sorted(release.keys() - set(OPTIONS)):
+        raise UnlearningError(
+            f"push_to_hub was given {', '.join(unknown)}; expected, of a release, only {', '.join(OPTIONS)}. The card is made from "
+            "the run and its parent's card: edit README.md in a folder that hub.prepare wrote, and push that."
+        )
     branch = MAIN if to_main else revision or default_branch(trainer.method.info.name, trainer.run_id() or "run")
     about = {"repo_id": repo_id, "revision": branch, "report": report, "token": token, **release}
     if parent is None and trainer.origin:
