@@ -194,16 +194,22 @@ def audit(argv: Sequence[str]) -> None:
     from .data import Columns
 
     check_level(options.level)
+    for name in ("json", "html"):
+        path = getattr(options, name)
+        if path and (os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK)):
+            raise UnlearningError(f"--{name} is {path}; expected a file in a folder that can be written to.")
     columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
     repo, revision = models.split_revision(options.before)
     original, sets = models.load_model(repo, revision=revision), {}
+    original.config.name_or_path = options.before
     for name in ("forget", "retain", "unseen", "test"):
         if data := getattr(options, name):
             sets[name] = recipe.number_labels(recipe.read_set(data, name), original, name, options.label_column)
     report = run_audit(
-        options.before,
+        original,
         options.after,
         **{"retain": None, "unseen": None} | sets,
+        processing_class=models.load_processor(repo, original, revision),
         retrained=options.retrained,
         reference=options.reference,
         level=options.level,

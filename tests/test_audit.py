@@ -544,7 +544,7 @@ class TestLanguageModels:
 
 
 class TestRun:
-    def test_a_result_and_its_folders_give_the_same(self, instance, tmp_path, capsys):
+    def test_a_result_and_its_folders_give_the_same(self, instance, tmp_path, capsys, monkeypatch):
         sets, original, _ = instance
         original.save_pretrained(tmp_path / "before")
         result = unlearn(
@@ -557,7 +557,10 @@ class TestRun:
         given = [word for name in sets for word in (f"--{name}", str(tmp_path / name))]
         files = ["--json", str(tmp_path / "audit.json"), "--html", str(tmp_path / "audit.html")]
         seed = ["--seed", str(result.trainer.args.seed)]
+        loaded, load = [], models.load_model
+        monkeypatch.setattr(models, "load_model", lambda name, **about: loaded.append(name) or load(name, **about))
         assert main(["audit", str(tmp_path / "before"), str(tmp_path / "after"), *given, *files, *seed]) == 0
+        assert loaded == [str(tmp_path / "before"), str(tmp_path / "after")]
         printed, written = capsys.readouterr().out, json.loads((tmp_path / "audit.json").read_text())
         assert written["verdict"]["headline"].split()[0].lower() in printed.lower()
         assert "<html" in (tmp_path / "audit.html").read_text()
@@ -641,6 +644,15 @@ class TestRefused:
     def test_on_the_command_line(self, capsys):
         assert main(["audit", "a", "b", "--forget", "c", "--level", "7"]) == 2
         assert "level is 7" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("option", ["--json", "--html"])
+    def test_files_that_cannot_be_written(self, option, tmp_path, capsys):
+        """Before anything is loaded."""
+        for path in (tmp_path, tmp_path / "nowhere" / "audit"):
+            assert main(["audit", "a", "b", "--forget", "c", option, str(path)]) == 2
+            assert capsys.readouterr().err == (
+                f"error: {option} is {path}; expected a file in a folder that can be written to.\n"
+            )
 
 
 def test_statistics_are_quick(monkeypatch):
