@@ -173,6 +173,9 @@ def audit(argv: Sequence[str]) -> None:
     parser.add_argument("--retrained", metavar="MODEL", help="a model trained without the forget samples")
     parser.add_argument("--reference", metavar="MODEL", help="of level 2: a model that was never trained on them")
     parser.add_argument(
+        "--base-model", metavar="MODEL", help="of level 2: what one is fine-tuned from, if none is given"
+    )
+    parser.add_argument(
         "--level", type=int, default=0, help="0: forward passes; 1: also probes, rounding, relearning; 2: also attacks"
     )
     parser.add_argument("--canaries", metavar="COLUMN", help="true or false: forget samples with planted wrong labels")
@@ -193,7 +196,7 @@ def audit(argv: Sequence[str]) -> None:
     from .audits.audit import check_level
     from .data import Columns
 
-    check_level(options.level)
+    check_level(options.level, options.reference, options.base_model)
     for name in ("json", "html"):
         path = getattr(options, name)
         if path and (os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK)):
@@ -212,6 +215,7 @@ def audit(argv: Sequence[str]) -> None:
         processing_class=models.load_processor(repo, original, revision),
         retrained=options.retrained,
         reference=options.reference,
+        base_model=options.base_model,
         level=options.level,
         seed=options.seed,
         batch_size=options.batch_size,

@@ -36,6 +36,7 @@ def audit_content(
     content = {
         "format": 1,
         "version": "0.1.0",
+        "date": "2026-02-03",
         "level": level,
         "seed": seed,
         "task": task,
@@ -52,6 +53,8 @@ def audit_content(
         },
         "verdict": {
             "outcome": "no evidence",
+            "plain": "No sign was found that the model still remembers the forget samples.",
+            "tested": "Tested, and corrected together: stands-out, retain-harm.",
             "headline": "No evidence of residual memory; an AUC above .53 would have been seen.",
             "findings": findings,
             "cannot": ["Whether single samples are exposed: this needs a reference model."],
@@ -73,13 +76,24 @@ def audit_content(
         {"class": c, "name": f"class {c}", "forget": 50, "unseen": 1000, "rf_jsd": x, "auc": None if c == 2 else 0.5}
         for c, x in enumerate(some(classes, 0, 0.1))
     ]
+    three = {"mean": 0.5, "p90": 3.25, "max": 9.125}
+    content["worst"] = {
+        model: {"forget_margin": three, "unseen_margin": three} | ({} if model == "retrained" else {"jsd": three})
+        for model in models
+    }
     content["distributions"] = {name: scores(name, models) for name in ("margin", "loss", "entropy")}
     content["locality"] = {name: locality(random, retrained) for name in ("retain", "unseen")}
     if level >= 1:
         content |= level_1(random, models)
     if level >= 2:
         content["membership"] = {
-            "rmia": {"auc": 0.52, "low": 0.49, "high": 0.55, "tpr_at_1_fpr": 0.013, "worst_decile": 0.71},
+            "rmia": {"auc": 0.52, "low": 0.49, "high": 0.55}
+            | {
+                name: {"value": at, "low": at - 0.01, "high": at + 0.02}
+                for name, at in (("tpr_at_1_fpr", 0.013), ("worst_decile", 0.96), ("worst_decile_of_unseen", 0.95))
+            },
+            "accuracy": {"original": 0.94, "reference": 0.91},
+            "notes": ["The population has 60 samples, fewer than 100."],
             "iam": {"mean": 0.93, "low": 0.9, "high": 0.97, "worst_decile": 0.4},
             "reference": "trained",
         }
@@ -150,6 +164,9 @@ def level_1(random, models):
                 "cka": 1 - 0.01 * i,
                 "probe": {model: float(values[i]) for model, values in probe.items()},
                 "control": 0.3 + 0.03 * i,
+                "difference": 0.021 + 0.01 * i,
+                "low": 0.012 + 0.01 * i,
+                "high": 0.033 + 0.01 * i,
             }
             for i in range(depth)
         ],
@@ -167,7 +184,9 @@ def level_1(random, models):
             "steps": steps,
             "kinds": kinds,
             "area": {
-                kind: {name: sum(curve) / 7 for name, curve in of.items() if curve} for kind, of in kinds.items()
+                kind: {name: sum(curve) / 7 for name, curve in of.items() if curve}
+                | {"difference": 0.123, "low": 0.045, "high": 0.234}
+                for kind, of in kinds.items()
             },
             "control": "the original's body with a new head, trained on the retain samples",
         },

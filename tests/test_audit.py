@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from peft import LoraConfig
 from scipy.stats import ks_2samp, mannwhitneyu, norm
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_unlearn import AuditReport, UnlearningError, audit, metrics, models, unlearn
 from hf_unlearn.audits import evidence, reference, relearning
@@ -202,7 +202,9 @@ def test_one_direction():
     assert kinds(Difference(-0.1, -0.2, -0.05, 1e-4)) == {"over"}
     assert kinds(Difference(-0.1, -0.2, 0.05, 0.4)) == {"residual"}
     tests["margin"] = Matched(0.41, 0.05, 0.1, 0.3, 0.3, 60, 90, [], {})
-    assert kinds() == {"over"}  # sure of wrong answers
+    assert kinds() == {"over"}
+    found = evidence.membership_findings(tests, row, "image-classification", True)
+    assert found[-1].sentence.endswith("in 70.0% of pairs, but not the higher margin: it is sure of wrong answers.")
 
 
 def test_whole_classes_pay_nothing():
@@ -400,6 +402,13 @@ class TestModels:
                 assert all(sum(shares) == pytest.approx(1) for shares in signal[model].values())
         assert content["request"]["samples"] == {"forget": 40, "retain": 80, "unseen": 120}
         assert content["cost"]["forward_passes"] == 3 * 240
+        worst = content["worst"]["unlearned"]
+        assert worst["jsd"]["mean"] == pytest.approx(rows["unlearned"]["jsd"])
+        assert all(of["mean"] < of["p90"] < of["max"] for of in worst.values())
+        with torch.no_grad():
+            p, q = (m(pixel_values=x).logits.double().softmax(-1) for m in (original, retrained))
+        assert rows["original"]["jsd"] == pytest.approx(metrics.jsd(p, q))
+        assert rows["original"]["activation_distance"] == pytest.approx(metrics.activation_distance(p, q))
         assert {"relative", "quality"} <= {f["name"] for f in content["verdict"]["findings"]}
         assert set(content["locality"]) == {"retain", "unseen"}
         again = audited(instance, over_forgotten(sets), retrained=retrained)
@@ -566,6 +575,8 @@ class TestRun:
         assert "<html" in (tmp_path / "audit.html").read_text()
         assert str(tmp_path) not in (tmp_path / "audit.json").read_text()
         assert written["models"] == {"original": "before", "unlearned": "after"}
+        assert report.content["cost"]["seconds"]["unlearning"] == result.runtime["unlearn"]
+        assert "one run of finetune was audited" in report.content["verdict"]["cannot"].pop()
         for key in ("request", "verdict", "classes", "distance", "canary", "distributions", "figures", "locality"):
             assert _close(written[key], json.loads(json.dumps(report.content[key]))), key
 
@@ -595,6 +606,12 @@ def _close(a, b):
     return a == b if not isinstance(a, float) else a == pytest.approx(b, rel=1e-6, abs=1e-9)
 
 
+def test_the_backend_of_an_image_processor_is_told():
+    collator = SimpleNamespace(processing_class=ViTImageProcessor(), raw_columns=["image"])
+    ctx = SimpleNamespace(collator=collator, sets={}, num_labels=0, models={})
+    assert "Images are read by ViTImageProcessor; backend: torchvision." in evidence.conventions(ctx)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -616,6 +633,7 @@ class TestRefused:
             ),
             ({"level": 1, "retain": None}, "needs retain samples"),
             ({"reference": tiny_vit()}, "level is 0, which reads no reference model"),
+            ({"base_model": "me/vit"}, "base_model is what a reference model of level 2 is trained from"),
             ({"overlap": "ignore"}, "overlap is 'ignore'; expected 'error' or 'allow'"),
             ({"canaries": [9]}, "expected places from 0 to 7 in forget"),
             ({"canaries": [True]}, "true or false for each of its 8 samples"),

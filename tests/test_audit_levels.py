@@ -376,6 +376,37 @@ class TestReference:
         assert type(model) is type(untouched.models["original"]) and same_bits(weights(model), weights(again))
         assert not model.training
 
+    def test_a_reference_from_the_base_model(self, untouched, tmp_path, monkeypatch):
+        """Its network is the base model's; a head of another size is new."""
+        base = tiny_vit(seed=5, num_labels=7)
+        base.save_pretrained(tmp_path)
+        untouched.base_model = str(tmp_path)
+        monkeypatch.setattr(reference, "TUNING_RATE", 1e-9)
+        model = train_reference(untouched, epochs=1)
+        network = {name: value for name, value in weights(model).items() if not name.startswith("classifier")}
+        assert len(network) > 10
+        torch.testing.assert_close(network, {name: weights(base)[name] for name in network}, atol=1e-6, rtol=0)
+        assert model.config.num_labels == untouched.num_labels
+
+    def test_a_weak_reference_judges_nothing(self, untouched):
+        of = untouched.measured["original"]["unseen"]
+        of.signals["correct"][:] = 1
+        untouched.reference = tiny_vit(seed=3)
+        content, (finding,) = reference.examine(untouched)
+        about = content["membership"]
+        assert about["accuracy"]["original"] == 1 and about["accuracy"]["reference"] < 0.6
+        assert finding.kind == "info" and finding.p is None and "too weak to judge by" in finding.sentence
+        of.signals["correct"][:] = 0
+        content, (finding,) = reference.examine(untouched)
+        assert finding.kind == "residual" and finding.p is not None and "weak" not in finding.sentence
+
+    def test_what_is_never_seen_has_a_worst_tenth_too(self):
+        rng = np.random.default_rng(0)
+        ratios = rng.random(400)
+        scores = rmia(ratios, np.ones(400), ratios, np.ones(400))
+        interval = reference._again(rng, reference.worst, scores, size=50)
+        assert reference.worst(scores) > 0.94 and 0.85 < interval["low"] < 0.95 < interval["high"] <= 1
+
     def test_examine(self, untouched, monkeypatch):
         ctx = dataclasses.replace(untouched, reference=tiny_vit(seed=3))
         content, (finding,) = reference.examine(ctx)
@@ -383,11 +414,11 @@ class TestReference:
         about = content["membership"]
         assert about["reference"] == "given"
         assert about["iam"]["mean"] == about["iam"]["worst_decile"] == 0
-        assert (
-            about["rmia"]["tpr_at_1_fpr"] > 0
-            and about["rmia"]["auc"] > 0.7
-            and about["rmia"]["low"] <= about["rmia"]["auc"] <= about["rmia"]["high"]
-        )
+        assert about["rmia"]["auc"] > 0.7 and about["rmia"]["low"] <= about["rmia"]["auc"] <= about["rmia"]["high"]
+        for name in ("tpr_at_1_fpr", "worst_decile", "worst_decile_of_unseen"):
+            figure = about["rmia"][name]
+            assert 0 < figure["value"] <= 1 and figure["low"] <= figure["value"] <= figure["high"]
+        assert "fewer than 100: its true positives are those at 0% false ones" in about["notes"][0]
         assert finding.value == about["rmia"]["auc"] and finding.kind == "residual"
 
         gone = tiny_vit(seed=3)  # the reference itself: it has never seen anything

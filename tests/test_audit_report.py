@@ -152,7 +152,8 @@ class TestText:
         content = CONTENTS[case]
         lines = AuditReport(content).summary().splitlines()
         assert lines[0] == f"Verdict: {content['verdict']['outcome']}"
-        assert lines[1] == content["verdict"]["headline"]
+        said = [content["verdict"][key] for key in ("plain", "headline", "tested") if key in content["verdict"]]
+        assert lines[1 : 1 + len(said)] == said
         assert max(map(len, lines)) <= 100
         for sentence in content["verdict"]["cannot"]:
             assert f"- {sentence}" in lines
@@ -167,7 +168,32 @@ class TestText:
         report = AuditReport(CONTENTS["instance"])
         text = report.summary()
         assert text.index("[fails] Retain accuracy") < text.index("[no evidence]") < text.index("[note]")
-        assert "(0.512 [0.490, 0.530]; p 0.310; corrected 0.930)" in text and "(p < 0.001)" in text
+        assert "seen. (95% interval 0.490 to 0.530; p 0.310; corrected 0.930)" in " ".join(text.split())
+        assert "(p < 0.001)" in text
+
+    def test_a_finding_says_no_figure_twice(self):
+        """What its sentence says does not stand in brackets behind it."""
+        content = copy.deepcopy(CONTENTS["instance"])
+        finding = content["verdict"]["findings"][0]
+        finding["sentence"] = "The AUC is 0.51, 95% interval 0.49 to 0.53."
+        finding |= {"p": None, "p_corrected": None}
+        assert "0.53.\n" in AuditReport(content).summary() and "0.530" not in AuditReport(content).summary()
+
+    def test_figures_in_sentences(self):
+        """Where a table would have one row; a figure stands apart from the words beside it."""
+        content = copy.deepcopy(CONTENTS["instance"])
+        content["classes"] = content["classes"][:1]
+        found = {section.name: section for section in sections(content)[0]}
+        assert not any(len(table.rows) == 1 for section in found.values() for table in section.tables)
+        text = AuditReport(content).to_markdown()
+        assert "- Class 0 class 0: forget 50 unseen 1,000 RF-JSD 0." in text
+
+    def test_an_older_report(self):
+        """Whose verdict is its headline alone."""
+        content = copy.deepcopy(CONTENTS["instance"])
+        for key in ("plain", "tested"):
+            del content["verdict"][key]
+        assert AuditReport(content).summary().splitlines()[1] == content["verdict"]["headline"]
 
     @CASES
     def test_markdown(self, case):
@@ -192,7 +218,7 @@ class TestText:
 
     def test_nothing_measured(self):
         found, absent = sections(least())
-        assert not found and len(absent) == 13
+        assert not found and len(absent) == 14
         assert any("level 2" in sentence for sentence in absent)
         for text in (AuditReport(least()).summary(), AuditReport(least()).to_markdown()):
             assert all(sentence in text for sentence in absent[:3])
@@ -222,7 +248,10 @@ class TestPage:
             figure = value(content, at(pointer))
             assert figure is not None and json.loads(exact) == figure, pointer
             assert shown == number(figure, at(pointer))
-        said, names = said_in(content), [content["models"]["unlearned"], content["version"]]
+        said, names = (
+            said_in(content),
+            [content["models"]["unlearned"], content["version"], content.get("date", ""), "95% interval"],
+        )
         for text in page.outside:  # what else has digits is a sentence, a name or how many rows there are
             if plain(text) not in said:
                 for name in names:
@@ -242,7 +271,16 @@ class TestPage:
             "/floor/ratio",
             "/floor/corr",
         )
-        unshown += ("/floor/edges", "/noticed", "/fails", "/head_only", "/forget_classes", "/bits")
+        unshown += (
+            "/canary",
+            "/findings/0/value",
+            "/floor/edges",
+            "/noticed",
+            "/fails",
+            "/head_only",
+            "/forget_classes",
+            "/bits",
+        )
 
         def missing(here: At):
             found = value(content, here)

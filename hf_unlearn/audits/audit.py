@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ def audit(
     test: Any = None,
     retrained: nn.Module | str | None = None,
     reference: nn.Module | str | None = None,
+    base_model: str | None = None,
     processing_class: Any = None,
     level: int = 0,
     seed: int = 0,
@@ -63,6 +65,8 @@ def audit(
         test: read, all of it, instead of that half.
         retrained: a model trained without the forget samples; everything is then also held against it.
         reference: of level 2, a model of the same kind that was never trained on the forget samples.
+        base_model: of level 2, the name of what the original was fine-tuned from: where no reference is given, one is
+            fine-tuned from it. None: one is trained from new weights.
         processing_class: image processor or tokenizer; default: the original's, where it is loaded from a name.
         level: 0: forward passes only. 1: also probes, rounding and relearning. 2: also attacks with a reference model,
             which is trained where none is given.
@@ -78,7 +82,7 @@ def audit(
         >>> print(report.summary())  # doctest: +SKIP
     """
     started = time.perf_counter()
-    check_level(level, reference)
+    check_level(level, reference, base_model)
     if overlap not in ("error", "allow"):
         raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
     given = {"original": original, "unlearned": unlearned, "retrained": retrained, "reference": reference}
@@ -129,6 +133,7 @@ def audit(
         _is_class(sources, task),
         seed,
         reference_model,
+        base_model,
     )
     names = {name: _name(given[name], loaded[name]) for name in ctx.models}
     return report(ctx, level, names, canaries, started)
@@ -166,7 +171,18 @@ def audit_result(
     names |= {name: _name(others.get(name), model) for name, model in loaded.items() if name != "unlearned"}
     if trainer.origin:
         names["original"] = f"{trainer.origin['repo']}@{trainer.origin['revision']}"
-    return report(ctx, level, names, canaries, started)
+    found = report(ctx, level, names, canaries, started)
+    found.content["cost"]["seconds"]["unlearning"] = result.runtime["unlearn"]
+    info = trainer.method.info
+    found.content["verdict"]["cannot"].append(
+        f"How much this depends on chance: one run of {info.name} was audited. "
+        + (
+            "It has no randomness of its own to speak of, so only originals trained with other seeds would tell."
+            if info.kind == "surgery"
+            else "Three with other seeds would tell, and originals trained with other seeds."
+        )
+    )
+    return found
 
 
 def report(
@@ -195,6 +211,7 @@ def _report(
     content: dict[str, Any] = {
         "format": 1,
         "version": __version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "level": level,
         "seed": ctx.seed,
         "task": ctx.task,
@@ -205,6 +222,7 @@ def _report(
         "reasons": judged.reasons | ({"locality": why} if why else {}),
         "classes": judged.classes,
         "distributions": judged.distributions,
+        "worst": judged.worst,
         "distance": judged.distance,
         "locality": {name: dataclasses.asdict(place) for name, place in found.items()},
         "canary": judged.canary,
@@ -277,7 +295,7 @@ def _of_run(trainer: Any, unlearned: nn.Module) -> dict[str, nn.Module]:
     return {"original": before, "unlearned": _merged(unlearned)}
 
 
-def check_level(level: int, reference: nn.Module | str | None = None) -> None:
+def check_level(level: int, reference: nn.Module | str | None = None, base_model: str | None = None) -> None:
     if level not in (0, 1, 2):
         raise UnlearningError(
             f"level is {level!r}; expected 0 (forward passes), 1 (probes, relearning) or 2 (attacks)."
@@ -285,6 +303,11 @@ def check_level(level: int, reference: nn.Module | str | None = None) -> None:
     if reference is not None and level < 2:
         raise UnlearningError(
             f"level is {level}, which reads no reference model; pass level=2, or leave reference out."
+        )
+    if base_model is not None and (level < 2 or reference is not None):
+        raise UnlearningError(
+            "base_model is what a reference model of level 2 is trained from, and none is trained here; pass level=2 without "
+            "reference, or leave base_model out."
         )
 
 
@@ -394,6 +417,7 @@ def _context(
     is_class: bool,
     seed: int,
     reference: nn.Module | None,
+    base_model: str | None = None,
 ) -> AuditContext:
     labels = {
         name: sources[source].labels[rows] for name, (source, rows) in sets.items() if not sources[source].is_stream
@@ -409,4 +433,5 @@ def _context(
         collator=evaluator.collator.collator,
         seed=seed,
         reference=reference,
+        base_model=base_model,
     )

@@ -28,6 +28,7 @@ class AuditContext:
         seed: of whatever is drawn.
         collator: rows to model inputs.
         reference: a model that has never seen the forget samples, if one was given.
+        base_model: what the original was fine-tuned from, by its name; a reference model is trained from it.
         passes: samples that have gone forward through a model so far, see `count`.
     """
 
@@ -42,6 +43,7 @@ class AuditContext:
     seed: int = 0
     reference: nn.Module | None = None
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict)
+    base_model: str | None = None
     passes: int = 0
 
     def count(self, model: nn.Module) -> RemovableHandle:

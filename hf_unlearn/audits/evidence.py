@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from torch import nn
+from transformers import BaseImageProcessor
 
 from .. import models
 from ..data import Source
@@ -43,6 +44,7 @@ class Judged:
     """Level 0 of an audit.
 
     Attributes:
+        worst: model -> what -> mean, 90th percentile and highest; none of fewer than 30 forget samples.
         changed: whether the weights are not the original's.
         can: whether an absence of faults says something about memory.
         error: standard error of the AUC of forget over unseen samples, if both are alike.
@@ -55,6 +57,7 @@ class Judged:
     reasons: dict[str, str]
     classes: list[dict[str, Any]]
     distributions: dict[str, Any]
+    worst: dict[str, Any]
     distance: dict[str, Any] | None
     canary: dict[str, Any]
     changed: bool
@@ -132,6 +135,7 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
         reasons=reasons,
         classes=_by_class(ctx, tests["unlearned"]),
         distributions=_distributions(ctx),
+        worst=_worst(ctx),
         distance=distance,
         canary=canary,
         changed=changed,
@@ -265,6 +269,24 @@ def _distributions(ctx: AuditContext) -> dict[str, Any]:
     return found
 
 
+def _worst(ctx: AuditContext) -> dict[str, Any]:
+    """What means do not tell: the most exposed of the forget samples, and of the unseen ones of their classes."""
+    if len(ctx.labels["forget"]) < ENOUGH:
+        return {}
+    found: dict[str, Any] = {}
+    for model, of in ctx.measured.items():
+        values = {"forget_margin": of["forget"].signals["margin"]}
+        if "unseen" in of and (matched := np.isin(of["unseen"].labels, of["forget"].labels)).any():
+            values["unseen_margin"] = of["unseen"].signals["margin"][matched]
+        if "jsd" in of["forget"].signals:
+            values["jsd"] = of["forget"].signals["jsd"]
+        found[model] = {
+            name: {"mean": float(v.mean()), "p90": float(np.quantile(v, 0.9)), "max": float(v.max())}
+            for name, v in values.items()
+        }
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tests
 
@@ -287,6 +309,7 @@ def membership_findings(
     ]
     above = next((above for p, above in told if p <= LEVEL), main.auc - 0.5)
     side = "residual" if above >= 0 else "over"
+    wrong = "entropy" in tests and main.auc < 0.5 < tests["entropy"].auc
     found = [
         Finding(
             "membership",
@@ -314,7 +337,10 @@ def membership_findings(
             Finding(
                 name,
                 f"Do forget samples stand out by {scores[name]}?",
-                f"A forget sample has the higher {scores[name]} than an unseen one{of_its} in {test.auc:.1%} of pairs.",
+                f"A forget sample has the higher {scores[name]} than an unseen one{of_its} in {test.auc:.1%} of pairs"
+                + (
+                    ", but not the higher margin: it is sure of wrong answers." if name == "entropy" and wrong else "."
+                ),
                 test.auc,
                 p=test.p,
                 kind=side,
@@ -395,7 +421,8 @@ def harm_findings(ctx: AuditContext) -> list[Finding]:
                 f"harm_{name}",
                 f"Have {what} paid for it?",
                 f"The accuracy on {what} is {100 * abs(lost.value):.1f} points {'below' if lost.value >= 0 else 'above'} "
-                f"the {reference} model's (more than {100 * margin:.0f} below are harm).",
+                f"the {reference} model's (95% interval {-100 * lost.high:+.1f} to {-100 * lost.low:+.1f} points; more than "
+                f"{100 * margin:.0f} below are harm).",
                 lost.value,
                 lost.low,
                 lost.high,
@@ -638,6 +665,10 @@ def conventions(ctx: AuditContext) -> list[str]:
     """How the figures were made, and what is taken for granted."""
     unseen = {"unseen": "the evidence half of the unseen samples, which no method may use", "test": "the test set"}
     said = ["Natural logarithms; statistics in float64 after the forward pass."]
+    processor = ctx.collator.processing_class
+    if isinstance(processor, BaseImageProcessor) and ctx.collator.raw_columns:
+        backend = getattr(processor, "backend", "its own")  # that of timm has none
+        said.append(f"Images are read by {type(processor).__name__}; backend: {backend}.")
     if "unseen" in ctx.sets:
         said.append(f"Unseen samples are {unseen[ctx.sets['unseen'][0]]}.")
         said.append(

@@ -101,7 +101,7 @@ def stands_out(name: str, question: str, found: Exchange | None, kinds: list[str
     auc = found.auc[found.worst]
     most = ", where it is most" if len(kinds) > 1 else ""
     sentence = (
-        f"The AUC of forget over unseen samples is {auc:.2f} ({found.low:.2f} to {found.high:.2f}) "
+        f"The AUC of forget over unseen samples is {auc:.2f} (95% interval {found.low:.2f} to {found.high:.2f}) "
         f"{kinds[found.worst]}{most}."
     )
     return Finding(name, question, sentence, value=auc, low=found.low, high=found.high, p=found.p, kind="residual")

@@ -13,6 +13,8 @@ References:
 """
 
 import copy
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,17 +28,22 @@ from ..evaluation import to_model
 from ..losses import cross_entropy
 from .context import AuditContext
 from .exchange import exchange, stands_out
-from .verdict import Finding
+from .membership import paired_drop
+from .verdict import LEVEL, Finding
 
-EPOCHS, BATCH, RATE, WARM_UP = 30, 64, 1e-3, 0.1  # of a reference model that is trained here
+EPOCHS, BATCH, WARM_UP = 30, 64, 0.1  # of a reference model that is trained here
+RATE, TUNING_RATE = 1e-3, 1e-4  # from new weights, and from those of a base model
+FAR_BELOW = 0.1  # accuracy on unseen samples, by which a reference is too weak to judge by
+POPULATION = 100  # samples, from which on 1% of them is one
 GAMMA = 1.0
 OFFLINE = 0.3  # a of the offline form: how a model that has seen a sample would differ from one that has not
 WORST = 0.1  # the worst decile
 CONVENTION = (
     f"RMIA: γ = {GAMMA:g}, a = {OFFLINE:g}, one reference model, the population being the unseen samples of the forget classes. "
     f"AUC and true positives rank samples by their ratio, which is the order of their RMIA. A reference model that is trained "
-    f"here: new weights, {EPOCHS} epochs of AdamW on the retained samples that are read, batches of {BATCH}, rate {RATE:g} at most. IAM: sums "
-    "over the forget set, between the original (0) and the reference (1)."
+    f"here: {EPOCHS} epochs of AdamW on the retained samples that are read, batches of {BATCH}, from new weights at a rate of {RATE:g} at most, "
+    f"from a base model's at {TUNING_RATE:g}. IAM: sums over the forget set, between the original (0) and the reference (1). Intervals "
+    "are of 1,000 resamplings; the worst tenth of unseen samples is that of as many as there are forget samples."
 )
 
 
@@ -102,18 +109,24 @@ def degree(original: ArrayLike, unlearned: ArrayLike, reference: ArrayLike) -> f
 
 
 def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
-    """A model of the original's architecture, trained from new weights on the retained samples."""
+    """A model of the original's architecture, trained on the retained samples, from the base model if one is named."""
     original = models.base_of(ctx.models["original"])
+    rate = TUNING_RATE if ctx.base_model else RATE
     device = ctx.evaluator.accelerator.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(ctx.seed)
-        model = type(original)(copy.deepcopy(original.config)).to(device).train()
+        if ctx.base_model:
+            repo, revision = models.split_revision(ctx.base_model)
+            model = models.load_model(repo, revision=revision, task=ctx.task, num_labels=ctx.num_labels)
+        else:
+            model = type(original)(copy.deepcopy(original.config))
+        model.to(device).float().train()
         ctx.count(model)
         n = len(ctx.labels["retain"])
         size = min(n, BATCH)
         total = epochs * (n // size)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total, pct_start=WARM_UP)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total, pct_start=WARM_UP)
         bar = tqdm(total=total, desc="training a reference model", leave=False, disable=not ctx.evaluator.progress)
         for epoch in range(epochs):
             rows = np.random.default_rng([ctx.seed, 14, epoch]).permutation(n)
@@ -130,41 +143,80 @@ def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
     return model.eval()
 
 
+def worst(scores: np.ndarray) -> float:
+    """The mean of the highest tenth.
+
+    >>> worst(np.arange(20.0))
+    18.5
+    """
+    return float(np.sort(scores)[-max(1, round(WORST * len(scores))) :].mean())
+
+
+def _again(
+    rng: np.random.Generator, of: Callable[..., float | None], *sides: np.ndarray, size: int | None = None
+) -> dict[str, float | None]:
+    """The ends of the 95% interval of a figure of samples, along the last axis of each side, by the bootstrap."""
+    found = []
+    for _ in range(1000):
+        rows = [rng.integers(side.shape[-1], size=size or side.shape[-1]) for side in sides]
+        found.append(of(*(side[..., row] for side, row in zip(sides, rows, strict=True))))
+    known = [value for value in found if value is not None]
+    low, high = np.quantile(known, [0.025, 0.975]).tolist() if known else (None, None)
+    return {"low": low, "high": high}
+
+
 def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """RMIA of forget against unseen samples, and IAM.
 
     The reference is the one given, or the retrained model, or one that is trained here. The population is the unseen
     samples of the forget classes. Forget samples are tested against these by their ratios, which RMIA grows with: unlike
     a rank in the population, a ratio does not depend on whether a sample belongs to it. The worst tenth is, of RMIA, that of
-    the highest scores, and of IAM that which the original remembered most, beside the reference.
+    the highest scores, beside that of unseen samples, which is high too; and of IAM that which the original remembered most,
+    beside the reference. A reference that is far worse than the original, on unseen samples of classes that both know,
+    judges nothing.
     """
     given = ctx.reference if ctx.reference is not None else ctx.models.get("retrained")
     reference = train_reference(ctx) if given is None else given
     forget_labels, unseen_labels = ctx.labels["forget"], ctx.labels["unseen"]
     matched = np.isin(unseen_labels, forget_labels)
-    unlearned = ctx.measured["unlearned"]
+    original, unlearned = ctx.measured["original"], ctx.measured["unlearned"]
     others = {name: ctx.evaluator.measure(reference, *ctx.sets[name]) for name in ("forget", "unseen")}
     forget, unseen = ([of[name].signals["confidence"] for of in (unlearned, others)] for name in ("forget", "unseen"))
     population = [p[matched] for p in unseen]
     sides = ratio(*forget), ratio(*population)
     tested = exchange(sides[0], forget_labels, sides[1], unseen_labels[matched], seed=ctx.seed)
 
-    margins = np.stack([of["forget"].signals["margin"] for of in (ctx.measured["original"], unlearned, others)])
     rng = np.random.default_rng([ctx.seed, 15])
-    again = [degree(*margins[:, rng.integers(len(forget_labels), size=len(forget_labels))]) for _ in range(1000)]
-    known = [value for value in again if value is not None]
-    low, high = np.quantile(known, [0.025, 0.975]).tolist() if known else (None, None)
+    margins = np.stack([of["forget"].signals["margin"] for of in (original, unlearned, others)])
     most = np.argsort(margins[2] - margins[0], kind="stable")[: max(1, round(WORST * len(forget_labels)))]
-    content = {"iam": {"mean": degree(*margins), "low": low, "high": high, "worst_decile": degree(*margins[:, most])}}
+    iam = {"mean": degree(*margins), "worst_decile": degree(*margins[:, most])}
+    content = {"iam": iam | _again(rng, lambda m: degree(*m), margins), "notes": []}
     if tested:
-        scores = np.sort(rmia(*forget, *population))
+        scores, never_seen = rmia(*forget, *population), rmia(*population, *population)
         content["rmia"] = {
             "auc": tested.auc[0],
             "low": tested.low,
             "high": tested.high,
-            "tpr_at_1_fpr": true_positives(*sides),
-            "worst_decile": float(scores[-max(1, round(WORST * len(scores))) :].mean()),
+            "tpr_at_1_fpr": {"value": true_positives(*sides)} | _again(rng, true_positives, *sides),
+            "worst_decile": {"value": worst(scores)} | _again(rng, worst, scores),
+            "worst_decile_of_unseen": {"value": worst(never_seen)} | _again(rng, worst, never_seen, size=len(scores)),
         }
+        if (size := len(never_seen)) < POPULATION:
+            content["notes"].append(
+                f"The population has {size} samples, fewer than {POPULATION}: its true positives are those at 0% false ones."
+            )
     question = "Does the model fit forget samples better than unseen ones, beside a model that has seen neither?"
     finding = stands_out("rmia", question, tested, ["by RMIA"])
-    return {"membership": content | {"reference": "trained" if given is None else "given"}}, [finding]
+    kept = ~matched if ctx.is_class else np.ones(len(matched), bool)  # a reference does not know forgotten classes
+    content |= {"reference": "trained" if given is None else "given"}
+    if kept.any():
+        right = [of["unseen"].signals["correct"][kept] for of in (original, others)]
+        content["accuracy"] = {"original": float(right[0].mean()), "reference": float(right[1].mean())}
+        if paired_drop(*right, margin=FAR_BELOW).p <= LEVEL:
+            finding = dataclasses.replace(finding, p=None, kind="info")
+            content["notes"].append(
+                f"The reference model is right on {right[1].mean():.1%} of the unseen samples, and the original on "
+                f"{right[0].mean():.1%}: it is too weak to judge by."
+            )
+            finding.sentence += f" {content['notes'][-1]}"
+    return {"membership": content}, [finding]

@@ -168,6 +168,8 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
         kinds[kind] = {"unlearned": known, "control": control, "retrained": retrained}
         areas[kind] = {name: float(area(STEPS, curve)) for name, curve in kinds[kind].items() if curve is not None}
         right = [area(STEPS, [m.signals["correct"] for m in of[name]]) for name in sides]
+        if control is not None:
+            areas[kind]["difference"] = areas[kind]["unlearned"] - areas[kind]["control"]
         areas[kind]["low"], areas[kind]["high"] = interval(right[0], labels["forget"], right[1], labels["unseen"])
         margins += [[m.signals["margin"] for m in after] for after in list(zip(*of.values(), strict=True))[1:]]
         places += [f"after {step} steps on {samples}" for step in STEPS[1:]]

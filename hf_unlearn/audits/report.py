@@ -20,6 +20,7 @@ from .sections import (
     NO_VALUE,
     At,
     Cell,
+    Line,
     Plot,
     Range,
     Section,
@@ -35,9 +36,11 @@ from .sections import (
 FORMAT = 1
 WIDTH = 100  # of the summary
 OTHERS = "What else was asked"
+INTERVAL = "95% interval"
 SHOWN_ROWS = 20  # of a long table; the others are folded away
 BESIDE = 4  # columns of a table that finds room beside a plot
 NEEDED = ("version", "level", "seed", "task", "request", "models", "verdict")
+SAID = ("plain", "headline", "tested")  # of a verdict; older reports have the headline only
 GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
 
 
@@ -58,7 +61,8 @@ class AuditReport:
     def summary(self) -> str:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
         verdict, table = self.content["verdict"], figures(self.content)
-        parts = [f"Verdict: {plain(verdict['outcome'])}\n" + _wrap(verdict["headline"], "")]
+        said = [_wrap(verdict[key], "") for key in SAID if key in verdict]
+        parts = ["\n".join([f"Verdict: {plain(verdict['outcome'])}", *said])]
         if table:
             parts.append(_text_table(self.content, table.tables[0]))
         findings = [f"[{_mark(one)}] {one['sentence']}{_measure(self.content, at)}" for at, one in self._findings()]
@@ -101,9 +105,11 @@ class AuditReport:
 
     def to_markdown(self) -> str:
         """The body of a section of a model card; its headings are of level 3."""
-        verdict = self.content["verdict"]
-        found, absent = sections(self.content)
+        content, verdict = self.content, self.content["verdict"]
+        found, absent = sections(content)
         parts = [f"**{_escape(verdict['headline'])}**"]
+        parts += [" ".join(_escape(verdict[key]) for key in SAID if key != "headline" and key in verdict)]
+        parts = [part for part in parts if part]
         findings = [
             f"- **{_mark(one)}**: {_escape(one['sentence'])}{_measure(self.content, at)}"
             for at, one in self._findings()
@@ -114,7 +120,7 @@ class AuditReport:
         for section in found:
             if section.brief:
                 parts += [f"### {section.title}", section.text]
-                parts += [_bullets(section.lines)] if section.lines else []
+                parts += [_bullets([_line(content, line) for line in section.lines])] if section.lines else []
                 parts += [_markdown_table(self.content, table) for table in section.tables]
         if absent:
             parts += ["### What was not measured", _bullets(absent)]
@@ -150,7 +156,10 @@ class AuditReport:
             models=", ".join(f"{name}: <b>{_text(models[name])}</b>" for name in models if models[name]),
             state="good" if outcome in GOOD else "open" if outcome in OPEN else "bad",
             outcome=_text(outcome),
-            headline=_text(verdict["headline"]),
+            plain=_text(verdict.get("plain", verdict["headline"])),
+            headline=_text(verdict["headline"]) if "plain" in verdict else "",
+            tested=_text(verdict.get("tested", "")),
+            date=f" · {_text(content['date'])}" if "date" in content else "",
             failures=_list("What fails", findings[True], "failures"),
             cannot=_list("What cannot be judged", _items(verdict.get("cannot", [])), "cannot"),
             contents="\n".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in contents),
@@ -176,12 +185,12 @@ def _wrap(text: str, mark: str) -> str:
 
 
 def _measure(content: dict[str, Any], at: At, show: Callable[[Cell], str] | None = None) -> str:
-    """The figures of a finding, in brackets after its sentence."""
+    """The figures of a finding that its sentence lacks, in brackets after it."""
     show = show or (lambda cell: _plain_cell(content, cell))
     parts = []
-    if value(content, at / "value") is not None:
-        whole = value(content, at / "low") is not None and value(content, at / "high") is not None
-        parts.append(show(Range(at / "value", at / "low", at / "high") if whole else at / "value"))
+    ends = at / "low", at / "high"
+    if None not in (value(content, end) for end in ends) and INTERVAL not in value(content, at / "sentence"):
+        parts.append(f"{INTERVAL} {show(ends[0])} to {show(ends[1])}")
     if value(content, at / "p") is not None:
         parts.append(f"p {show(at / 'p')}")
     if value(content, at / "p_corrected") is not None:
@@ -194,8 +203,13 @@ def _plain_cell(content: dict[str, Any], cell: Cell, text: Callable[[str], str] 
         return text(cell)
     if isinstance(cell, Range):
         one, low, high = (number(value(content, at), at) for at in (cell.value, cell.low, cell.high))
-        return f"{one} [{low}, {high}]"
+        return one if value(content, cell.low) is None else f"{one} [{low}, {high}]"
     return number(value(content, cell), cell)
+
+
+def _line(content: dict[str, Any], line: Line, show: Callable[[Cell], str] | None = None) -> str:
+    show = show or (lambda cell: _plain_cell(content, cell))
+    return " ".join(map(show, line)) if isinstance(line, tuple) else line
 
 
 def _text_table(content: dict[str, Any], table: Table) -> str:
@@ -225,7 +239,7 @@ def _markdown_table(content: dict[str, Any], table: Table) -> str:
     cells = [[_plain_cell(content, cell, _escape) for cell in row] for row in (table.head, *rows[: len(rows) - left])]
     lines = ["| " + " | ".join(line) + " |" for line in cells]
     lines.insert(1, "|" + "|".join(["---"] + ["---:"] * (len(table.head) - 1)) + "|")
-    text = f"{table.caption}:\n\n" if table.caption else ""
+    text = f"{_escape(table.caption)}:\n\n" if table.caption else ""
     return text + "\n".join(lines) + (f"\n\n{left:,} more rows are in the full report." if left else "")
 
 
@@ -244,6 +258,8 @@ def _data(content: dict[str, Any], at: At) -> str:
 def _cell(content: dict[str, Any], cell: Cell) -> str:
     """A text may be broken after its dots and underscores, which names of layers have."""
     if isinstance(cell, Range):
+        if value(content, cell.low) is None:
+            return _data(content, cell.value)
         low, high = _data(content, cell.low), _data(content, cell.high)
         return f'{_data(content, cell.value)} <span class="range">[{low}, {high}]</span>'
     return re.sub(r"([._/])(?=\w)", r"\1<wbr>", _text(cell)) if isinstance(cell, str) else _data(content, cell)
@@ -293,7 +309,11 @@ def _figure(content: dict[str, Any], plot: Plot) -> str:
 def _section(content: dict[str, Any], section: Section) -> str:
     parts = [f'<section id="{section.name}"><h2>{section.title}</h2><p>{section.text}</p>']
     if section.lines:
-        parts.append(f"<ul>{''.join(_items(section.lines))}</ul>")
+        lines = (
+            _line(content, line if isinstance(line, tuple) else (line,), lambda cell: _cell(content, cell))
+            for line in section.lines
+        )
+        parts.append(f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>")
     drawn = [(plot.minor, _figure(content, plot)) for plot in section.plots]
     shown = [figure for minor, figure in drawn if not minor]
     for table in section.tables:

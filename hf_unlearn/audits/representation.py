@@ -23,6 +23,7 @@ from ..surgery.probe import RIDGE
 from ..surgery.statistics import Activations
 from .context import AuditContext
 from .exchange import exchange, stands_out
+from .relearning import interval
 from .verdict import Finding
 
 STAGES = 5  # the last one is what the head reads
@@ -125,6 +126,13 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
         }
         for i, stage in enumerate(names[-depth:])
     ]
+    for i, stage in enumerate(content):
+        if stage["control"] is not None:
+            right = [(probed["unlearned"][i][name] > 0).double().numpy() for name in ("forget", "unseen")]
+            stage["difference"] = stage["probe"]["unlearned"] - stage["control"]
+            stage["low"], stage["high"] = interval(
+                right[0], labels["forget"].numpy(), right[1], labels["unseen"].numpy()
+            )
     sides = []
     for name in ("forget", "unseen"):
         sides += [torch.stack([of[name] for of in probed["unlearned"]]), 2 * labels[name] + halves[name]]

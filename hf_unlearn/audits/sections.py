@@ -13,6 +13,7 @@ from ..report import NAMES
 
 MODELS = ("original", "unlearned", "retrained")
 SETS = ("forget", "retain", "unseen")
+MOST = 12  # layers that are named beside the plot of all
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NO_VALUE = "–"
 
@@ -56,6 +57,7 @@ class Range:
 
 
 Cell = str | At | Range
+Line = str | tuple[Cell, ...]  # a sentence, with figures between its parts
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; `lines` are sentences of the content, `text` says how it is read."""
+    """A part of the report; `lines` are sentences about the content, `text` says how it is read."""
 
     name: str
     title: str
     text: str
-    lines: list[str] = field(default_factory=list)
+    lines: list[Line] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     brief: bool = True  # short enough for a model card
@@ -158,6 +160,11 @@ def places(content: dict[str, Any], at: At) -> list[At]:
     return [at / i for i in range(len(value(content, at) or []))]
 
 
+def in_words(head: tuple[str, ...], row: tuple[Cell, ...]) -> Line:
+    """A row of a table as a sentence, where it is the only one."""
+    return (f"{row[0]}:", *(part for pair in zip(head[1:], row[1:], strict=True) for part in pair))
+
+
 def sections(content: dict[str, Any]) -> tuple[list[Section], list[str]]:
     """The parts that were measured, in the order in which they are read, and a sentence for each that was not."""
     found, absent = [], []
@@ -210,6 +217,27 @@ def _figure(content: dict[str, Any], at: At) -> Cell:
     return Range(at, parent / f"{name}_low", parent / f"{name}_high")
 
 
+WORST = {"forget_margin": "margin, forget", "unseen_margin": "margin, unseen", "jsd": "JSD to retrained, forget"}
+
+
+def worst(content: dict[str, Any]) -> Section | None:
+    """What means do not tell."""
+    found = content.get("worst")
+    if not found:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for model in (model for model in MODELS if model in found):
+        rows.append((model,))
+        for key in found[model]:
+            rows.append((WORST[key], *(At(("worst", model, key, figure)) for figure in ("mean", "p90", "max"))))
+    text = (
+        "A good mean can hide a few exposed samples: those with the highest margins (of a language model: likelihoods). They "
+        "mean something beside the same of unseen samples."
+    )
+    table = Table(("", "mean", "90th percentile", "highest"), rows)
+    return Section("worst", "Worst cases", text, tables=[table], brief=False)
+
+
 SCORES = {"margin": "margin", "loss": "loss", "entropy": "entropy"}  # a language model has a likelihood as margin
 
 
@@ -234,7 +262,8 @@ def distributions(content: dict[str, Any]) -> Section | None:
         return None
     text = (
         "Where the two shapes of a model lie on each other, a sample's score does not tell whether it was forgotten or never "
-        "seen. Forget samples to the side of the sure ones are remembered; to the other side they stand out by being treated worse."
+        "seen. Forget samples to the side of the sure ones are remembered; to the other side they stand out by being treated "
+        "worse. The first and the last bin hold all samples beyond them, too."
     )
     return Section("distributions", "Scores of forget and unseen samples", text, plots=drawn, brief=False)
 
@@ -248,12 +277,14 @@ def locality(content: dict[str, Any]) -> Section | None:
     if not sets:
         return None
     reference = "retrained" if value(content, At(("models", "retrained"))) else "original"
+    floor = any(value(content, At(("locality", name, "floor"))) for name in sets)
     drawn, tables = [], []
     for name in sets:
         at = At(("locality", name))
         rows = [(label, at / "near" / measure, at / "far" / measure) for measure, label in MEASURES.items()]
         title = f"{name.capitalize()} samples, {reference} − unlearned"
-        tables.append(Table(("", "nearest 5%", "farthest half"), rows, title))
+        of = f"{title}; the {reference} model is {content['models'][reference]}"
+        tables.append(Table(("", "nearest 5%", "farthest half"), rows, of))
         for measure, label in MEASURES.items():
             series = [("unlearned", "unlearned", places(content, at / "bins" / measure))]
             if value(content, at / "floor"):
@@ -261,19 +292,23 @@ def locality(content: dict[str, Any]) -> Section | None:
             drawn.append(
                 Plot(
                     f"locality-{name}-{measure}",
-                    f"{name.capitalize()} samples",
+                    title,
                     places(content, at / "edges"),
                     series,
                     "similarity to the forget set",
                     f"difference, {label}",
                     "middles",
-                    minor=measure != "total_variation",
+                    minor=measure == "total_variation",
                 )
             )
     text = (
-        f"The difference of the {reference} model and the unlearned one, by how similar a sample is to the forget set. "
-        "A line that rises to the right says that the neighbours of what was forgotten pay for it."
+        f"The {reference} model's accuracy and confidence less the unlearned one's, by how similar a sample is to the forget set: "
+        "above 0 the unlearned model is worse. Total variation has no sign: "
     )
+    if floor:
+        text += "beyond that of two retrained models, a line that rises to the right says that neighbours pay."
+    else:
+        text += "it is above 0, and can rise to the right, between any two models that were trained apart."
     rows = [(name, At(("locality", name, "ratio")), At(("locality", name, "correlation"))) for name in sets]
     tables.append(Table(("", "near / far", "rank correlation"), rows, "Total variation"))
     return Section("locality", "Who pays for forgetting", text, tables=tables, plots=drawn)
@@ -294,8 +329,13 @@ def stages(content: dict[str, Any]) -> Section | None:
     drawn = [Plot("stages-probe", "Probe accuracy", names, series, "stage", "accuracy")] if series else []
     drawn.append(Plot("stages-cka", "CKA to the original", names, cka, "stage", "CKA"))
     columns = [*cka, *series]
-    rows = [(name, *(cells[i] for _, _, cells in columns)) for i, name in enumerate(names)]
+    rows = [(f"{i + 1}. {name}", *(cells[i] for _, _, cells in columns)) for i, name in enumerate(names)]
     head = ("stage", *(label for label, _, _ in columns))
+    tables = [Table(head, rows, "CKA, and the accuracy of the probe")]
+    if any(stage.get("difference") is not None for stage in found):
+        over = [Range(*(at / i / key for key in ("difference", "low", "high"))) for i in range(len(found))]
+        rows = [(row[0], cell) for row, cell in zip(rows, over, strict=True)]
+        tables.append(Table(("stage", "difference"), rows, "Accuracy of the probe, unlearned − control, 95% interval"))
     text = (
         "A linear probe tells what can still be read from the features of a stage. One that reads the forget samples as well as "
         "in the original, where the control does not, has found what only the last layer hides. A CKA of 1 is an unchanged stage."
@@ -304,7 +344,7 @@ def stages(content: dict[str, Any]) -> Section | None:
         "stages",
         "Features, stage by stage",
         text,
-        tables=[Table(head, rows, "CKA, and the accuracy of the probe")],
+        tables=tables,
         plots=drawn,
     )
 
@@ -345,7 +385,7 @@ def relearning(content: dict[str, Any]) -> Section | None:
     kinds = value(content, at / "kinds")
     if not kinds:
         return None
-    drawn, rows, models = [], [], (*MODELS, "control")
+    drawn, rows, over, models = [], [], [], (*MODELS, "control")
     area = at / "area"
     measured = [name for name in models if any(value(content, area / kind / name) is not None for kind in kinds)]
     for i, kind in enumerate(kinds):
@@ -359,12 +399,15 @@ def relearning(content: dict[str, Any]) -> Section | None:
         drawn.append(Plot(f"relearning-{i}", title, steps, series, "step", "forget accuracy"))
         if value(content, area / kind):
             rows.append((title, *(area / kind / name for name in measured)))
+            over.append((title, Range(*(area / kind / key for key in ("difference", "low", "high")))))
     control = value(content, at / "control")
     text = (
         "How fast the forget samples come back in further training. Knowledge that was removed comes back as slowly as in a "
         "model that never had it; knowledge that was hidden comes back at once."
     )
     tables = [Table(("", *measured), rows, "Area under the curve")] if rows else []
+    if rows and "control" in measured:
+        tables.append(Table(("", "difference"), over, "Area under the curve, unlearned − control, 95% interval"))
     lines = [f"The control: {control}"] if control else []
     return Section("relearning", "Relearning", text, lines, tables, drawn)
 
@@ -380,12 +423,12 @@ def connectivity(content: dict[str, Any]) -> Section | None:
         if value(content, at / f"{name}_loss")
     ]
     plot = Plot("connectivity", "Loss on the way", places(content, at / "alphas"), series, "share of the way", "loss")
-    table = Table(("", "loss"), [("barrier", at / "barrier")])
+    lines = [("The loss on retain samples rises", at / "barrier", "above the straight line between its ends.")]
     text = (
         "The losses on the straight line from the original (0) to the unlearned model (1). Without a barrier between them, the "
         "unlearned model lies in the original's valley, from where little training leads back."
     )
-    return Section("connectivity", "The way between the models", text, tables=[table], plots=[plot], brief=False)
+    return Section("connectivity", "The way between the models", text, lines, plots=[plot], brief=False)
 
 
 def membership(content: dict[str, Any]) -> Section | None:
@@ -393,23 +436,29 @@ def membership(content: dict[str, Any]) -> Section | None:
     found = content.get("membership")
     if not found:
         return None
+    at, ends = At(("membership",)), ("low", "high")
     rows: list[tuple[Cell, ...]] = []
-    for attack, key, title in (
-        ("rmia", "auc", "RMIA, AUC"),
-        ("rmia", "tpr_at_1_fpr", "RMIA, true positives at 1% false ones"),
-        ("rmia", "worst_decile", "RMIA, worst tenth"),
-        ("iam", "mean", "IAM, degree of unlearning"),
-        ("iam", "worst_decile", "IAM, worst tenth"),
-    ):
-        at = At(("membership", attack))
-        if value(content, at / key) is not None:
-            interval = key in ("auc", "mean") and value(content, at / "low") is not None
-            rows.append((title, Range(at / key, at / "low", at / "high") if interval else at / key))
+    if found.get("rmia"):
+        of = at / "rmia"
+        rows.append(("RMIA, AUC", Range(of / "auc", *(of / end for end in ends))))
+        for key, title in (
+            ("tpr_at_1_fpr", "RMIA, true positives at 1% false ones"),
+            ("worst_decile", "RMIA, worst tenth"),
+            ("worst_decile_of_unseen", "RMIA, worst tenth of as many unseen samples"),
+        ):
+            rows.append((title, Range(of / key / "value", *(of / key / end for end in ends))))
+    if value(content, at / "iam" / "mean") is not None:
+        rows.append(("IAM, degree of unlearning", Range(at / "iam" / "mean", *(at / "iam" / end for end in ends))))
+        rows.append(("IAM, worst tenth", at / "iam" / "worst_decile"))
+    for name in found.get("accuracy", {}):
+        rows.append((f"unseen accuracy, {name} model", at / "accuracy" / name))
     text = (
-        "Attacks that compare each sample with a reference model that never saw it. For RMIA 0.5 is guessing; for IAM 1 is a "
-        "sample treated as one never seen. The worst tenth counts, not the mean."
+        "Attacks that compare each sample with a reference model that never saw it. For RMIA 0.5 is guessing, and true positives "
+        "as many as false ones; its worst tenth is high even where nothing is remembered, and means something only beside that "
+        "of unseen samples. For IAM 1 is a sample treated as one never seen."
     )
     lines = [f"The reference model was {found['reference']}."] if found.get("reference") else []
+    lines += found.get("notes", [])
     return Section("membership", "Membership of single samples", text, lines, [Table(("attack", "value"), rows)])
 
 
@@ -425,6 +474,8 @@ def classes(content: dict[str, Any]) -> Section | None:
     rows = [(class_name(content, found[i]), *(at / i / key for key in keys)) for i in worst]
     head = ("class", *(names[key] for key in keys))
     text = "Samples of each forget class, and how far they are from unseen ones: a good mean can hide one class."
+    if len(rows) == 1:
+        return Section("classes", "Class by class", text, [in_words(head, ("Class " + rows[0][0], *rows[0][1:]))])
     return Section("classes", "Class by class", text, tables=[Table(head, rows)])
 
 
@@ -448,10 +499,11 @@ def distance(content: dict[str, Any]) -> Section | None:
     )
     head_only = "Only the head has changed." if found.get("head_only") else "Not only the head has changed."
     text = "The change of the weights relative to their length."
-    table = Table(("", "distance"), [("all weights", at / "total")])
-    return Section(
-        "distance", "Change of the weights", text, [head_only], [table], [plot] if layers else [], brief=False
-    )
+    lines = [head_only, ("All weights together have moved by", at / "total", "of their length.")]
+    most = sorted(range(len(layers)), key=lambda i: (-(layers[i]["relative"] or 0), i))[:MOST]
+    table = Table(("layer", "distance"), [(names[i], cells[i]) for i in most], "Layers that have moved most")
+    shown = ([table], [plot]) if layers else ([], [])
+    return Section("distance", "Change of the weights", text, lines, *shown, brief=False)
 
 
 def canary(content: dict[str, Any]) -> Section | None:
@@ -459,10 +511,8 @@ def canary(content: dict[str, Any]) -> Section | None:
     found = content.get("canary")
     if not found:
         return None
-    at = At(("canary",))
-    table = Table(("", "value"), [("planted samples", at / "planted"), ("AUC", at / "auc")])
     text = "Samples were planted among the forgotten ones, to see whether this audit would have noticed them."
-    return Section("canary", "Self-test", text, [found["sentence"]] if found.get("sentence") else [], [table])
+    return Section("canary", "Self-test", text, [found["sentence"]] if found.get("sentence") else [])
 
 
 def cost(content: dict[str, Any]) -> Section | None:
@@ -475,7 +525,10 @@ def cost(content: dict[str, Any]) -> Section | None:
     for name in found.get("seconds", {}):
         rows.append((f"seconds, {name.replace('_', ' ')}", at / "seconds" / name))
     rows += [(key.replace("_", " "), at / key) for key in found if key != "seconds"]
-    return Section("cost", "Cost", "What this audit took.", tables=[Table(("", "value"), rows)])
+    text = "What this audit took, in forward passes of single samples and in seconds."
+    if "unlearning" in found.get("seconds", {}):
+        text += " Unlearning itself is not part of the total."
+    return Section("cost", "Cost", text, tables=[Table(("", "value"), rows)])
 
 
 def conventions(content: dict[str, Any]) -> Section | None:
@@ -487,6 +540,7 @@ def conventions(content: dict[str, Any]) -> Section | None:
 PARTS: dict[Callable[[dict[str, Any]], Section | None], str] = {
     figures: "Figures before and after.",
     distributions: "Distributions of scores: they need samples with labels.",
+    worst: "Worst cases: they need 30 forget samples.",
     locality: "Who pays for forgetting: it needs classes, and samples beside the forgotten ones.",
     stages: "Probes and CKA of each stage: part of level 1, for classifiers.",
     quantization: "Rounded weights: part of level 1, for classifiers.",

@@ -17,6 +17,15 @@ POWER = 0.8
 ENOUGH = 30  # forget samples
 
 NAMES = {"residual": "residual memory", "over": "over-forgotten", "harm": "retain harm"}  # the worst first
+PLAIN = {
+    "unchanged": "This is still the original model: nothing was removed.",
+    "only the head changed": "Only the last layer was changed: the model below it may still know the forget samples.",
+    "residual memory": "The audit found signs that the model still remembers the forget samples.",
+    "over-forgotten": "The forget samples still stand out: the model treats them worse than samples it has never seen.",
+    "retain harm": "Samples that were not to be forgotten have paid: the model has become worse on them.",
+    "cannot judge": "The audit cannot say whether the model still remembers the forget samples.",
+    "no evidence": "No sign was found that the model still remembers the forget samples.",
+}
 # Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
 TELLING = (
     *("recognition", "canaries", "membership", "relative", "harm_retain", "harm_unseen", "extraction", "min_k"),
@@ -54,11 +63,13 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """What an audit comes to: `outcome` in one or two words, `headline` in one sentence, what it rests on, and what could
-    not be judged."""
+    """What an audit comes to: `outcome` in one or two words, `plain` in a sentence for everyone, `headline` in one with the
+    figure that tells most, `tested` what it rests on, and what could not be judged."""
 
     outcome: str
+    plain: str
     headline: str
+    tested: str
     findings: list[Finding]
     cannot: list[str]
 
@@ -149,7 +160,12 @@ def decide(
     else:
         outcome, headline = "no evidence", "No evidence of residual memory"
         headline += f"; an AUC above {short(power)} would have been seen." if power else "."
-    return Verdict(outcome, headline, findings, list(cannot))
+    plain = PLAIN[outcome]
+    if outcome == "no evidence" and power:
+        plain = f"{plain[:-1]}; an AUC above {short(power)} would have been seen."
+    names = [finding.name.replace("_", " ") for finding in findings if decides(finding)]
+    tested = f"Tested, and corrected together: {', '.join(names)}." if names else "Nothing was tested that could fail."
+    return Verdict(outcome, plain, headline, tested, findings, list(cannot))
 
 
 def short(value: float) -> str:
