@@ -95,7 +95,7 @@ class TestImportances:
         model = FAMILIES[family]().to(dtype)
         rows = samples(model, 7)
         found = importances(model, batches(rows, 3), SsdConfig())
-        assert (found.samples, found.terms, found.how) == (7, 7, "loop")
+        assert (found.samples, found.terms, found.how) == (7, 7, "layers" if family == "resnet" else "loop")
         assert all(t.dtype == dtype and not t.requires_grad for t in found.values.values())
         assert distance(found.values, by_hand(model, rows)) < rtol
 
@@ -125,7 +125,8 @@ class TestImportances:
         rows = samples(model, 8)
         weight = torch.tensor([1.0, 0, 1, 1, 0, 0.5, 0, 0])
         padded = batches(Batch(rows, weight=weight), 3) + [Batch(rows, weight=torch.zeros(8))]
-        for config in (SsdConfig(), SsdConfig(importance="batch"), SsdConfig(per_sample="vmap")):
+        settings = ({}, {"importance": "batch"}, {"per_sample": "vmap"}, {"per_sample": "loop"})
+        for config in (SsdConfig(**of) for of in settings):
             if family == "bert" and config.per_sample == "vmap":
                 continue
             counted = [
@@ -152,25 +153,24 @@ class TestImportances:
     def test_auto_takes_vmap_where_it_is_right(self, family, monkeypatch):
         model = FAMILIES[family]()
         rows = samples(model, 5)
-        assert importances(model, [rows], SsdConfig()).how == "loop"  # on a CPU
-        monkeypatch.setattr(ssd, "LOOP_DEVICES", ())
+        monkeypatch.setattr(ssd, "ON_CPU", "vmap")
         found = importances(model, [rows], SsdConfig())
         assert distance(found.values, by_hand(model, rows)) < 1e-5
         if family == "bert":
-            why = "torch.func.vmap does not work on BertForSequenceClassification"
-            assert (found.how, found.why_not_vmap) == ("loop", why)
+            why = "vmap does not work on BertForSequenceClassification"
+            assert (found.how, found.why_loop) == ("loop", why)
             assert ssd_edit(model, [rows], [rows])["notes"][0] == f"Gradients were taken sample by sample: {why}."
             return
-        assert (found.how, found.why_not_vmap) == ("vmap", None)
+        assert (found.how, found.why_loop) == ("vmap", None)
         by_vmap = ssd.add_squares_by_vmap
 
         def wrong(model, weights, sums, batch):
             by_vmap(model, weights, sums, batch)
             next(iter(sums.values())).mul_(1.001)
 
-        monkeypatch.setattr(ssd, "add_squares_by_vmap", wrong)
+        monkeypatch.setitem(ssd.TOGETHER, "vmap", wrong)
         found = importances(model, [rows], SsdConfig())
-        assert found.how == "loop" and "is off by 1.0e-03 on two samples" in found.why_not_vmap
+        assert found.how == "loop" and "is off by 1.0e-03 on two samples" in found.why_loop
         assert importances(model, [rows], SsdConfig(per_sample="vmap")).how == "vmap"
 
 
@@ -409,6 +409,31 @@ class TestRefusals:
             model = build()
             rows = [samples(model, 4)]
             self.refused("vmap does not work on", model, rows, rows, per_sample="vmap")
+            self.refused("layers does not work on", model, rows, rows, per_sample="layers")
+
+
+def test_layers_of_every_kind():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, stride=2, padding=1, dilation=2), nn.BatchNorm2d(4)
+            self.fc, self.layer_norm, self.head = nn.Linear(16, 5), nn.LayerNorm([4, 5]), nn.Linear(20, 3, bias=False)
+
+        def forward(self, pixel_values):
+            x = torch.relu(self.norm(self.conv(pixel_values))).flatten(2)  # [B, 4, 16]: a linear layer at 4 places
+            return type("Output", (), {"logits": self.head(torch.tanh(self.layer_norm(self.fc(x))).flatten(1))})
+
+    torch.manual_seed(0)
+    model = Net().double()
+    model(torch.randn(20, 3, 9, 9).double())  # running statistics of its own
+    rows = [Batch(pixel_values=torch.randn(n, 3, 9, 9).double(), labels=torch.arange(n) % 3) for n in (1, 20, 7)]
+    loop, layers = (importances(model, rows, SsdConfig(per_sample=how)) for how in ("loop", "layers"))
+    assert layers.how == "layers" and distance(layers.values, loop.values) < 1e-12
+    assert importances(model, rows, SsdConfig()).how == "layers"
+    model.forward = lambda pixel_values: Net.forward(model, pixel_values + model.conv(pixel_values).mean())
+    assert importances(model, rows, SsdConfig()).how == "loop"  # as one is used twice
+    for p in model.parameters():
+        assert p.grad is None
 
 
 class TestConfig:
@@ -428,7 +453,7 @@ class TestConfig:
             ({"lam": -1}, "ssd: lam is -1; expected a number of at least 0"),
             ({"lam": math.inf}, "lam is inf"),
             ({"importance": "mean"}, "importance is 'mean'; expected sample or batch"),
-            ({"per_sample": "hooks"}, "per_sample is 'hooks'; expected auto, vmap or loop"),
+            ({"per_sample": "hooks"}, "per_sample is 'hooks'; expected auto, vmap, layers or loop"),
         ],
     )
     def test_refusals(self, values, message):

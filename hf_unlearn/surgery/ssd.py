@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import extract_model_from_parallel, reduce
+from accelerate.utils import extract_model_from_parallel, gather_object, reduce
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -18,16 +18,18 @@ from ..evaluation import evaluating
 from ..losses import cross_entropy
 from ..methods.base import Method, MethodConfig, MethodInfo, Paper
 from .checks import check_labels, check_weights, ready
+from .layers import add_squares_by_layers
 
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]  # by the name of the parameter
 
 PAPER_ALPHA = 10.0
-TOLERANCE = 1e-4  # of squared gradients by vmap, relative to those of the loop
+TOLERANCE = 1e-4  # of squared gradients of samples together, relative to those of the loop
 VMAP_NUMBERS = 2**28  # gradients held at once: 1 GiB in float32
-# Where a loop over samples is about as fast as vmap, or faster.
-LOOP_DEVICES = ("cpu",)
+LAYER_SAMPLES = 16  # at once, of which no more than one layer's gradients are held
+VMAP, LAYERS, LOOP = "vmap", "layers", "loop"
+ON_CPU, ON_ACCELERATOR = LAYERS, VMAP  # what is tried first
 
 
 def dampen(weight: Tensor, importance_forget: Tensor, importance_full: Tensor, alpha: float, lam: float) -> Tensor:
@@ -61,7 +63,7 @@ def add_squares(model: nn.Module, weights: Weights, sums: Weights, parts: Iterab
 
 
 def add_squares_by_vmap(model: nn.Module, weights: Weights, sums: Weights, batch: Batch) -> None:
-    """The same for every sample of a batch, as many at once as `VMAP_NUMBERS` allows."""
+    """The same for the samples of a batch together, as many at once as `VMAP_NUMBERS` allows."""
 
     def loss(weights: Weights, inputs: dict[str, Tensor], label: Tensor) -> Tensor:
         inputs = {key: value[None] for key, value in inputs.items()}
@@ -71,6 +73,14 @@ def add_squares_by_vmap(model: nn.Module, weights: Weights, sums: Weights, batch
     for part in pieces(batch, max(1, VMAP_NUMBERS // sum(p.numel() for p in weights.values()))):
         for name, g in vmap(grad(loss), in_dims=(None, 0, 0))(weights, part.inputs, part.labels).items():
             sums[name] += g.to(sums[name].dtype).square().sum(dim=0)  # not in place: gradients may share memory
+
+
+def add_squares_layer_by_layer(model: nn.Module, weights: Weights, sums: Weights, batch: Batch) -> None:
+    for part in pieces(batch, LAYER_SAMPLES):
+        add_squares_by_layers(model, weights, sums, part)
+
+
+TOGETHER = {VMAP: add_squares_by_vmap, LAYERS: add_squares_layer_by_layer}
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
@@ -100,11 +110,12 @@ class SsdConfig(MethodConfig):
             "batch size and the number of processes (the authors' code)"
         },
     )
-    per_sample: Literal["auto", "vmap", "loop"] = field(
+    per_sample: Literal["auto", "vmap", "layers", "loop"] = field(
         default="auto",
         metadata={
-            "help": "gradients of single samples together (vmap) or one by one (loop); auto: vmap on an accelerator where "
-            "it gives what the loop gives"
+            "help": "gradients of single samples together (vmap; layers: of one layer after the other, in networks of linear layers, "
+            "convolutions and norms) or one by one (loop); auto: vmap on an accelerator and layers on a CPU, where they "
+            "give what the loop gives"
         },
     )
 
@@ -112,7 +123,7 @@ class SsdConfig(MethodConfig):
         self.check("alpha", self.alpha is None or 0 < self.alpha < math.inf, "a number above 0, or null")
         self.check("lam", 0 <= self.lam < math.inf, "a number of at least 0")
         self.check("importance", self.importance in ("sample", "batch"), "sample or batch")
-        self.check("per_sample", self.per_sample in ("auto", "vmap", "loop"), "auto, vmap or loop")
+        self.check("per_sample", self.per_sample in ("auto", VMAP, LAYERS, LOOP), "auto, vmap, layers or loop")
 
     @classmethod
     def paper(cls) -> "SsdConfig":
@@ -126,8 +137,8 @@ class Importances:
     values: Weights
     samples: int
     terms: int  # squares in the mean: as many as samples, or as batches
-    how: str  # "loop", "vmap" or "batch"
-    why_not_vmap: str | None = None  # if it was tried
+    how: str  # "loop", "vmap", "layers" or "batch"
+    why_loop: str | None = None  # if something else was tried
 
 
 def importances(
@@ -155,8 +166,8 @@ def importances(
                 check_labels(batch.labels, num_labels)
                 if not how:
                     how, why = _choose(model, weights, next(pieces(batch, 2)), config.per_sample)
-                if how == "vmap":
-                    add_squares_by_vmap(model, weights, sums, batch)
+                if how in TOGETHER:
+                    TOGETHER[how](model, weights, sums, batch)
                 else:
                     add_squares(model, weights, sums, [batch] if how == "batch" else pieces(batch, 1))
                 samples += len(batch.labels)
@@ -164,7 +175,8 @@ def importances(
     finally:
         for p in frozen:
             p.requires_grad_(False)
-    samples, terms, by_vmap = reduce(torch.tensor([samples, terms, how == "vmap"], device=device), "sum").tolist()
+    samples, terms = reduce(torch.tensor([samples, terms], device=device), "sum").tolist()
+    how = next((of for of in gather_object([how]) if of), LOOP)  # a process may have no samples
     if samples == 0:
         raise UnlearningError(f"ssd: there are no {name} samples; expected at least one to forget and one to retain.")
     for key in sums:  # one by one, so that there is never a second copy of them all
@@ -174,7 +186,7 @@ def importances(
                 f"ssd: gradients of the {name} samples are not finite, those of {key} for one; expected a model whose "
                 "weights and losses are finite numbers (load it in float32 if it is in half precision)."
             )
-    return Importances(sums, samples, terms, how or ("vmap" if by_vmap else "loop"), why)
+    return Importances(sums, samples, terms, how, why)
 
 
 def ssd_edit(
@@ -222,8 +234,8 @@ def ssd_edit(
         "tensors": [t for t in sorted(tensors, key=lambda t: -t["share"])[:10] if t["dampened"]],
         "notes": [],
     }
-    if forget.why_not_vmap:
-        report["notes"].append(f"Gradients were taken sample by sample: {forget.why_not_vmap}.")
+    if forget.why_loop:
+        report["notes"].append(f"Gradients were taken sample by sample: {forget.why_loop}.")
     if len(factors) == 0:
         report["notes"].append(
             f"Nothing was dampened: no weight is more than {largest:.4g} times as important for the forget samples as for "
@@ -277,31 +289,35 @@ def _zeros(weights: Weights) -> Weights:
 
 
 def _choose(model: nn.Module, weights: Weights, few: Batch, per_sample: str) -> tuple[str, str | None]:
-    """`vmap` or `loop`, and why not `vmap` if `auto` has tried it."""
-    if per_sample == "loop" or (per_sample == "auto" and few.labels.device.type in LOOP_DEVICES):
-        return "loop", None
-    error = vmap_error(model, weights, few)
+    """`vmap`, `layers` or `loop`, and why `loop` if `auto` has tried something else that should have worked."""
+    how = (ON_CPU if few.labels.device.type == "cpu" else ON_ACCELERATOR) if per_sample == "auto" else per_sample
+    if how == LOOP:
+        return LOOP, None
+    error = error_of(how, model, weights, few)
     if error is None:
-        why = f"torch.func.vmap does not work on {type(model).__name__}"
-        if per_sample == "vmap":
+        why = f"{how} does not work on {type(model).__name__}"
+        if per_sample == how:
             raise UnlearningError(f'ssd: {why}; use per_sample="loop".')
-        return "loop", why
-    if per_sample == "vmap" or error <= TOLERANCE:
-        return "vmap", None
-    return "loop", f'torch.func.vmap is off by {error:.1e} on two samples (per_sample="vmap" takes it all the same)'
+        return LOOP, None if how == LAYERS else why  # most models have other parameters
+    if per_sample == how or error <= TOLERANCE:
+        return how, None
+    return LOOP, f'{how} is off by {error:.1e} on two samples (per_sample="{how}" takes it all the same)'
 
 
-def vmap_error(model: nn.Module, weights: Weights, few: Batch) -> float | None:
-    """The largest relative error of a tensor's squares by vmap; None where vmap does not work on the model."""
+def error_of(how: str, model: nn.Module, weights: Weights, few: Batch) -> float | None:
+    """The largest relative error of a tensor's squares, of samples together; None where that does not work on the model."""
     found, expected = _zeros(weights), _zeros(weights)
-    add_squares(model, weights, expected, pieces(few, 1))
     try:
-        add_squares_by_vmap(model, weights, found, few)
+        TOGETHER[how](model, weights, found, few)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # what functorch raises for an operation that it cannot batch
-        logger.debug("torch.func.vmap does not work", exc_info=True)
+    except (
+        RuntimeError,
+        IndexError,
+    ):  # of an operation that functorch cannot batch; of a layer that is called otherwise
+        logger.debug(f"{how} does not work", exc_info=True)
         return None
+    add_squares(model, weights, expected, pieces(few, 1))
     rounding = 1e-10 * max(total.norm().item() for total in expected.values())  # of gradients that are 0 in theory
     return max((found[k] - total).norm().item() / (total.norm().item() + rounding) for k, total in expected.items())
 
