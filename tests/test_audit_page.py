@@ -118,8 +118,20 @@ class TestPage:
 
     def test_verdict_is_seen_first(self, name, browser, pages):
         browser.open(pages[name], width=390, height=844)
-        headline = browser.evaluate("document.querySelector('.headline').getBoundingClientRect().top")
-        assert headline < 844 / 2
+        top = "document.querySelector('.plain').getBoundingClientRect().top"
+        assert browser.evaluate(top) < 844 / 2
+
+
+def test_outcomes_differ_in_more_than_colour(browser, tmp_path):
+    looks = set()
+    for outcome in ("no evidence", "cannot judge", "residual memory"):
+        content = audit_content(level=0, classes=2, layers=2)
+        content["verdict"]["outcome"] = outcome
+        AuditReport(content).to_html(tmp_path / "audit.html")
+        browser.open(tmp_path / "audit.html")
+        mark = browser.evaluate("getComputedStyle(document.querySelector('.outcome'), '::before').content")
+        looks |= {mark, browser.evaluate("getComputedStyle(document.querySelector('.verdict')).borderLeftStyle")}
+    assert len(looks) == 6
 
 
 def test_names_stay_text(browser, pages):
