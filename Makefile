@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
 .PHONY: help quickstart test test-fast experiments quality style
@@ -15,10 +16,10 @@ quickstart: $(VENV)/.installed  ## install, then run the quickstart
 	$(BIN)/hf-unlearn quickstart
 
 test: $(VENV)/.installed-test  ## run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(VENV)/.installed-test  ## run the tests that are not marked slow
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 experiments: $(VENV)/.installed  ## run the experiments behind the committed results
 	$(BIN)/python recipes/experiments/run_all.py
