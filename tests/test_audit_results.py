@@ -24,7 +24,7 @@ def test_a_planted_fault_is_a_fault(kind, row):
         assert run["failed"] and run["outcome"] not in ("no evidence", "cannot judge")
 
 
-@pytest.mark.parametrize(("kind", "row"), [("instance", row) for row in PLANTED] + [("class", row) for row in PLANTED])
+@pytest.mark.parametrize("kind", ["instance", "class"])
+@pytest.mark.parametrize("row", PLANTED)
 def test_faults_are_told_apart(kind, row):
-    """But an over-forgotten class, of which few unseen samples are left: two of five are called by other names."""
-    assert FOUND[kind][row]["told"] >= (3 if (kind, row) == ("class", "over-forgotten") else 5)
+    assert FOUND[kind][row]["told"] == 5
