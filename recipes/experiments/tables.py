@@ -61,12 +61,29 @@ SURGERY = {
 }
 
 
-def _surgery(rows: dict) -> str:
-    columns = [key for key in SURGERY if any(row["mean"][key] is not None for row in rows.values())]
-    lines = [f"| | {' | '.join(SURGERY[key] for key in columns)} |", "|---" * (len(columns) + 1) + "|"]
+LOCALITY = {
+    "forget_accuracy": "forget acc.",
+    "avg_gap": "Avg Gap",
+    "affected_gap": "Avg Gap, cats alone",
+    "near": "TV near",
+    "far": "TV far",
+    "near_retain": "TV near, retained",
+    "far_retain": "TV far, retained",
+    "seconds": "seconds",
+}
+
+
+def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
+    """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
+    columns = {
+        key: name for key, name in columns.items() if any(r["mean"].get(key) is not None for r in rows.values())
+    }
+    lines = [f"| | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
+        digits = {key: 0 if key == "seconds" else 3 for key in columns}
         cells = (
-            "-" if row["mean"][key] is None else f"{row['mean'][key]:.3f} ± {row['std'][key]:.3f}" for key in columns
+            "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
+            for key, n in digits.items()
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -101,7 +118,9 @@ def render(name: str) -> str:
     if name == "surgery-cost":
         return _surgery_cost(results)
     if file.startswith("damp-"):
-        return _surgery(results[setting]["rows"])
+        return _means(results[setting]["rows"], SURGERY, "std")
+    if file == "locality":
+        return _means(results[setting], LOCALITY, "interval")
     if setting:
         rows = results[setting]
         rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
