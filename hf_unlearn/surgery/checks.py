@@ -1,5 +1,6 @@
-"""Weights that cannot be edited in place, refused before any compute."""
+"""Weights, layers and samples that no edit can be made with, refused before any compute."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -8,11 +9,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
 
 from ..adapters import tuner_layers
 from ..batches import Batch
 from ..errors import UnlearningError
 from ..evaluation import to_model
+from .operators import Plan
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -65,3 +69,46 @@ def check_labels(labels: Tensor, num_labels: int) -> None:
         raise UnlearningError(
             f"A sample has the label {outside[0].item()}; expected 0 to {num_labels - 1}, the classes of the model's head."
         )
+
+
+def check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
+    """Refuse operators of which an edit of the weight would be something else, or more."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    for operator in (operator for reading in plan.readings for operator in reading.operators):
+        module, owning = operator.module, owners.get(id(operator.module.weight), [])
+        if len(owning) != 1:
+            why = f"is shared by {' and '.join(owning)}" if owning else "is computed from others (a parametrization)"
+            raise UnlearningError(
+                f"The weight of {operator.name} {why}, so editing it would change more than what reads the stage; give each "
+                "module a weight of its own."
+            )
+        if not _is_linear_in_its_weight(module):
+            raise UnlearningError(
+                f"{operator.name} is a {type(module).__name__}, which does not compute with its weight as it is (standardised or "
+                "scaled), so an edit of the weight would not be what it does; give the stages by hand, without it."
+            )
+        is_plain = not isinstance(module, nn.Conv2d) or (module.dilation == (1, 1) and module.padding_mode == "zeros")
+        if as_adapter and not is_plain:
+            raise UnlearningError(
+                f"{operator.name} has dilation {module.dilation} and padding mode {module.padding_mode!r}, which PEFT leaves out "
+                "of its layers; edit the weights themselves."
+            )
+
+
+@torch.no_grad()
+def _is_linear_in_its_weight(module: nn.Module) -> bool:
+    """Twice the weight must give twice as much, exactly, as 2 is a power of 2."""
+    weight, size = module.weight, ()
+    if isinstance(module, nn.Conv2d):
+        size = tuple(2 * d * k for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    channels = weight.shape[0 if isinstance(module, Conv1D) else 1]
+    x = torch.linspace(-1, 1, channels * math.prod(size), dtype=weight.dtype, device=weight.device)
+
+    def given(scale: float) -> Tensor:
+        weights = {name: scale * p if p is weight else 0 * p for name, p in module.named_parameters()}
+        return functional_call(module, weights, (x.view(1, channels, *size),))
+
+    return torch.allclose(given(1.0), given(0.5) * 2, rtol=1e-3, equal_nan=True)

@@ -13,13 +13,12 @@ import torch
 from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import LoraConfig
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
 from ..gradients import project
 from ..methods.base import CLASSIFICATION, Method, MethodConfig, MethodInfo, Paper
-from .checks import check_weights, ready
+from .checks import check_operators, check_weights, ready
 from .lora import Factors, load_lora, to_lora
 from .operators import Operator, Plan, Reading, find_plan
 from .probe import probe_accuracy
@@ -380,7 +379,7 @@ def _edits(
     plan = find_plan(model, example, stages or config.stages, config.readers)
     if config.conv == "unfold":
         plan = dataclasses.replace(plan, readings=[one for reading in plan.readings for one in _by_patch(reading)])
-    _check_operators(model, plan, as_adapter)
+    check_operators(model, plan, as_adapter)
     about = {"conv": config.conv, "pooling": config.pooling, "seed": seed}
     about["samples"] = config.probe_samples // 2 if config.alpha is None else 0
     pair = (forget_loader, retain_loader)
@@ -654,48 +653,6 @@ def _example(loader: Iterable[Mapping] | None, model: nn.Module) -> tuple[dict[s
         )
     device = next(model.parameters()).device
     return {name: values.to(device) for name, values in found.items()}, loader
-
-
-def _check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    for operator in (operator for reading in plan.readings for operator in reading.operators):
-        module, owning = operator.module, owners.get(id(operator.module.weight), [])
-        if len(owning) != 1:
-            why = f"is shared by {' and '.join(owning)}" if owning else "is computed from others (a parametrization)"
-            raise UnlearningError(
-                f"The weight of {operator.name} {why}, so editing it would change more than what reads the stage; give each "
-                "module a weight of its own."
-            )
-        if not _is_linear_in_its_weight(module):
-            raise UnlearningError(
-                f"{operator.name} is a {type(module).__name__}, which does not compute with its weight as it is (standardised or "
-                "scaled), so an edit of the weight would not be what it does; give the stages by hand, without it."
-            )
-        is_plain = not isinstance(module, nn.Conv2d) or (module.dilation == (1, 1) and module.padding_mode == "zeros")
-        if as_adapter and not is_plain:
-            raise UnlearningError(
-                f"{operator.name} has dilation {module.dilation} and padding mode {module.padding_mode!r}, which PEFT leaves out "
-                "of its layers; edit the weights themselves."
-            )
-
-
-@torch.no_grad()
-def _is_linear_in_its_weight(module: nn.Module) -> bool:
-    """Twice the weight must give twice as much, exactly, as 2 is a power of 2."""
-    weight, size = module.weight, ()
-    if isinstance(module, nn.Conv2d):
-        size = tuple(2 * d * k for d, k in zip(module.dilation, module.kernel_size, strict=True))
-    channels = _out_by_in(weight, module).shape[1]
-    x = torch.linspace(-1, 1, channels * math.prod(size), dtype=weight.dtype, device=weight.device)
-
-    def given(scale: float) -> Tensor:
-        weights = {name: scale * p if p is weight else 0 * p for name, p in module.named_parameters()}
-        return functional_call(module, weights, (x.view(1, channels, *size),))
-
-    return torch.allclose(given(1.0), given(0.5) * 2, rtol=1e-3, equal_nan=True)
 
 
 def _check_classes(forget: Statistics, retain: Statistics, config: DampConfig) -> None:
