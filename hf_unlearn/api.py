@@ -81,6 +81,7 @@ class UnlearningResult:
         retrained: nn.Module | str | None = None,
         reference: nn.Module | str | None = None,
         canaries: str | Sequence[int] | Sequence[bool] | None = None,
+        base_model: str | None = None,
     ) -> "AuditReport":
         """What is left of the forget samples, on the sets of this run; see `hf_unlearn.audit` for the arguments.
 
@@ -88,7 +89,7 @@ class UnlearningResult:
         """
         from .audits.audit import audit_result
 
-        return audit_result(self, level, retrained, reference, canaries)
+        return audit_result(self, level, retrained, reference, canaries, base_model)
 
     def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         if not self.metrics:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 import time
 from types import SimpleNamespace
 
@@ -591,6 +592,22 @@ class TestRun:
         assert content["figures"]["unlearned"]["forget_loss"] == pytest.approx(after, rel=1e-4)
         assert content["distance"]["total"] > 0
         assert models.weights_digest(original) == models.weights_digest(_unadapted(result))
+
+    def test_a_reference_begins_where_the_original_began(self, instance, tmp_path, monkeypatch):
+        sets, original, _ = instance
+        original.save_pretrained(tmp_path / "base")
+        args = arguments(tmp_path / "run", num_train_epochs=1)
+        about = {"method": "finetune", "args": args, "base_model": str(tmp_path / "base")}
+        result = unlearn(copy.deepcopy(original), **sets, **about)
+        seen = []
+        module = sys.modules[audit.__module__]
+        monkeypatch.setattr(module, "report", lambda ctx, *_: seen.append(ctx.base_model) or 1 / 0)
+        for given in ({"level": 2}, {"level": 2, "base_model": "me/base"}, {"level": 1}):
+            with pytest.raises(ZeroDivisionError):
+                result.audit(**given)
+        assert seen == [str(tmp_path / "base"), "me/base", None]
+        with pytest.raises(UnlearningError, match="pass level=2 without reference"):
+            result.audit(base_model="me/base")
 
 
 def _unadapted(result):

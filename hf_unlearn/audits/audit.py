@@ -145,11 +145,14 @@ def audit_result(
     retrained: nn.Module | str | None = None,
     reference: nn.Module | str | None = None,
     canaries: str | Sequence[int] | Sequence[bool] | None = None,
+    base_model: str | None = None,
 ) -> AuditReport:
-    """The audit of a run, with its own samples, collator and evidence half."""
+    """The audit of a run, with its own samples, collator, evidence half and, if it has a name, starting point."""
     started = time.perf_counter()
-    check_level(level, reference)
+    check_level(level, reference, base_model)
     trainer = result.trainer
+    if level == 2 and reference is None and isinstance(trainer.base_model, str) and trainer.base_model != "scratch":
+        base_model = base_model or trainer.base_model
     if trainer.task not in TASKS or trainer.is_fsdp_enabled:
         what = "sharded over processes" if trainer.is_fsdp_enabled else f"for {trainer.task}"
         raise UnlearningError(
@@ -166,7 +169,7 @@ def audit_result(
     indices = {"unseen" if name == "evidence" else name: of for name, of in trainer.indices.items()}
     indices.pop("control", None)
     parts = trainer.evaluator, trainer.sources, indices, trainer.task, trainer.request.is_class
-    ctx = _context(loaded, *parts, trainer.args.seed, reference_model)
+    ctx = _context(loaded, *parts, trainer.args.seed, reference_model, base_model)
     names = {"unlearned": trainer.method.info.name}
     names |= {name: _name(others.get(name), model) for name, model in loaded.items() if name != "unlearned"}
     if trainer.origin:
