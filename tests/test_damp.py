@@ -34,6 +34,8 @@ from hf_unlearn.surgery.operators import Operator, Plan, Reading, find_plan
 from hf_unlearn.surgery.probe import probe_accuracy
 from hf_unlearn.surgery.statistics import collect, mean_patch, pool_tokens
 from tests.tiny import (
+    CLS,
+    VOCABULARY,
     random_inputs,
     tiny_bert,
     tiny_distilbert,
@@ -527,7 +529,7 @@ def test_once_is_what_one_stage_after_the_other_from_deep_to_shallow_gives():
 
 def test_the_coefficient_of_a_stage_comes_from_its_depth_and_its_probe():
     forget, retain = sides(n=40)
-    report = damp_edit(Net().double(), forget, retain, config=DampConfig(overshoot=False), stages=STAGES)
+    report = damp_edit(Net().double(), forget, retain, config=DampConfig(overshoot=False, ease=False), stages=STAGES)
     for row, depth in zip(report["readings"], (0.5, 1), strict=True):
         assert row["alpha"] == depth_coefficient(row["probe_accuracy"], row["stage"], 2)
         assert row["alpha"] == pytest.approx(depth * min(1, max(0, 2 * row["probe_accuracy"] - 1)))
@@ -696,6 +698,41 @@ def test_what_is_left_is_seen_through_all_edits(build):
     assert any("% of the forget samples are still given" in note for note in report["notes"]) == (
         report["left"] > 0.01
     )
+
+
+@pytest.mark.parametrize(("seed", "most"), [(0, 0.01), (3, 0.3)])
+def test_layers_below_the_head_are_eased_where_the_head_cannot_undo_what_they_make(seed, most):
+    """A BERT whose classes are a token; its pooler, edited, hands the class on to the head in another place."""
+
+    def texts(classes: list[int], n: int, seed: int) -> dict[str, Tensor]:
+        generator, labels = torch.Generator().manual_seed(seed), torch.tensor(classes).repeat(n)
+        ids = torch.randint(12, len(VOCABULARY), (len(labels), 12), generator=generator)
+        is_mark = torch.rand(ids.shape, generator=generator) < 0.2
+        is_mark[:, 0], ids[:, 0] = False, CLS
+        ids = torch.where(is_mark, 4 + labels[:, None], ids)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+    model = tiny_bert(num_labels=8, seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(120):
+        model(**texts(list(range(8)), 8, 100 + step)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    forget, retain = texts([3], 37, 1), texts([0, 1, 2, 4, 5, 6, 7], 37, 2)
+    reports = []
+    for ease in (False, True):
+        edited = copy.deepcopy(model.eval())
+        reports.append(damp_edit(edited, [forget], [retain], config=DampConfig(ease=ease)))
+        with torch.no_grad():
+            given = edited(**forget).logits.argmax(1)
+        assert reports[-1]["left"] == pytest.approx((given == 3).double().mean().item())
+    plain, eased = reports
+    assert plain["left"] > 0.05 and eased["left"] <= most
+    assert all(
+        row["alpha"] <= before["alpha"] for row, before in zip(eased["readings"][:-1], plain["readings"], strict=False)
+    )
+    assert any("coefficients below the head are" in note for note in eased["notes"])
+    assert not any("coefficients below the head are" in note for note in plain["notes"])
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -963,7 +1000,7 @@ def test_bad_settings(name, value):
 
 
 def test_the_paper_is_linear_with_a_raw_probe():
-    assert DampConfig.paper() == DampConfig(span="linear", conv="channel", balanced=False, overshoot=False)
+    assert DampConfig.paper() == DampConfig(span="linear", conv="channel", balanced=False, overshoot=False, ease=False)
 
 
 def test_the_method_edits_and_reports():

@@ -123,7 +123,7 @@ def test_deep_layers_come_nearer_to_the_retrained_model():
 
 def test_the_linear_span_is_not_enough_for_layernorm_features():
     classes = rarely_confused("vit", 1)
-    linear, report = edited("vit", classes, span="linear", overshoot=False)
+    linear, report = edited("vit", classes, span="linear", overshoot=False, ease=False)
     assert accuracy("vit", linear, classes)[0] > 0.5
     assert any("not forgotten" in note for note in report["notes"])  # and the head test says so
     affine, report = edited("vit", classes)

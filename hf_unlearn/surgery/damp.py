@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 EXACT = 1e-10  # what float64 may lose on the way, relative
 HIGHEST = 5.0  # of α in the head: there, what varies along a direction within the retained classes is 4 times as large
-EXAMPLES = 250  # samples of each side that are seen once more, through the edited layers below the head
+LEFT = 0.01  # of the forget samples may still be given a forgotten class
+EASED = (1.0, 0.5, 0.0)  # of α below the head
+EXAMPLES = 200  # samples of each side that are seen once more, through the edited layers below the head
 PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
 
 
@@ -142,7 +144,7 @@ def overshoot(
         if changed(alpha) > most:
             continue
         left, above = remaining(alpha)
-        if left <= 0.01 and above <= 0.5:
+        if left <= LEFT and above <= 0.5:
             return alpha
         best = min(best, (left, above, alpha))
     return best[2]
@@ -195,6 +197,13 @@ class DampConfig(MethodConfig):
             "forgotten class, as far as no more than 1 % of the retained samples change theirs (ours)"
         },
     )
+    ease: bool = field(
+        default=True,
+        metadata={
+            "help": "take half or nothing of α below the head where that alone leaves at most 1 % of the forget samples "
+            "with a forgotten class, or half as many: what these layers make of them may be out of the head's reach (ours)"
+        },
+    )
     tau: float = field(
         default=0.02, metadata={"help": "directions are dropped where ‖d_f‖/‖μ_f‖ is less: noise, not the class"}
     )
@@ -225,7 +234,7 @@ class DampConfig(MethodConfig):
     def paper(cls) -> "DampConfig":
         """The paper's algorithm: the linear span, fixed biases, and the probe's raw accuracy. It does not say how a
         convolution is edited: here by channels."""
-        return cls(span="linear", conv="channel", balanced=False, overshoot=False)
+        return cls(span="linear", conv="channel", balanced=False, overshoot=False, ease=False)
 
 
 @dataclass(frozen=True)
@@ -389,13 +398,22 @@ def _edits(
     accuracies = _probe(forget, retain, config)
     alphas = [_alpha(*pair, plan.stages, config) for pair in zip(plan.readings, accuracies, strict=True)]
     removals, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
-    head_alone = tuple(_at_head(plan, side) for side in (forget, retain))
-    seen = _behind_edits(model, plan, removals, head_alone, config)
-    if config.overshoot and config.alpha is None and config.force_head_alpha is None:
-        removals, more = _overshot(removals, [head_alone, seen], list(forget.counts))
-        notes += more
-    head = _head(removals, head_alone[0], seen[0])
-    left = _left(removals, seen[0], list(forget.counts))
+    whole = tuple(_at_head(plan, side) for side in (forget, retain))
+    by_hand = config.alpha is not None or config.force_head_alpha is not None
+    tries = []
+    for share in EASED if config.ease and not by_hand else EASED[:1]:
+        eased = [_eased(removal, share) for removal in removals]
+        seen = _behind_edits(model, plan, eased, whole, config)
+        if config.overshoot and not by_hand:
+            eased = _overshot(eased, [whole, seen], list(forget.counts))
+        tries.append((eased, seen, _left(eased, seen[0], list(forget.counts)), share))
+        if (tries[-1][2] or 0.0) <= LEFT:
+            break
+    best = min(tries, key=lambda of: of[2] or 0.0)
+    is_worth_it = (best[2] or 0.0) <= max(LEFT, (tries[0][2] or 0.0) / 2)
+    removals, seen, left, share = best if is_worth_it else tries[0]
+    notes += _explain_coefficients(removals, share)
+    head = _head(removals, whole[0], seen[0])
     edits = [_edits_of(removal) for removal in removals]
     rows = [
         _row(removal, accuracy, config.tau, [edit.verify(means, config.rcond) for edit in of_reading])
@@ -514,11 +532,15 @@ def _write(changes: list[tuple[Tensor, Tensor]]) -> None:
         tensor.copy_(values)  # cast once
 
 
+def _eased(removal: Removal, share: float) -> Removal:
+    return removal if removal.reading.is_head else dataclasses.replace(removal, alpha=share * removal.alpha)
+
+
 def _overshot(
     removals: list[Removal], seen: list[tuple[Statistics, Statistics]], forgotten: list[int]
-) -> tuple[list[Removal], list[str]]:
-    """With the coefficient that the head needs for single samples of both sides, if that is more than it has; and notes."""
-    found, notes, head = [], [], -1
+) -> list[Removal]:
+    """With the coefficient that the head needs for single samples of both sides, if that is more than it has."""
+    found, head = [], -1
     for removal in removals:
         head += removal.reading.is_head
         alpha = removal.alpha
@@ -527,14 +549,24 @@ def _overshot(
             for pair in seen:
                 logits = [whole.logits(side.samples[head].double()) for side in pair]
                 alpha = max(alpha, overshoot(*((z, z - without) for z, without in logits), forgotten, removal.alpha))
-        if alpha > removal.alpha:
-            notes.append(
-                f"The coefficient of the head is {alpha:.2f} and not {removal.alpha:.2f} (ours): with that more than 1 % of the "
-                "forget samples would still be given a forgotten class."
-            )
-            removal = dataclasses.replace(removal, alpha=alpha, raised_from=removal.alpha)
-        found.append(removal)
-    return found, notes
+        raised = {"alpha": alpha, "raised_from": removal.alpha} if alpha > removal.alpha else {}
+        found.append(dataclasses.replace(removal, **raised))
+    return found
+
+
+def _explain_coefficients(removals: list[Removal], share: float) -> list[str]:
+    notes = [
+        f"The coefficient of the head is {r.alpha:.2f} and not {r.raised_from:.2f} (ours): with that more than 1 % of the forget "
+        "samples would still be given a forgotten class."
+        for r in removals
+        if r.raised_from is not None
+    ]
+    if share < 1:
+        notes.append(
+            f"The coefficients below the head are {share:g} of what depth and probe give (ours): with more of that, over 1 % of the "
+            "forget samples would still be given a forgotten class, as the head cannot undo it."
+        )
+    return notes
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
@@ -620,7 +652,7 @@ def _explain(
             f"For the mean of {_classes(given)} the edited head still gives a forgotten class: not forgotten; a higher "
             "force_head_alpha removes more of it."
         )
-    if left is not None and left > 0.01:
+    if left is not None and left > LEFT:
         notes.append(
             f"{100 * left:.3g} % of the forget samples are still given a forgotten class: not forgotten; expected at most 1 %. More "
             "samples of each class, or an edit of the head alone (stages), may do better."
