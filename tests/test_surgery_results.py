@@ -46,8 +46,5 @@ def test_rdms_come_nearer_to_the_retrained_model(model, requests):
 
 def test_cost():
     rows = json.loads((RESULTS / "surgery-cost.json").read_text())["results"]["rows"]
-    assert rows["resnet18"]["damp"]["ratio"] <= 1.3 and rows["vit"]["damp"]["ratio"] <= 1.3
-    assert rows["vit"]["ssd"]["ratio"] <= 1.2
-    assert (
-        rows["resnet18"]["ssd"]["ratio"] <= 1.3
-    )  # 1.2 is not reached: squares of 11 million weights for each picture
+    for model in ("resnet18", "vit"):
+        assert rows[model]["damp"]["ratio"] <= 1.3 and rows[model]["ssd"]["ratio"] <= 1.2
