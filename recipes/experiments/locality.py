@@ -61,9 +61,8 @@ def methods() -> dict[str, str | MethodConfig]:
         return {name: name for name in ("finetune", "local_teacher")}
     first = ("local_teacher", "random_label", "gradient_ascent")  # which the tests compare
     names = sorted(list_methods(task="image-classification"), key=lambda n: (n not in first, METHODS[n].info.cost))
-    names = [
-        name for name in names if name not in ("retrain", "damp")
-    ]  # the reference, and what is for whole classes only
+    # Not the reference, nor what is for whole classes (damp) or for transformers (rmu) only.
+    names = [name for name in names if name not in ("retrain", "damp", "rmu")]
     rows: dict[str, str | MethodConfig] = {}
     for name in names:
         rows[name] = name
