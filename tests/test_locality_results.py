@@ -4,9 +4,19 @@ import json
 
 import pytest
 
+from hf_unlearn import list_methods
 from recipes.experiments.study import RESULTS
 
 ROWS = json.loads((RESULTS / "locality.json").read_text())["results"]["resnet18-half-a-class"]
+
+
+def test_every_method_is_there():
+    """But the reference itself, those for whole classes or transformers only, and the two that take longest."""
+    assert (
+        set(list_methods(task="image-classification")) - {"retrain", "damp", "rmu", "hamu", "orthograd"} < ROWS.keys()
+    )
+    for row in ROWS.values():
+        assert len(row["runs"]) == 3 and row["interval"]["near"] > 0
 
 
 @pytest.mark.parametrize("other", ["random_label", "gradient_ascent"])
