@@ -412,6 +412,16 @@ class TestRefusals:
             self.refused("layers does not work on", model, rows, rows, per_sample="layers")
 
 
+def test_samples_without_a_gradient_tell_nothing_of_a_way():
+    model = tiny_resnet()
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(head.weight)
+    head.bias.data = torch.tensor([1e4, 0.0, 0.0, 0.0])  # so sure that the loss is 0
+    rows = Batch(samples(model, 4), labels=torch.zeros(4, dtype=torch.long))
+    assert importances(model, [rows], SsdConfig()).how == "loop"
+    assert importances(model, [rows], SsdConfig(per_sample="layers")).how == "layers"
+
+
 def test_layers_of_every_kind():
     class Net(nn.Module):
         def __init__(self):

@@ -301,11 +301,14 @@ def _choose(model: nn.Module, weights: Weights, few: Batch, per_sample: str) -> 
         return LOOP, None if how == LAYERS else why  # most models have other parameters
     if per_sample == how or error <= TOLERANCE:
         return how, None
+    if math.isinf(error):
+        return LOOP, None
     return LOOP, f'{how} is off by {error:.1e} on two samples (per_sample="{how}" takes it all the same)'
 
 
 def error_of(how: str, model: nn.Module, weights: Weights, few: Batch) -> float | None:
-    """The largest relative error of a tensor's squares, of samples together; None where that does not work on the model."""
+    """The largest relative error of a tensor's squares, of samples together; None where that does not work on the model, and
+    infinite where samples that have no gradient tell nothing."""
     found, expected = _zeros(weights), _zeros(weights)
     try:
         TOGETHER[how](model, weights, found, few)
@@ -319,6 +322,8 @@ def error_of(how: str, model: nn.Module, weights: Weights, few: Batch) -> float 
         return None
     add_squares(model, weights, expected, pieces(few, 1))
     rounding = 1e-10 * max(total.norm().item() for total in expected.values())  # of gradients that are 0 in theory
+    if rounding == 0:
+        return math.inf
     return max((found[k] - total).norm().item() / (total.norm().item() + rounding) for k, total in expected.items())
 
 
