@@ -535,7 +535,7 @@ def test_an_adapter(tmp_path, build):
 def test_a_parent_whose_files_have_other_names_and_precision(tmp_path):
     model = tiny_resnet()
     model.save_pretrained(tmp_path / "parent")  # `timm_model.` before every name
-    result = run(tmp_path / "run", models.load_model(tmp_path / "parent", dtype=torch.bfloat16))
+    result = run(tmp_path / "run", models.load_model(tmp_path / "parent", dtype=torch.float64))
     release = released(result, tmp_path / "release", parent=tmp_path / "parent")
     assert verify(release, parent=tmp_path / "parent").failed == []
     assert read_json(release / RECEIPT)["drift"]["parent"] > 0
