@@ -399,20 +399,8 @@ def _edits(
     alphas = [_alpha(*pair, plan.stages, config) for pair in zip(plan.readings, accuracies, strict=True)]
     removals, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
     whole = tuple(_at_head(plan, side) for side in (forget, retain))
-    by_hand = config.alpha is not None or config.force_head_alpha is not None
-    tries = []
-    for share in EASED if config.ease and not by_hand else EASED[:1]:
-        eased = [_eased(removal, share) for removal in removals]
-        seen = _behind_edits(model, plan, eased, whole, config)
-        if config.overshoot and not by_hand:
-            eased = _overshot(eased, [whole, seen], list(forget.counts))
-        tries.append((eased, seen, _left(eased, seen[0], list(forget.counts)), share))
-        if (tries[-1][2] or 0.0) <= LEFT:
-            break
-    best = min(tries, key=lambda of: of[2] or 0.0)
-    is_worth_it = (best[2] or 0.0) <= max(LEFT, (tries[0][2] or 0.0) / 2)
-    removals, seen, left, share = best if is_worth_it else tries[0]
-    notes += _explain_coefficients(removals, share)
+    removals, seen, left, why = _fitted(model, plan, removals, whole, config)
+    notes += why
     head = _head(removals, whole[0], seen[0])
     edits = [_edits_of(removal) for removal in removals]
     rows = [
@@ -524,6 +512,26 @@ def _behind_edits(
         return tuple(collect(model, heads, side.batches(), **about) for side in sides)
     finally:
         _write([(tensor, values) for (tensor, _), values in zip(changes, kept, strict=True)])
+
+
+def _fitted(
+    model: nn.Module, plan: Plan, removals: list[Removal], whole: tuple[Statistics, ...], config: DampConfig
+) -> tuple[list[Removal], tuple[Statistics, ...], float | None, list[str]]:
+    """The removals with α as `ease` and `overshoot` have it, what the head reads behind them, the share of forget samples that
+    is left, and notes."""
+    by_hand = config.alpha is not None or config.force_head_alpha is not None
+    forgotten, tries = list(whole[0].counts), []
+    for share in EASED if config.ease and not by_hand else EASED[:1]:
+        tried = [_eased(removal, share) for removal in removals]
+        seen = _behind_edits(model, plan, tried, whole, config)
+        if config.overshoot and not by_hand:
+            tried = _overshot(tried, [whole, seen], forgotten)
+        left = _left(tried, seen[0], forgotten)
+        tries.append((tried, seen, left, _explain_coefficients(tried, share)))
+        if (left or 0.0) <= LEFT:
+            break
+    first, best = tries[0], min(tries, key=lambda of: of[2] or 0.0)
+    return best if (best[2] or 0.0) <= max(LEFT, (first[2] or 0.0) / 2) else first
 
 
 @torch.no_grad()
