@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from hf_unlearn import UnlearningError, UnlearningTrainer, models, unlearn
+from hf_unlearn import UnlearningArguments, UnlearningError, UnlearningTrainer, models, unlearn
 from hf_unlearn.losses import cross_entropy, divergence
 from hf_unlearn.methods import (
     METHODS,
@@ -33,6 +33,7 @@ from hf_unlearn.methods.scrub import max_loss, min_loss
 from hf_unlearn.methods.unsir import learn_noise, noise_loss
 from hf_unlearn.schedule import Schedule
 from hf_unlearn.teacher import OnlineTeacher
+from tests import groups
 from tests.runs import StopAt, make_trainer
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_vit
@@ -551,6 +552,20 @@ class TestNeggradPlus:
         assert metrics["before"]["forget_accuracy"] == 1
         assert metrics["after"]["forget_accuracy"] <= metrics["after"]["unseen_accuracy"] + 0.25
         assert metrics["after"]["retain_accuracy"] == 1
+
+    @pytest.mark.parametrize("method", ["neggrad_plus", "grad_diff"])
+    def test_the_end_does_not_run_away(self, tmp_path, method):
+        """What unseen samples cost rises with the damage; the run ends at what they cost the original."""
+        data, original = groups.half_of_a_class(0), groups.fitted(0, 0, retrained=False)
+        args = UnlearningArguments(tmp_path, save_strategy="no", disable_tqdm=True)
+        result = unlearn(copy.deepcopy(original), **data, method=method, args=args, overlap="allow")
+        trainer, (before, after) = result.trainer, (result.metrics[when] for when in ("before", "after"))
+        assert 0 < trainer.state.global_step < trainer.state.max_steps
+        labels = trainer.measure()["forget"].labels
+        aim = trainer.evaluator.measure(original, *trainer.indices["control"]).mean("loss", like=labels)
+        assert trainer.method.aim == pytest.approx(aim)
+        assert before["forget_loss"] < aim <= after["forget_loss"] < 4 * aim
+        assert after["retain_accuracy"] > 0.9
 
     @pytest.mark.parametrize("beta", [-0.1, 1.1])
     def test_beta_is_a_weight(self, beta):

@@ -235,8 +235,8 @@ class TestRuns:
         torch.testing.assert_close(*found)
 
     def test_gradient_difference_of_a_classifier(self, tmp_path):
-        args = arguments(tmp_path, num_train_epochs=8, learning_rate=3e-3)
-        config = GradDiffConfig(look=2)
+        args = arguments(tmp_path, num_train_epochs=8, learning_rate=1e-3)
+        config = GradDiffConfig(look=1)
         trainer = UnlearningTrainer(fitted(flipped=True), args, method=config, **for_trainer(learnt()))
         trainer.train()
         before, after = trainer.metrics["before"], trainer.metrics["after"]

@@ -18,15 +18,20 @@ class PairedConfig(MethodConfig):
     until: Literal["unseen", "end"] = field(
         default="unseen",
         metadata={
-            "help": "unseen: end when the forget loss has risen to that of unseen samples, if there are any (in a class "
-            "request: when no forget sample is right any more), since it could rise for ever; end: run all epochs"
+            "help": "unseen: end when the forget loss has risen to the original's on unseen samples, if there are any (in a "
+            "class request: when no forget sample is right any more), since it could rise for ever; end: run all epochs"
         },
     )
-    look: int = field(default=50, metadata={"help": "steps between looks at the forget set, for `until`"})
+    look: int | None = field(
+        default=None,
+        metadata={
+            "help": "steps between looks at the forget set, for `until`; null: what it takes to pass through it once"
+        },
+    )
 
     def __post_init__(self):
         self.check("until", self.until in ("unseen", "end"), "unseen or end")
-        self.check("look", self.look >= 1, "at least 1")
+        self.check("look", self.look is None or self.look >= 1, "at least 1, or null")
 
 
 class Paired(Method):
@@ -43,17 +48,17 @@ class Paired(Method):
     def prepare(self, context) -> None:
         self.context = context
         self.looks = self.config.until == "unseen" and context.has("control")
-        self.aim = math.inf  # the loss of unseen samples
+        self.aim = math.inf  # what unseen samples cost the original, class by class as the forget samples
+        if self.looks:
+            self.aim = context.measure("control").mean("loss", like=context.measure("forget").labels)
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
-        if not self.looks:
-            return None
-        labels = self.context.measure("forget").labels
-        self.aim = self.context.measure("control").mean("loss", like=labels)
-        return self.is_below_aim()
+        return self.is_below_aim() if self.looks else None
 
     def on_step_end(self, step: int) -> bool | None:
-        return self.is_below_aim() if self.looks and step % self.config.look == 0 else None
+        schedule = self.context.schedule
+        look = self.config.look or math.ceil(schedule.n_forget / schedule.batch_size)
+        return self.is_below_aim() if self.looks and step % look == 0 else None
 
     def is_below_aim(self) -> bool:
         forget = self.context.measure("forget")
