@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import yaml
+
 from . import __version__
 from .errors import UnlearningError
 from .hub.cli import COMMANDS as hub_commands
@@ -139,7 +141,10 @@ def surgery(argv: Sequence[str]) -> None:
     parser.add_argument("what", choices=("plan",), help="plan: the operators that read the activation of each stage")
     parser.add_argument("model", help="a Hub id or a local folder")
     parser.add_argument(
-        "--stages", type=int, default=5, help="into how many the network is cut, if it has so many cuts"
+        "--stages",
+        type=yaml.safe_load,
+        default=5,
+        help="into how many the network is cut, if it has so many cuts, or the operators of each: [[layer], ..., [classifier]]",
     )
     parser.add_argument(
         "--readers",
@@ -150,10 +155,20 @@ def surgery(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     options = parser.parse_args(argv)
     from . import models
+    from .surgery.damp import DampConfig
     from .surgery.operators import example_inputs, find_plan
 
+    DampConfig(stages=options.stages)
     model = models.load_model(options.model, revision=options.revision)
-    print(find_plan(model, example_inputs(model), options.stages, options.readers))
+    try:
+        print(find_plan(model, example_inputs(model), options.stages, options.readers))
+    except UnlearningError:
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise UnlearningError(
+            f"{type(model).__name__} does not run on a random sample of the kind that its config tells of ({error}); call "
+            "hf_unlearn.surgery.find_plan with a sample of your data."
+        ) from error
 
 
 def audit(argv: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import functools
 import json
 import math
 import warnings
@@ -611,6 +612,16 @@ def test_the_head_test_takes_the_affine_span_where_features_are_centred():
         assert (int(model.fc(x[0]).argmax()) == 0) is given
         assert ("affine span was used" in " ".join(report["notes"])) is (span == "auto")
         assert ("not forgotten" in " ".join(report["notes"])) is given
+        assert (
+            "the linear span of the others holds it, which span='auto' gets out of" in " ".join(report["notes"])
+        ) is given
+    unbiased = Centred()
+    unbiased.fc.bias = unbiased.inner.bias = None
+    report = damp_edit(unbiased, forget, retain, config=DampConfig(rcond=0.05), stages=stages)
+    assert any("needs a bias behind the head, which has none" in note for note in report["notes"])
+    spanned = DampConfig(span="affine", rcond=0.05, alpha=0.3)
+    report = damp_edit(Centred(), forget, retain, config=spanned, stages=stages)
+    assert any("a higher force_head_alpha removes more of it" in note for note in report["notes"])
 
 
 def test_a_reading_without_a_bias_stays_linear():
@@ -700,8 +711,8 @@ def test_what_is_left_is_seen_through_all_edits(build):
     )
 
 
-@pytest.mark.parametrize(("seed", "most"), [(0, 0.01), (3, 0.3)])
-def test_layers_below_the_head_are_eased_where_the_head_cannot_undo_what_they_make(seed, most):
+@functools.cache
+def marked_texts(seed: int) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
     """A BERT whose classes are a token; its pooler, edited, hands the class on to the head in another place."""
 
     def texts(classes: list[int], n: int, seed: int) -> dict[str, Tensor]:
@@ -718,10 +729,15 @@ def test_layers_below_the_head_are_eased_where_the_head_cannot_undo_what_they_ma
         model(**texts(list(range(8)), 8, 100 + step)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    forget, retain = texts([3], 37, 1), texts([0, 1, 2, 4, 5, 6, 7], 37, 2)
+    return model.eval(), texts([3], 37, 1), texts([0, 1, 2, 4, 5, 6, 7], 37, 2)
+
+
+@pytest.mark.parametrize(("seed", "most"), [(0, 0.01), (3, 0.3)])
+def test_layers_below_the_head_are_eased_where_the_head_cannot_undo_what_they_make(seed, most):
+    model, forget, retain = marked_texts(seed)
     reports = []
     for ease in (False, True):
-        edited = copy.deepcopy(model.eval())
+        edited = copy.deepcopy(model)
         reports.append(damp_edit(edited, [forget], [retain], config=DampConfig(ease=ease)))
         with torch.no_grad():
             given = edited(**forget).logits.argmax(1)
@@ -733,6 +749,27 @@ def test_layers_below_the_head_are_eased_where_the_head_cannot_undo_what_they_ma
     )
     assert any("coefficients below the head are" in note for note in eased["notes"])
     assert not any("coefficients below the head are" in note for note in plain["notes"])
+
+
+def test_layers_below_are_eased_beside_a_head_by_hand():
+    model, forget, retain = marked_texts(3)
+    forced = [
+        damp_edit(copy.deepcopy(model), [forget], [retain], config=DampConfig(force_head_alpha=1.2, ease=ease))
+        for ease in (False, True)
+    ]
+    plain, eased = ([row["alpha"] for row in report["readings"]] for report in forced)
+    assert plain[-1] == eased[-1] == 1.2 and max(eased[:-1]) < max(plain[:-1])
+    assert forced[1]["left"] < forced[0]["left"] / 2
+
+
+def test_no_batch_is_larger_than_the_loader_s():
+    model, sizes = Net(), []
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    forget, retain = sides(dtype=torch.float32)
+    report = damp_edit(model, forget, retain, stages=STAGES)
+    assert report["left"] is not None and sum(sizes) > 32 and max(sizes) == 6
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -951,6 +988,10 @@ def test_bad_models():
     quantised = Net()
     quantised.fc.weight = nn.Parameter(torch.ones(4, 12, dtype=torch.uint8), requires_grad=False)
     refuse("are quantised.*dequantize", quantised, forget, retain)
+    tied = Net().float()
+    tied.other = nn.Linear(12, 4)
+    tied.other.bias = tied.fc.bias
+    refuse("The bias of fc is shared by fc and other", tied, forget, retain)
     computed = Net()
     nn.utils.parametrizations.weight_norm(computed.fc)
     refuse("fc is computed from others", computed, forget, retain)
@@ -1047,6 +1088,11 @@ def test_an_adapter_is_the_edit(build, config, dtype, tolerance, tmp_path):
     original, config = logits(model), DampConfig(alpha=0.8, **config)
     report, lora, state = damp_lora(model, forget, retain, config=config)
     assert not changed(model, before)
+    for name, row in by_name(report).items() if state else ():
+        module = model.get_submodule(name)
+        by_channel = isinstance(module, nn.Conv2d) and config.conv == "channel"
+        taps = module.kernel_size[0] * module.kernel_size[1] if by_channel else 1
+        assert not row["rank"] or len(state[name]["A"]) == taps * row["rank"]
     spans = {row["span"] for row in report["readings"]}
     if config.span == "auto":  # the convolutions have no bias, so neither has the adapter
         config, spans = DampConfig(alpha=0.8, span="linear"), spans | {"linear"}

@@ -21,6 +21,8 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     PreTrainedConfig,
@@ -316,9 +318,36 @@ def test_stages_by_hand():
 def test_what_is_passed_over_is_said():
     plan = plan_of(STAGES["convnext"][0]())
     assert plan.notes == [
-        "convnext.encoder.stages.0.layers.0.dwconv is grouped, or a gate: the operators behind it are edited in its place."
+        "convnext.encoder.stages.0.layers.0.dwconv and 4 more are passed over (grouped convolutions, which mix no channels, or "
+        "gates): the operators behind are edited in their place."
     ]
     assert plan_of(vit(2)).notes == []
+    narrow = {"depth_multiplier": 0.25, "image_size": 32}
+    first, second = MobileNetV1Config(**narrow), MobileNetV2Config(**narrow)
+    for model in (MobileNetV1ForImageClassification(first), MobileNetV2ForImageClassification(second)):
+        (note,) = plan_of(model).notes
+        assert "passed over (grouped convolutions" in note
+
+
+def test_a_head_that_attends_to_all_tokens_reads_them_all():
+    args = {"img_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    config = TimmWrapperConfig(architecture="vit_base_patch16_siglip_224", num_labels=3, model_args=args)
+    model = TimmWrapperForImageClassification(config).eval()
+    plan = find_plan(model, {"pixel_values": torch.randn(1, 3, 32, 32)})
+    assert plan.tokens == "all" and "timm_model.attn_pool.kv" in names(plan)[-1]
+
+
+def test_a_norm_behind_two_convolutions_is_nobody_s():
+    model = Plain(PlainConfig(num_labels=4))
+    model.two, model.three, model.norm = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)
+
+    def forward(pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        z = model.norm(model.two(model.norm(model.one(pixel_values)).relu()))
+        return ImageClassifierOutput(logits=model.classifier(model.three(z.relu()).relu().mean(dim=(2, 3))))
+
+    model.forward = forward
+    operators = [operator for reading in plan_of(model).readings for operator in reading.operators]
+    assert "two" in [operator.name for operator in operators] and not any(operator.norm for operator in operators)
 
 
 def test_shared_layers_are_refused():
@@ -346,6 +375,15 @@ def test_stages_by_hand_where_autograd_does_not_follow():
     assert plan.tokens == "all"
     with pytest.raises(UnlearningError, match="name 'unused2', which is no linear layer"):
         plan_of(model, stages=[["unused2"], ["classifier"]])
+    with pytest.raises(UnlearningError, match="not in the order of the data"):
+        plan_of(model, stages=[["classifier"], ["two"]])
+    model.two, model.three = nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 6, 3)
+    with pytest.raises(UnlearningError, match="'two', a grouped convolution"):
+        plan_of(model, stages=[["two"], ["classifier"]])
+    model.two = model.one = nn.Conv2d(3, 3, 3)
+    model.unused, model.three = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 6, 3)
+    with pytest.raises(UnlearningError, match="one is used more than once"):
+        plan_of(model, stages=[["one"], ["classifier"]])
     decoder = llama()
     decoder.forward = torch.no_grad()(decoder.forward)
     qkv_names = qkv("model.layers.1.self_attn", *VIT_QKV)

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, CLIPConfig, CLIPForImageClassification, PreTrainedModel
 
 from hf_unlearn import DampConfig, UnlearningError, UnlearningTrainer, split_dataset, unlearn
 from hf_unlearn.cli import main
@@ -280,3 +280,18 @@ def test_plan_on_the_command_line(tmp_path: Path, capsys):
     printed = capsys.readouterr().out
     assert printed.strip() == str(find_plan(model, {"pixel_values": torch.randn(1, 3, 16, 16)}))
     assert printed.startswith("1  vit.layers.1.attention.q_proj  Linear (16, 16)")
+
+
+def test_plan_of_models_that_need_a_sample_of_their_own(tmp_path: Path, capsys):
+    size = {"hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = {**size, "image_size": 16, "patch_size": 8}
+    CLIPForImageClassification(CLIPConfig(vision_config=vision, text_config=size, num_labels=3)).save_pretrained(
+        tmp_path
+    )
+    assert main(["surgery", "plan", str(tmp_path)]) == 0
+    assert "classifier  Linear (3, 16)  head" in capsys.readouterr().out
+    layers = "vision_model.encoder.layers.3.mlp.fc1"
+    assert main(["surgery", "plan", str(tmp_path), "--stages", f"[[{layers}], [classifier]]"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"1  {layers}  Linear")
+    assert main(["surgery", "plan", str(tmp_path), "--stages", "[]"]) == 2
+    assert "stages is []; expected a number of at least 1, or a list" in capsys.readouterr().err

@@ -78,13 +78,18 @@ def check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(name)
     for operator in (operator for reading in plan.readings for operator in reading.operators):
-        module, owning = operator.module, owners.get(id(operator.module.weight), [])
-        if len(owning) != 1:
-            why = f"is shared by {' and '.join(owning)}" if owning else "is computed from others (a parametrization)"
-            raise UnlearningError(
-                f"The weight of {operator.name} {why}, so editing it would change more than what reads the stage; give each "
-                "module a weight of its own."
-            )
+        module, norm = operator.module, operator.norm
+        changed = {f"weight of {operator.name}": module.weight, f"bias of {operator.name}": module.bias}
+        changed |= {f"bias of {operator.norm_name}": norm.bias} if norm else {}
+        for what, tensor in changed.items():
+            owning = owners.get(id(tensor), [])
+            if tensor is not None and len(owning) != 1:
+                why = (
+                    f"is shared by {' and '.join(owning)}" if owning else "is computed from others (a parametrization)"
+                )
+                raise UnlearningError(
+                    f"The {what} {why}, so editing it would change more than what reads the stage; give each module one of its own."
+                )
         if not _is_linear_in_its_weight(module):
             raise UnlearningError(
                 f"{operator.name} is a {type(module).__name__}, which does not compute with its weight as it is (standardised or "

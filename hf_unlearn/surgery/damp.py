@@ -188,7 +188,8 @@ class DampConfig(MethodConfig):
         metadata={"help": "α of every stage, without a probe (ours); null: by depth and probe (the paper)"},
     )
     force_head_alpha: float | None = field(
-        default=None, metadata={"help": "α of the head alone, such as 1, whatever its probe says (ours)"}
+        default=None,
+        metadata={"help": "α of the head, such as 1, whatever its probe says and without overshoot (ours)"},
     )
     overshoot: bool = field(
         default=True,
@@ -247,6 +248,7 @@ class Removal:
     directions: Tensor  # Q
     m: Tensor
     relative: dict[int, float]  # ‖d_f‖ / ‖μ_f − m‖ of every forget class
+    has_bias: bool  # whether there is one to change behind each of its operators
     raised_from: float | None = None  # what α would be without `overshoot`
 
 
@@ -275,7 +277,7 @@ class Edit:
         old, new = (w.reshape(len(w), z.shape[1], -1).sum(dim=2) for w in (self.weight, self.new_weight))
         return z @ old.T + bias, z @ new.T + bias + shift
 
-    def verify(self, retain_means: Tensor, rcond: float) -> dict[str, float]:
+    def verify(self, forget_means: Tensor, retain_means: Tensor, rcond: float) -> dict[str, float]:
         """What must hold of every edit, as relative deviations; refuses an edit of which it does not hold.
 
         M are the retained means less m. Where rcond leaves small directions out of their span, it bounds the deviation.
@@ -285,7 +287,8 @@ class Edit:
         x, weight, new_weight = retain_means - m, self.weight, self.new_weight
         old, new = (w.reshape(len(w), len(q), -1).transpose(1, 2).flatten(0, 1) for w in (weight, new_weight))
         old_sum, new_sum = (w.reshape(len(w), len(q), -1).sum(dim=2) for w in (weight, new_weight))
-        wq, size, length = old @ q, old.norm(), x.norm()
+        wq, size, length, mu = old @ q, old.norm(), x.norm(), forget_means
+        removed = alpha * (mu - m) @ q @ q.T
         slack = max(1.0, alpha) * rcond * wq.norm() + EXACT * size
         found = {  # what is found, the most that it may be, and what it is relative to
             "QᵀQ = I": ((q.T @ q - torch.eye(q.shape[1])).abs().max(), EXACT, 1.0),
@@ -293,6 +296,11 @@ class Edit:
             "W'M = WM": (((new - old) @ x.T).norm(), slack * length * len(x) ** 0.5, size * length),
             "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size, size),
             "W'u = Wu for u ⟂ Q": ((new - old - (new - old) @ q @ q.T).norm(), EXACT * size, size),
+            "W'(μ_f - m) = W(μ_f - m - αQQᵀ(μ_f - m))": (
+                ((new - old) @ (mu - m).T + old @ removed.T).norm(),
+                EXACT * size * mu.norm(),
+                size * mu.norm(),
+            ),
         }
         if self.removal.span == "affine":
             moved, scale = (new_sum - old_sum) @ m + self.shift, old_sum.norm() * m.norm()
@@ -404,10 +412,12 @@ def _edits(
     head = _head(removals, whole[0], seen[0])
     edits = [_edits_of(removal) for removal in removals]
     rows = [
-        _row(removal, accuracy, config.tau, [edit.verify(means, config.rcond) for edit in of_reading])
-        for removal, accuracy, of_reading, means in zip(removals, accuracies, edits, retain.means, strict=True)
+        _row(removal, accuracy, config.tau, [edit.verify(mu, means, config.rcond) for edit in of_reading])
+        for removal, accuracy, of_reading, mu, means in zip(
+            removals, accuracies, edits, forget.means, retain.means, strict=True
+        )
     ]
-    notes = [*plan.notes, *notes, *_explain(rows, head, left, {*forget.counts, *retain.counts}, config)]
+    notes = [*plan.notes, *notes, *_explain(rows, head, left, {*forget.counts, *retain.counts}, removals, config)]
     for note in notes:
         logger.warning(note)
     report = {
@@ -460,7 +470,7 @@ def _removals(
             d, relative = residuals(mu, means, span_here, config.rcond)
             q = _directions(d, relative, config.tau)
             relative = dict(zip(forget.counts, relative.tolist(), strict=True))
-            found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative))
+            found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative, held))
         return found
 
     notes, at_head = [], _at_head(plan, forget)
@@ -519,12 +529,13 @@ def _fitted(
 ) -> tuple[list[Removal], tuple[Statistics, ...], float | None, list[str]]:
     """The removals with α as `ease` and `overshoot` have it, what the head reads behind them, the share of forget samples that
     is left, and notes."""
-    by_hand = config.alpha is not None or config.force_head_alpha is not None
+    eases = config.ease and config.alpha is None
+    overshoots = config.overshoot and config.alpha is None and config.force_head_alpha is None
     forgotten, tries = list(whole[0].counts), []
-    for share in EASED if config.ease and not by_hand else EASED[:1]:
+    for share in EASED if eases else EASED[:1]:
         tried = [_eased(removal, share) for removal in removals]
         seen = _behind_edits(model, plan, tried, whole, config)
-        if config.overshoot and not by_hand:
+        if overshoots:
             tried = _overshot(tried, [whole, seen], forgotten)
         left = _left(tried, seen[0], forgotten)
         tries.append((tried, seen, left, _explain_coefficients(tried, share)))
@@ -639,7 +650,12 @@ def _row(removal: Removal, accuracy: float | None, tau: float, deviations: list[
 
 
 def _explain(
-    rows: list[dict[str, Any]], head: dict, left: float | None, known: set[int], config: DampConfig
+    rows: list[dict[str, Any]],
+    head: dict,
+    left: float | None,
+    known: set[int],
+    removals: list[Removal],
+    config: DampConfig,
 ) -> list[str]:
     notes = [
         f"Stage {row['stage']} ({row['operators'][0]}): nothing was removed for {_classes(row['dropped'])}, whose mean lies "
@@ -657,8 +673,8 @@ def _explain(
         )
     if given := _still_given(head):
         notes.append(
-            f"For the mean of {_classes(given)} the edited head still gives a forgotten class: not forgotten; a higher "
-            "force_head_alpha removes more of it."
+            f"For the mean of {_classes(given)} the edited head still gives a forgotten class: not forgotten; "
+            f"{_advice([removal for removal in removals if removal.reading.is_head])}"
         )
     if left is not None and left > LEFT:
         notes.append(
@@ -669,6 +685,18 @@ def _explain(
     if free := sorted(set(range(max(labels, default=0))) - known):
         notes.append(f"There are no samples of {_classes(free)}, so nothing holds what the model knows of them.")
     return notes
+
+
+def _advice(heads: list[Removal]) -> str:
+    if any(removal.span == "linear" for removal in heads):
+        if all(removal.has_bias for removal in heads):
+            return "the linear span of the others holds it, which span='auto' gets out of."
+        return (
+            "the linear span of the others holds it, and the affine one needs a bias behind the head, which has none."
+        )
+    if any(removal.directions.numel() and removal.alpha < HIGHEST for removal in heads):
+        return "a higher force_head_alpha removes more of it."
+    return "what the others span holds it, and no α changes that."
 
 
 def _classes(classes: list[int]) -> str:

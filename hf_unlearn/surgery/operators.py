@@ -128,7 +128,6 @@ def find_plan(
     readings = []
     for stage, entry in enumerate(entries, 1):
         found = flow.readers(entry)
-        flow.note_passed(entry, found)
         if readers == "all_residual":
             end = flow.place[entries[stage]] if stage < len(entries) else flow.place[exit_]
             for cut in flow.cuts:
@@ -150,14 +149,17 @@ def _by_hand(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]
     except _Untracked:
         return _by_tensors(model, inputs, stages)
     calls = [flow.named(stage) for stage in stages]
-    places = [[flow.place[call.read[0]] for call in stage] for stage in calls]
-    for before, after in itertools.pairwise(places):
-        if min(after) < min(before):
-            raise UnlearningError(
-                "The stages are not in the order of the data; expected the one nearest to the input first."
-            )
+    _check_order([[flow.place[call.read[0]] for call in stage] for stage in calls])
     readings = [Reading(stage, *about) for stage, named in enumerate(calls, 1) for about in flow.readings(named)]
     return Plan(readings, len(stages), flow.tokens(), flow.notes)
+
+
+def _check_order(places: list[list[int]]) -> None:
+    """Of the operators of each stage, in the flow of the data."""
+    if any(min(after) < min(before) for before, after in itertools.pairwise(places)):
+        raise UnlearningError(
+            "The stages are not in the order of the data; expected the one nearest to the input first."
+        )
 
 
 @torch.no_grad()
@@ -171,18 +173,27 @@ def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[s
                     f"The stages name {name!r}, which is no linear layer or convolution of the model."
                 )
 
+            if isinstance(modules[name], nn.Conv2d) and modules[name].groups > 1:
+                raise UnlearningError(f"The stages name {name!r}, a grouped convolution, which mixes no channels.")
+
             def hook(_: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
+                if name in read:
+                    raise UnlearningError(
+                        f"{name} is used more than once in one forward pass, so an edit for one stage would change the others; "
+                        "give the stages without it."
+                    )
                 read[name], given[name] = args[0], output
 
             stack.enter_context(_removed(modules[name].register_forward_hook(hook)))
         stack.enter_context(evaluating(model))
         logits = model(**inputs).logits
-    readings, tokens = [], "all"
+    readings, tokens, met = [], "all", list(read)
+    if missing := [name for stage in stages for name in stage if name not in read]:
+        raise UnlearningError(f"The stages name {missing[0]!r}, which is not used in a forward pass.")
+    _check_order([[met.index(name) for name in stage] for stage in stages])
     for number, stage in enumerate(stages, 1):
         groups: dict[int, list[str]] = {}
         for name in stage:
-            if name not in read:
-                raise UnlearningError(f"The stages name {name!r}, which is not used in a forward pass.")
             groups.setdefault(id(read[name]), []).append(name)
         for group in groups.values():
             is_head = number == len(stages) and all(given[name].shape[-1] == logits.shape[-1] for name in group)
@@ -196,11 +207,15 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "input_ids":
         ids = torch.randint(model.config.vocab_size, (1, 16), generator=generator)
+        end = getattr(model.config, "eos_token_id", None)
+        if isinstance(end, int) and end < model.config.vocab_size:
+            ids[:, -1] = end  # some heads read what stands at the end
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.model_type == "timm_wrapper":
         size = model.timm_model.pretrained_cfg["input_size"][1:]
     else:
-        size = getattr(model.config, "image_size", IMAGE_SIZE)  # a convolutional network need not say
+        config = getattr(model.config, "vision_config", model.config)
+        size = getattr(config, "image_size", IMAGE_SIZE)  # a convolutional network need not say
     size = (size, size) if isinstance(size, int) else size
     return {"pixel_values": torch.randn(1, models.image_channels(model), *size, generator=generator).to(model.dtype)}
 
@@ -240,6 +255,12 @@ class _Flow:
         self.linear = sorted(inside, key=lambda call: self.place[call.given[0]])
         for call in self.linear:
             self._take(call)
+        if passed := [call.name for call in self.linear if call not in self.operators]:
+            several = f" and {len(passed) - 1} more are" if len(passed) > 1 else " is"
+            self.notes.append(
+                f"{passed[0]}{several} passed over (grouped convolutions, which mix no channels, or gates): the operators behind are "
+                "edited in their place."
+            )
 
     def _record(self, inputs: dict[str, Tensor]) -> Tensor:
         def before(name: str):
@@ -328,14 +349,6 @@ class _Flow:
                     todo.append(node)
         return sorted(set(found), key=self.operators.index)
 
-    def note_passed(self, cut: Node, found: list[_Call]) -> None:
-        for call in self.linear:
-            before = self.place[cut] <= self.place[call.read[0]] and call not in self.operators
-            if before and any(self.place[call.given[0]] <= self.place[reader.read[0]] for reader in found):
-                self.notes.append(
-                    f"{call.name} is grouped, or a gate: the operators behind it are edited in its place."
-                )
-
     def readings(self, calls: list[_Call]) -> Iterator[tuple[list[Operator], bool]]:
         """Those of them that read the same activation together, and whether they give the logits."""
         groups: dict[Activation, list[_Call]] = {}
@@ -351,9 +364,10 @@ class _Flow:
             yield [Operator(call.name, call.module, *self._norm(call)) for call in group], is_head
 
     def _norm(self, call: _Call) -> tuple[nn.Module | None, str | None]:
-        for name, (other, *_) in self.calls.items():
+        for name, (other, *more) in self.calls.items():
             if isinstance(other.module, _BatchNorm) and other.read == call.given and other.module.affine:
-                return (other.module, name) if len(self.consumers[call.given[0]]) == 1 else (None, None)
+                alone = not more and len(self.consumers[call.given[0]]) == 1
+                return (other.module, name) if alone else (None, None)
         return None, None
 
     def named(self, names: list[str]) -> list[_Call]:
@@ -446,6 +460,9 @@ class _Flow:
         """Which tokens the logits come from, of the last ones through which all data goes."""
         calls = [c for calls in self.calls.values() for c in calls if c.given and c.given[0] in self.cuts]
         outputs = [c.output for c in sorted(calls, key=lambda c: self.place[c.given[0]]) if c.output.ndim == 3]
+        outputs = [
+            output for output in outputs if output.shape[1] > 1
+        ] or outputs  # not the one that a head has pooled
         if not outputs:
             return None
         one = torch.ones_like(self.logits)

@@ -27,20 +27,24 @@ class Statistics:
         samples: for every reading the activations of the same few samples, in random order; of patches, the mean of each
             channel, so that a probe has no k·k times as many features to fit.
         examples: what the model itself reads of fewer of these samples, and their labels.
+        batch_size: the most samples of a batch.
     """
 
     counts: dict[int, int]
     means: list[Tensor]
     samples: list[Tensor]
     examples: list[dict[str, Tensor]]
+    batch_size: int
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """This process's share of the examples, those of one shape together."""
+        """This process's share of the examples, those of one shape together, in batches no larger than the loader's."""
         process, groups = PartialState(), {}
         for example in self.examples[process.process_index :: process.num_processes]:
             groups.setdefault(tuple(value.shape for value in example.values()), []).append(example)
         for group in groups.values():
-            yield {name: torch.stack([example[name] for example in group]) for name in group[0]}
+            for start in range(0, len(group), self.batch_size):
+                batch = group[start : start + self.batch_size]
+                yield {name: torch.stack([example[name] for example in batch]) for name in batch[0]}
 
 
 @torch.no_grad()
@@ -72,7 +76,7 @@ def collect(
     totals: list[Tensor] = []  # class sums of every reading, and behind them the counts
     waiting: list[tuple[Tensor, list[Tensor]]] = []  # random numbers of samples, and their rows of every reading
     inputs: list[tuple[float, dict[str, Tensor]]] = []  # random numbers of the examples, and the examples
-    limit, seen = 1.0, 0
+    limit, seen, largest = 1.0, 0, 0
     with evaluating(model), Activations(plan, conv, pooling) as activations:
         for batch in loader:
             batch = activations.batch = ready(batch, model)
@@ -95,16 +99,16 @@ def collect(
             keys = randomness.uniform(seed, torch.zeros_like(index), index, 1)[:, 0]
             rows = [x[keys < limit].unflatten(1, (-1, n)).mean(2) for x, n in zip(z, activations.taps, strict=True)]
             waiting.append((keys[keys < limit], rows))
-            seen += len(valid)
+            seen, largest = seen + len(valid), max(largest, len(batch.labels))
             inputs = _with_examples(inputs, keys, batch, valid.nonzero()[:, 0], examples)
             if sum(len(keys) for keys, _ in waiting) > 2 * samples:
                 waiting = [_lowest(waiting, samples)]
                 limit = waiting[0][0][-1].item() if samples else 0.0
-    everyone = gather_object([(totals, _lowest(waiting, samples), inputs)] if totals else [])
+    everyone = gather_object([(totals, _lowest(waiting, samples), inputs, largest)] if totals else [])
     if not everyone:
-        return Statistics({}, [], [], [])
+        return Statistics({}, [], [], [], 0)
     *sums, counts = (sum(parts) for parts in zip(*(totals for totals, *_ in everyone), strict=True))
-    inputs = sorted((of for *_, part in everyone for of in part), key=lambda of: of[0])[:examples]
+    inputs = sorted((of for *_, part, _ in everyone for of in part), key=lambda of: of[0])[:examples]
     for reading, total in zip(plan.readings, sums, strict=True):
         if not total.isfinite().all():
             raise UnlearningError(
@@ -115,8 +119,9 @@ def collect(
     return Statistics(
         dict(zip(present.tolist(), counts[present].tolist(), strict=True)),
         [total[present] / counts[present, None] for total in sums],
-        _lowest([part for _, part, _ in everyone], samples)[1],
+        _lowest([part for _, part, *_ in everyone], samples)[1],
         [example for _, example in inputs],
+        max(most for *_, most in everyone),
     )
 
 
