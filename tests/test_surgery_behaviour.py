@@ -121,6 +121,14 @@ def test_deep_layers_come_nearer_to_the_retrained_model():
         assert accuracy("cnn5", head_alone, classes)[0] <= 0.03
 
 
+@pytest.mark.parametrize("conv", ["channel", "unfold"])
+def test_depth_and_probe_spare_what_the_same_coefficient_everywhere_costs(conv: str):
+    classes = rarely_confused("cnn5", 2)
+    (by_depth, _), (everywhere, _) = (edited("cnn5", classes, conv=conv, **more) for more in ({}, {"alpha": 1.0}))
+    forgotten, retained = accuracy("cnn5", by_depth, classes)
+    assert forgotten <= 0.03 and retained >= accuracy("cnn5", everywhere, classes)[1] + 0.02
+
+
 def test_the_linear_span_is_not_enough_for_layernorm_features():
     classes = rarely_confused("vit", 1)
     linear, report = edited("vit", classes, span="linear", overshoot=False, ease=False)

@@ -44,6 +44,13 @@ def test_rdms_come_nearer_to_the_retrained_model(model, requests):
             assert edited["rdm"] > original["rdm"], (request, about["seed"])
 
 
+def test_the_same_coefficient_everywhere_costs_more():
+    """Of two classes of the CNN, a point and a half at least."""
+    rows = json.loads((RESULTS / "damp-cnn5.json").read_text())["results"]["two"]["rows"]
+    pairs = zip(rows["damp"]["runs"], rows["damp, α 1 everywhere"]["runs"], strict=True)
+    assert all(by_depth["retained"] >= everywhere["retained"] + 0.015 for by_depth, everywhere in pairs)
+
+
 def test_cost():
     rows = json.loads((RESULTS / "surgery-cost.json").read_text())["results"]["rows"]
     for model in ("resnet18", "vit"):
