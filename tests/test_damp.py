@@ -17,19 +17,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from hf_unlearn import UnlearningError
-from hf_unlearn.surgery import damp
-from hf_unlearn.surgery.damp import (
-    Damp,
-    DampConfig,
+from hf_unlearn.surgery import directions, edits, fitting
+from hf_unlearn.surgery.damp import Damp, DampConfig, damp_edit, damp_lora
+from hf_unlearn.surgery.directions import (
     affine_bias,
-    damp_edit,
-    damp_lora,
     depth_coefficient,
     forget_directions,
-    overshoot,
     remove_directions,
     residuals,
 )
+from hf_unlearn.surgery.explain import still_given
+from hf_unlearn.surgery.fitting import overshoot
 from hf_unlearn.surgery.lora import load_lora, to_lora
 from hf_unlearn.surgery.operators import Operator, Plan, Reading, find_plan
 from hf_unlearn.surgery.probe import probe_accuracy
@@ -138,8 +136,8 @@ def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
 
 
 def test_the_examples_in_docstrings():
-    result = doctest.testmod(damp)
-    assert result.attempted >= 3 and result.failed == 0
+    results = [doctest.testmod(module) for module in (directions, fitting)]
+    assert all(result.attempted and not result.failed for result in results)
 
 
 @PRECISIONS
@@ -943,7 +941,7 @@ def test_labels_of_other_integers(dtype):
 
 
 def test_a_wrong_bias_is_refused(monkeypatch):
-    monkeypatch.setattr(damp, "affine_bias", lambda weight, *_: torch.full((len(weight),), 100.0, dtype=torch.float64))
+    monkeypatch.setattr(edits, "affine_bias", lambda weight, *_: torch.full((len(weight),), 100.0, dtype=torch.float64))
     config = DampConfig(span="affine", alpha=0.5, tau=1e-4)
     refuse(
         r"breaks W'm \+ b' = Wm \+ b by .* nothing was changed", Net(conv_bias=True).double(), *sides(), config=config
@@ -963,7 +961,7 @@ def test_means_that_span_everything_leave_nothing_whatever_the_default():
 
 def test_a_forgotten_class_given_as_another_one_is_not_forgotten():
     head = {"fc": {"0": {"still_given": True}, "1": {"still_given": False}}}
-    assert damp._still_given(head) == [0]
+    assert still_given(head) == [0]
 
 
 def test_rounding_is_reported():
