@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_unlearn.losses import IGNORED
-from hf_unlearn.methods.hamu import HamuConfig
+from hf_unlearn.methods import HamuConfig, RmuConfig
 
 FORGET, RETAIN, UNSEEN = 15, 45, 30
 EPOCHS, RATE, BATCH = 10, 5e-4, 12
@@ -95,18 +95,21 @@ def fit(dataset: Dataset, seed: int, epochs: int = EPOCHS) -> PreTrainedModel:
     return model.eval()
 
 
+# The learning rate that these methods have for an adapter; at that for whole weights, few steps move next to nothing.
+PAIRED = {"num_train_epochs": 4, "per_device_train_batch_size": 15, "learning_rate": 0.1}
+METHODS = {
+    "finetune": ("finetune", {"num_train_epochs": 4}),
+    "pcgrad": ("pcgrad", PAIRED),
+    "gru": ("gru", PAIRED),
+    "hamu": (HamuConfig(ratio=0.5, realised=False), PAIRED),
+    "hamu (u)": (HamuConfig(variant="u", realised=False), PAIRED),
+    "grad_diff": ("grad_diff", {}),
+    "npo": ("npo", {}),
+    "simnpo": ("simnpo", {}),
+    "rmu": ("rmu", {}),
+    "rmu, retain weight 1200": (RmuConfig(retain_weight=1200.0), {}),
+}
+
+
 if __name__ == "__main__":
-    # The learning rate that these methods have for an adapter; at that for whole weights, few steps move next to nothing.
-    paired = {"num_train_epochs": 4, "per_device_train_batch_size": 15, "learning_rate": 0.1}
-    methods = {
-        "finetune": ("finetune", {"num_train_epochs": 4}),
-        "pcgrad": ("pcgrad", paired),
-        "gru": ("gru", paired),
-        "hamu": (HamuConfig(ratio=0.5, look=3, realised=False), paired),
-        "hamu (u)": (HamuConfig(variant="u", look=3, realised=False), paired),
-        "grad_diff": ("grad_diff", {}),
-        "npo": ("npo", {}),
-        "simnpo": ("simnpo", {}),
-        "rmu": ("rmu", {}),
-    }
-    record("stories", {"stories15m-instance": study(data, fit, methods)})
+    record("stories", {"stories15m-instance": study(data, fit, METHODS)})
