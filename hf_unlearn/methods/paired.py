@@ -18,8 +18,8 @@ class PairedConfig(MethodConfig):
     until: Literal["unseen", "end"] = field(
         default="unseen",
         metadata={
-            "help": "unseen: end when the forget loss has risen to the original's on unseen samples, if there are any (in a "
-            "class request: when no forget sample is right any more), since it could rise for ever; end: run all epochs"
+            "help": "unseen: end when forget samples are known no better than unseen samples were by the original, by loss or by "
+            "accuracy (in a class request: when none is right any more), since the loss could rise for ever; end: run all epochs"
         },
     )
     look: int | None = field(
@@ -48,30 +48,32 @@ class Paired(Method):
     def prepare(self, context) -> None:
         self.context = context
         self.looks = self.config.until == "unseen" and context.has("control")
-        self.aim = math.inf  # what unseen samples cost the original, class by class as the forget samples
-        if self.looks:
-            self.aim = context.measure("control").mean("loss", like=context.measure("forget").labels)
+        self.loss_aim, self.accuracy_aim = math.inf, 0.0  # of the original on unseen samples, class by class
+        if self.looks and not context.is_class_request:
+            control, labels = context.measure("control"), context.measure("forget").labels
+            self.loss_aim, self.accuracy_aim = (control.mean(of, like=labels) for of in ("loss", "correct"))
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
-        return self.is_below_aim() if self.looks else None
+        return self.is_known() if self.looks else None
 
     def on_step_end(self, step: int) -> bool | None:
         schedule = self.context.schedule
         look = self.config.look or math.ceil(schedule.n_forget / schedule.batch_size)
-        return self.is_below_aim() if self.looks and step % look == 0 else None
+        return self.is_known() if self.looks and step % look == 0 else None
 
-    def is_below_aim(self) -> bool:
+    def is_known(self) -> bool:
+        """Whether forget samples are known better than unseen ones were."""
         forget = self.context.measure("forget")
-        return forget.accuracy > 0 if self.context.is_class_request else forget.mean("loss") < self.aim
+        return forget.mean("loss") < self.loss_aim and forget.accuracy > self.accuracy_aim
 
     def loss(self, model, part) -> Tensor:
         return part.mean(cross_entropy(model(**part.inputs).logits, part.labels))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"aim": torch.tensor(self.aim, dtype=torch.float64)}
+        return {"aims": torch.tensor([self.loss_aim, self.accuracy_aim], dtype=torch.float64)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.aim = state["aim"].item()
+        self.loss_aim, self.accuracy_aim = state["aims"].tolist()
 
 
 class PairedLosses(Paired):
