@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 
-from hf_unlearn import LocalTeacherConfig, UnlearningError, models, unlearn
+from hf_unlearn import LocalTeacherConfig, UnlearningError, adapters, models, small_models, unlearn
 from hf_unlearn.audits import locality
 from hf_unlearn.digits import Samples
 from hf_unlearn.losses import cross_entropy, divergence
@@ -516,7 +516,36 @@ class TestTeacher:
         with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
             run(tmp_path, LocalTeacherConfig(**QUICK), copy.deepcopy(model).to(torch.bfloat16), teacher=model)
 
-    @pytest.mark.parametrize("how", ["unknown", "frozen", "own adapter", "new adapter"])
+    def test_the_original_with_its_adapter_merged_is_refused(self, tmp_path):
+        targets = {"r": 2, "target_modules": "all-linear"}
+        model = get_peft_model(fitted(flipped=False), LoraConfig(init_lora_weights=False, **targets))
+        changes = {"method": LocalTeacherConfig(k=9, **QUICK), "peft_config": LoraConfig(**targets)}
+        with pytest.raises(UnlearningError, match="the teacher has 1. of 1. weight matrices of the original"):
+            unlearn(
+                model, **learnt(flipped=False), teacher=adapters.merged(model), args=arguments(tmp_path), **changes
+            )
+
+    def test_a_copy_that_is_no_part_of_the_teacher_is_refused(self, tmp_path):
+        """The paper's control: a head on frozen features of the original."""
+        model = fitted(flipped=False)
+        frozen = copy.deepcopy(model)
+        with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
+            run(tmp_path, LocalTeacherConfig(**QUICK), model, teacher=lambda: Borrowed(frozen, registered=False))
+
+    def test_a_copy_under_many_layers_is_refused(self, tmp_path):
+        model = fitted(flipped=False)
+        teacher = Borrowed(copy.deepcopy(model), registered=True)
+        teacher.head = nn.Sequential(*(nn.Linear(4, 4) for _ in range(40)))
+        with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
+            run(tmp_path, LocalTeacherConfig(**QUICK), model, teacher=teacher)
+
+    def test_a_shared_vocabulary_is_not_refused(self, tmp_path):
+        model, teacher = tiny_bert(), tiny_bert(seed=1)
+        teacher.get_input_embeddings().load_state_dict(model.get_input_embeddings().state_dict())
+        inputs = random_inputs(model)
+        assert not small_models.check_teacher(teacher, model, inputs, model.config.num_labels)
+
+    @pytest.mark.parametrize("how", ["unknown", "frozen", "own adapter", "trained adapter", "new adapter"])
     def test_the_public_weights_that_the_original_was_made_of(self, tmp_path, how):
         """A teacher may have them where it is known that the original's training has not changed them."""
         public = tiny_vit(seed=3)
@@ -524,8 +553,10 @@ class TestTeacher:
         nn.init.normal_(model.classifier.weight)
         if how == "frozen":
             model.vit.requires_grad_(False)
-        if how == "own adapter":
+        if how in ("own adapter", "trained adapter"):
+            adapter.init_lora_weights = how == "own adapter"
             model = get_peft_model(model, adapter)
+            adapter = LoraConfig(r=2, target_modules="all-linear")
         changes = {"peft_config": adapter} if "adapter" in how else {}
         go = functools.partial(
             unlearn,
@@ -536,7 +567,7 @@ class TestTeacher:
             args=arguments(tmp_path, max_steps=1, measure=False),
             **changes,
         )
-        if how in ("frozen", "own adapter"):
+        if how in ("frozen", "own adapter", "trained adapter"):
             frozen = (
                 "local_teacher: the teacher has weights that are frozen in the original; they must never have seen"
             )
@@ -605,6 +636,14 @@ class TestTeacher:
             UnlearningError, match="teacher is 'transformer', and the model is for image-classificatio"
         ):
             run(tmp_path, LocalTeacherConfig(teacher="transformer"))
+
+    def test_that_cannot_read_the_images(self, tmp_path):
+        tiny_vit(image_size=32).save_pretrained(tmp_path / "public")
+        with pytest.raises(
+            UnlearningError,
+            match="is a ViTForImageClassification that fails on the model's inputs, pixel_values of 3x16x16",
+        ):
+            run(tmp_path, LocalTeacherConfig(teacher=str(tmp_path / "public"), **QUICK))
 
     def test_with_another_vocabulary(self, tmp_path):
         model = tiny_bert()
