@@ -673,6 +673,11 @@ class TestSalun:
         total = sum(p.numel() for p in models.base_of(trainer.model).parameters())
         assert trainer.method.report == {"trained_weights": round(0.25 * total)}
 
+    def test_its_cost_is_that_of_the_method_inside(self):
+        for inner in ("random_label", "npo"):
+            assert create_method(SalunConfig(inner=inner)).info.cost == METHODS[inner].info.cost + 0.5
+        assert create_method("salun").info == METHODS["salun"].info
+
     def test_it_trains_the_modules_of_the_method_inside(self):
         config, model = RmuConfig(layer=1), tiny_vit()
         expected = create_method(config).trained_modules(model)

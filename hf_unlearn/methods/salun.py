@@ -93,7 +93,9 @@ class Salun(Method):
             )
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
-        self.info = dataclasses.replace(self.info, needs=method.info.needs, applies_to=method.info.applies_to)
+        about = {"needs": method.info.needs, "applies_to": method.info.applies_to}
+        about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
+        self.info = dataclasses.replace(self.info, **about)
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return self.inner.arguments(family, width) | self.inner.config.arguments
