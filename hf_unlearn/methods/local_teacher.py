@@ -155,7 +155,7 @@ class LocalTeacher(Method):
         kind="loss",
         summary="gives forget samples the labels of a small model that was trained on their retained neighbours alone",
         needs=("forget", "retain"),
-        cost=11,
+        cost=16,
         paper=Paper(
             title="Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning",
             arxiv="2605.31317",
