@@ -449,6 +449,20 @@ class TestSupport:
         assert all(sum(row["histogram"]) == pytest.approx(1) for row in curve)
         json.dumps(report)
 
+    @pytest.mark.slow
+    def test_its_teacher_knows_as_much_as_a_retrained_model(self, tmp_path):
+        apart = []
+        for seed in range(6):
+            data, original = groups.half_of_a_class(seed), copy.deepcopy(groups.fitted(seed, seed, False))
+            teacher = lambda: groups.perceptron(32, seed=int(torch.randint(10**6, ())))  # noqa: E731
+            config = LocalTeacherConfig(k="auto")
+            result = run(tmp_path, config, original, data, teacher, seed=seed, max_steps=1, measure=False)
+            retrained = [
+                groups.accuracy(groups.fitted(seed + more, seed, True), data["forget"]) for more in (100, 200)
+            ]
+            apart.append(abs(100 * result.trainer.method.report["teacher_forget_accuracy"] - np.mean(retrained)))
+        assert max(apart) <= 10
+
 
 class Borrowed(nn.Module):
     """A head on the features of another model."""
