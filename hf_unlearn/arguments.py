@@ -19,6 +19,7 @@ METHOD_DEFAULTS = (
     "per_device_train_batch_size",
     "weight_decay",
     "optim",
+    "optim_args",
     "lr_scheduler_type",
     "max_grad_norm",
     "warmup_steps",
@@ -41,6 +42,9 @@ class UnlearningArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "samples of one forward pass"})
     weight_decay: float | None = field(default=None, metadata={"help": "default: the method's"})
     optim: str | None = field(default=None, metadata={"help": "default: the method's, else adamw_torch"})
+    optim_args: str | None = field(
+        default=None, metadata={"help": "default: those of the method's optim, unless you set that"}
+    )
     lr_scheduler_type: str | None = field(default=None, metadata={"help": "default: the method's, else linear"})
     max_grad_norm: float | None = field(default=None, metadata={"help": "default: the method's; 0 never clips"})
     warmup_steps: float | None = field(default=None, metadata={"help": "default: the method's, else 0"})
@@ -85,6 +89,8 @@ class UnlearningArguments(TrainingArguments):
                 "Set others in UnlearningArguments."
             )
         args = copy.copy(self)
+        if "optim" not in self._unset or self.optim != self._placeholders["optim"]:
+            defaults = {**defaults, "optim_args": None}  # the method's are of another optimizer
         for name in self._unset:
             if name in defaults and getattr(args, name) == self._placeholders[name]:  # else it was set afterwards
                 setattr(args, name, defaults[name])

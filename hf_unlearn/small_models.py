@@ -2,18 +2,18 @@
 
 import copy
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from . import models
-from .adapters import NAME, is_adapted
+from .adapters import NAME, is_adapted, merged, own_adapters, tuner_layers
 from .errors import UnlearningError
 from .evaluation import evaluating
 from .losses import cross_entropy
@@ -142,32 +142,35 @@ def readable(teacher: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> bool:
     """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does.
 
+    Its weights are those it holds and those of all modules that run when it answers, which may hide in a closure. They are
+    too many of the original's where they are more than half of those, or more than half of its own. Not found out are copies
+    that have been changed a little, and those that no module holds: a table of features, or weights that a function is given.
+
     Weights that the original's training has left frozen are no reason; whether the teacher has those is given back.
     """
     called: list[nn.Module] = []
-    hooks = [module.register_forward_pre_hook(lambda m, _: called.append(m)) for module in original.modules()]
     try:
-        with torch.no_grad(), evaluating(teacher):
+        with torch.no_grad(), evaluating(teacher), register_module_forward_pre_hook(lambda m, _: called.append(m)):
             logits = getattr(teacher(**inputs), "logits", None) if inputs else None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    known: dict[bool, dict[torch.Size, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
-    for name, weight in original.named_parameters():
-        if weight.is_floating_point() and not hasattr(weight, "full_tensor"):  # quantised, or a piece of a sharded one
-            known[_may_have_learned(original, name, weight)][weight.shape].append(weight)
-    matrices = [weight for weight in teacher.parameters() if weight.ndim > 1]
-    copied, shared = (
-        sum(any(_same(w, x) for x in known[learned][w.shape]) for w in matrices) for learned in (True, False)
-    )
-    if called or 2 * copied > len(matrices):
-        does, advice = "calls", ""
-        if not called:
-            does = f"has {copied} of {len(matrices)} weight matrices of"
+    except Exception as error:
+        shapes = ", ".join(f"{key} of {'x'.join(map(str, x.shape[1:]))}" for key, x in inputs.items())
+        raise UnlearningError(
+            f"local_teacher: the teacher is a {type(teacher).__name__} that fails on the model's inputs, {shapes} "
+            f"({str(error).partition(chr(10))[0].rstrip('.')}); expected a model that reads what the original does."
+        ) from error
+    learned, frozen = _matrices(original)
+    used = {id(w): w for module in (*teacher.modules(), *called) for w in module.parameters(recurse=False)}
+    own = [w for w in used.values() if _is_whole_matrix(w)]
+    does, advice = "calls" if not set(called).isdisjoint(original.modules()) else "", ""
+    for theirs in learned:
+        copied = sum(_among(w, theirs) for w in own), sum(_among(w, own) for w in theirs)
+        if not does and (2 * copied[0] > len(own) or 2 * copied[1] > len(theirs)):
+            does = f"has {copied[1]} of {len(theirs)} weight matrices of"
             advice = (
                 " (where the original's training has left just these as they are in one, freeze them in the original with "
                 "requires_grad_(False), and leave out peft_config)"
             )
+    if does:
         raise UnlearningError(
             f"local_teacher: the teacher {does} the original, whose features have seen the forget samples, so that nothing would "
             f"be forgotten; expected a model from scratch, or a public checkpoint{advice}."
@@ -178,18 +181,42 @@ def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Ten
             f"local_teacher: the teacher is a {type(teacher).__name__} that gives {found}; expected .logits of {num_labels} "
             "classes, from the inputs of the original."
         )
-    return 2 * shared > len(matrices)
+    return 2 * sum(_among(w, frozen) for w in own) > len(own)
+
+
+def _matrices(original: nn.Module) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Those that the original's training may have changed, as they are and with its adapters merged; and all others."""
+    known: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, weight in original.named_parameters():
+        ours = is_adapted(original) and f".{NAME}." in name
+        if _is_whole_matrix(weight) and not ours:
+            known[_may_have_learned(original, name, weight)].append(weight)
+    learned = [known[True]]
+    if own_adapters(original) and tuner_layers(original) and any(known.values()):  # not sharded
+        weights = filter(_is_whole_matrix, merged(original).parameters())
+        learned.append([w for w in weights if not _among(w, known[False])])
+    return learned, known[False]
+
+
+def _is_whole_matrix(weight: Tensor) -> bool:
+    """Neither quantised nor a piece of a sharded one."""
+    return weight.ndim > 1 and weight.is_floating_point() and not hasattr(weight, "full_tensor")
 
 
 def _may_have_learned(original: nn.Module, name: str, weight: Tensor) -> bool:
     """Whether the original's training may have changed a weight: of a `PeftModel` its adapters, else what is not frozen."""
     if not is_adapted(original):
         return weight.requires_grad
-    own = original.peft_config.keys() - {NAME}  # under an adapter of ours alone, everything is frozen
+    own = own_adapters(original)  # under an adapter of ours alone, everything is frozen
     return not own or any(f".{adapter}." in name for adapter in own)
 
 
+def _among(weight: Tensor, others: list[Tensor]) -> bool:
+    return any(weight.shape == other.shape and _same(weight, other) for other in others)
+
+
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two weights are the same in the coarser one of their precisions."""
+    """Whether two weights are the same in the coarser one of their precisions, up to the rounding of a merge in float32."""
     coarser = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-    return torch.equal(a.to(coarser), b.to(a.device, coarser))
+    a, b = a.to(coarser), b.to(a.device, coarser)
+    return torch.allclose(a, b, rtol=0, atol=4 * torch.finfo(torch.float32).eps * b.abs().max().item())

@@ -82,7 +82,8 @@ def audit_content(
         for model in models
     }
     content["distributions"] = {name: scores(name, models) for name in ("margin", "loss", "entropy")}
-    content["locality"] = {name: locality(random, retrained) for name in ("retain", "unseen")}
+    reference = "retrained" if retrained else "original"
+    content["locality"] = {name: locality(random, reference) for name in ("retain", "unseen")}
     if level >= 1:
         content |= level_1(random, models)
     if level >= 2:
@@ -121,10 +122,11 @@ def scores(name, models):
     return found
 
 
-def locality(random, floor):
+def locality(random, reference):
     edges = np.linspace(-0.1, 0.9, 11)
     rise = np.linspace(0.05, 0.3, 10) + random.uniform(0, 0.03, 10)
-    found = {
+    return {
+        "reference": reference,
         "edges": edges.tolist(),
         "counts": [int(n) for n in random.integers(1, 500, 10)],
         "bins": {
@@ -136,8 +138,8 @@ def locality(random, floor):
         "ratio": 3.625,
         "correlation": 0.61,
         "floor": None,
+        "forget_nearer": 0.512,
     }
-    return found | {"floor": locality(random, False) if floor else None}
 
 
 def level_1(random, models):

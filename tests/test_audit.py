@@ -32,6 +32,7 @@ from hf_unlearn.audits.verdict import LEVEL, Finding, correct, decide, holm, sma
 from hf_unlearn.batches import Batch
 from hf_unlearn.cli import main
 from hf_unlearn.evaluation import Measurement, Tally
+from hf_unlearn.methods.local_teacher import similarity
 from hf_unlearn.metrics import matched_auc
 from hf_unlearn.metrics.functional import called_members
 from tests.runs import request as rows_of
@@ -412,9 +413,17 @@ class TestModels:
         assert rows["original"]["activation_distance"] == pytest.approx(metrics.activation_distance(p, q))
         assert {"relative", "quality"} <= {f["name"] for f in content["verdict"]["findings"]}
         assert set(content["locality"]) == {"retain", "unseen"}
+        with torch.no_grad(), models.reading_features(original, CLASSES) as read:
+            f, r = (read(original(pixel_values=sets[name]["pixel_values"][:]).logits) for name in ("forget", "retain"))
+        pairs = similarity(f, f)[:, None] > similarity(r, f)
+        found = content["locality"]["retain"]
+        assert found["forget_nearer"] == pytest.approx(pairs.float().mean().item(), abs=1e-3)
+        assert found["forget_nearer"] < 0.8 and found["reference"] == "retrained"
         again = audited(instance, over_forgotten(sets), retrained=retrained)
         assert again | {"cost": None} == content | {"cost": None}
         assert AuditReport(content).summary()
+        assert AuditReport(content).to_markdown().count("the forget set is scattered") == 2
+        assert audited(instance, original)["locality"]["unseen"]["reference"] == "original"
 
     @pytest.mark.parametrize(
         "about",

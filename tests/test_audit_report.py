@@ -266,15 +266,10 @@ class TestPage:
             "/retain",
             "/format",
             "/class",
-            "/floor/near",
-            "/floor/far",
-            "/floor/ratio",
-            "/floor/corr",
         )
         unshown += (
             "/canary",
             "/findings/0/value",
-            "/floor/edges",
             "/noticed",
             "/fails",
             "/head_only",

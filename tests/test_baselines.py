@@ -676,6 +676,11 @@ class TestSalun:
         total = sum(p.numel() for p in models.base_of(trainer.model).parameters())
         assert trainer.method.report == {"trained_weights": round(0.25 * total)}
 
+    def test_its_cost_is_that_of_the_method_inside(self):
+        for inner in ("random_label", "npo"):
+            assert create_method(SalunConfig(inner=inner)).info.cost == METHODS[inner].info.cost + 0.5
+        assert create_method("salun").info == METHODS["salun"].info
+
     def test_it_trains_the_modules_of_the_method_inside(self):
         config, model = RmuConfig(layer=1), tiny_vit()
         expected = create_method(config).trained_modules(model)
@@ -700,11 +705,47 @@ class TestSalun:
         assert any(not torch.equal(after[name], before[name]) for name in parts["A"])
 
 
+SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "freeze_batchnorm": False}
+MOMENTUM = SGD | {"optim_args": "momentum=0.9", "weight_decay": 5e-4}
+PAPERS = {
+    "l1_sparse": MOMENTUM | {"learning_rate": 0.01, "num_train_epochs": 10, "per_device_train_batch_size": 256},
+    "salun": MOMENTUM | {"learning_rate": 0.1, "num_train_epochs": 10, "per_device_train_batch_size": 256},
+    ("scrub", "large"): MOMENTUM | {"learning_rate": 5e-4, "num_train_epochs": 3, "per_device_train_batch_size": 128},
+    ("scrub", "small"): SGD
+    | {"optim": "adamw_torch", "weight_decay": 0.1}
+    | {"learning_rate": 5e-4, "num_train_epochs": 10, "per_device_train_batch_size": 32},
+    ("neggrad_plus", "large"): SGD | {"learning_rate": 0.01, "num_train_epochs": 5, "weight_decay": 5e-4},
+    ("neggrad_plus", "small"): SGD
+    | {"learning_rate": 0.01, "num_train_epochs": 10, "weight_decay": 0.1, "per_device_train_batch_size": 32},
+}
+
+
 @pytest.mark.parametrize("name", [name for name in BASELINES if name != "gradient_ascent"])
 def test_the_papers_values(name):
     config = METHODS[name].config_class.paper()
     assert type(config).from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert {"learning_rate", "num_train_epochs"} <= set(config.arguments)
+
+
+@pytest.mark.parametrize("setting", PAPERS, ids=str)
+def test_the_papers_training_arguments(setting):
+    name, *about = [setting] if isinstance(setting, str) else setting
+    assert METHODS[name].config_class.paper(*about).arguments == PAPERS[setting]
+
+
+def test_the_papers_momentum(tmp_path):
+    """It reaches the optimizer, unless the user has chosen another one."""
+    found = []
+    for own in ({}, {"optim": "sgd"}, {"optim_args": "momentum=0.5"}):
+        args = UnlearningArguments(
+            str(tmp_path), report_to="none", save_strategy="no", max_steps=1, measure=False, **own
+        )
+        result = unlearn(fitted(), **learnt(), method=ScrubConfig.paper("large"), args=args)
+        found.append({group["momentum"] for group in result.trainer.optimizer.param_groups})
+        result.save(tmp_path / "saved")
+        written = json.loads((tmp_path / "saved" / "unlearning_config.json").read_text())["training"]["optim_args"]
+        assert written == result.trainer.args.optim_args
+    assert found == [{0.9}, {0}, {0.5}]
 
 
 @pytest.mark.parametrize("config_class", [NeggradPlusConfig, ScrubConfig])

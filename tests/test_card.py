@@ -396,6 +396,17 @@ class TestAudit:
             value = content["figures"]["retrained"]["retain_accuracy"]
             assert table["retain acc."][2].startswith(f"{value:.3f} (")
 
+    def test_a_scattered_forget_set_is_said(self, folder, tmp_path):
+        content = audited(folder)
+        content["locality"]["retain"]["forget_nearer"] = 0.93
+        found = check_card(str(card_with(content, folder, tmp_path)))
+        expected = "in only 51 % of pairs: the forget set is scattered, and what is near it or far says little\n"
+        assert found["Locality"].count("scattered") == 1 and expected in found["Locality"] + "\n"
+        assert "unseen samples in a share of 0.512 of pairs only: the forget set is scattered" in found["Audit"]
+        for about in content["locality"].values():
+            del about["forget_nearer"]  # of an audit made before it was measured
+        assert "scattered" not in str(card_with(content, folder, tmp_path))
+
     def test_figures_of_other_samples_are_not_put_side_by_side(self, folder, tmp_path):
         content = audit_content()
         found = sections(str(card_with(content, folder, tmp_path)))

@@ -19,6 +19,7 @@ from hf_unlearn import (
     GradDiffConfig,
     NpoConfig,
     RmuConfig,
+    SalunConfig,
     SimnpoConfig,
     UnlearningArguments,
     UnlearningError,
@@ -27,7 +28,7 @@ from hf_unlearn import (
 )
 from hf_unlearn.batches import Batch
 from hf_unlearn.losses import cross_entropy
-from hf_unlearn.methods import METHODS, rmu
+from hf_unlearn.methods import METHODS, create_method, rmu
 from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.preference import completion_lengths, kl_to_original, log_likelihood
 from hf_unlearn.methods.simnpo import simnpo_loss
@@ -432,3 +433,22 @@ def test_defaults_on_stories(tmp_path, animals, method):
         metrics["after"][f"{name}_loss"] - metrics["before"][f"{name}_loss"] for name in ("forget", "retain")
     )
     assert gained > 0.4 and lost < 0.5 * gained
+
+
+@pytest.mark.parametrize("config", EACH)
+@pytest.mark.parametrize("adapted", [False, True])
+def test_salun_keeps_what_is_not_in_its_mask(tmp_path, config, adapted):
+    """Bit by bit, in the weights and in an adapter."""
+    method = create_method(SalunConfig(inner=config.method, density=0.3))
+    changes = {"weight_decay": 0.1, "learning_rate": 1e-2, "max_grad_norm": 0.5, "measure": False}
+    trainer = language_trainer(tmp_path, method, **changes, **({} if adapted else {"peft_config": False}))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    masks = {id(p): mask for p, mask in zip(method.parameters, method.masks, strict=True)}
+    moved = 0
+    for name, parameter in trainer.model.named_parameters():
+        mask = masks.get(id(parameter), torch.zeros_like(parameter, dtype=torch.bool))
+        assert torch.equal(before[name][~mask], parameter[~mask]), name
+        moved += (before[name] != parameter).sum().item()
+    kept = sum(mask.sum().item() for mask in masks.values())
+    assert 0.5 * kept < moved <= kept < sum(mask.numel() for mask in masks.values())

@@ -12,8 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_unlearn import LocalTeacherConfig, UnlearningError, models, unlearn
+from hf_unlearn import LocalTeacherConfig, UnlearningError, adapters, models, small_models, unlearn
 from hf_unlearn.audits import locality
 from hf_unlearn.digits import Samples
 from hf_unlearn.losses import cross_entropy, divergence
@@ -448,6 +449,20 @@ class TestSupport:
         assert all(sum(row["histogram"]) == pytest.approx(1) for row in curve)
         json.dumps(report)
 
+    @pytest.mark.slow
+    def test_its_teacher_knows_as_much_as_a_retrained_model(self, tmp_path):
+        apart = []
+        for seed in range(6):
+            data, original = groups.half_of_a_class(seed), copy.deepcopy(groups.fitted(seed, seed, False))
+            teacher = lambda: groups.perceptron(32, seed=int(torch.randint(10**6, ())))  # noqa: E731
+            config = LocalTeacherConfig(k="auto")
+            result = run(tmp_path, config, original, data, teacher, seed=seed, max_steps=1, measure=False)
+            retrained = [
+                groups.accuracy(groups.fitted(seed + more, seed, True), data["forget"]) for more in (100, 200)
+            ]
+            apart.append(abs(100 * result.trainer.method.report["teacher_forget_accuracy"] - np.mean(retrained)))
+        assert max(apart) <= 10
+
 
 class Borrowed(nn.Module):
     """A head on the features of another model."""
@@ -516,7 +531,36 @@ class TestTeacher:
         with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
             run(tmp_path, LocalTeacherConfig(**QUICK), copy.deepcopy(model).to(torch.bfloat16), teacher=model)
 
-    @pytest.mark.parametrize("how", ["unknown", "frozen", "own adapter", "new adapter"])
+    def test_the_original_with_its_adapter_merged_is_refused(self, tmp_path):
+        targets = {"r": 2, "target_modules": "all-linear"}
+        model = get_peft_model(fitted(flipped=False), LoraConfig(init_lora_weights=False, **targets))
+        changes = {"method": LocalTeacherConfig(k=9, **QUICK), "peft_config": LoraConfig(**targets)}
+        with pytest.raises(UnlearningError, match="the teacher has 1. of 1. weight matrices of the original"):
+            unlearn(
+                model, **learnt(flipped=False), teacher=adapters.merged(model), args=arguments(tmp_path), **changes
+            )
+
+    def test_a_copy_that_is_no_part_of_the_teacher_is_refused(self, tmp_path):
+        """The paper's control: a head on frozen features of the original."""
+        model = fitted(flipped=False)
+        frozen = copy.deepcopy(model)
+        with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
+            run(tmp_path, LocalTeacherConfig(**QUICK), model, teacher=lambda: Borrowed(frozen, registered=False))
+
+    def test_a_copy_under_many_layers_is_refused(self, tmp_path):
+        model = fitted(flipped=False)
+        teacher = Borrowed(copy.deepcopy(model), registered=True)
+        teacher.head = nn.Sequential(*(nn.Linear(4, 4) for _ in range(40)))
+        with pytest.raises(UnlearningError, match="the teacher has 16 of 16 weight matrices of the original"):
+            run(tmp_path, LocalTeacherConfig(**QUICK), model, teacher=teacher)
+
+    def test_a_shared_vocabulary_is_not_refused(self, tmp_path):
+        model, teacher = tiny_bert(), tiny_bert(seed=1)
+        teacher.get_input_embeddings().load_state_dict(model.get_input_embeddings().state_dict())
+        inputs = random_inputs(model)
+        assert not small_models.check_teacher(teacher, model, inputs, model.config.num_labels)
+
+    @pytest.mark.parametrize("how", ["unknown", "frozen", "own adapter", "trained adapter", "new adapter"])
     def test_the_public_weights_that_the_original_was_made_of(self, tmp_path, how):
         """A teacher may have them where it is known that the original's training has not changed them."""
         public = tiny_vit(seed=3)
@@ -524,8 +568,10 @@ class TestTeacher:
         nn.init.normal_(model.classifier.weight)
         if how == "frozen":
             model.vit.requires_grad_(False)
-        if how == "own adapter":
+        if how in ("own adapter", "trained adapter"):
+            adapter.init_lora_weights = how == "own adapter"
             model = get_peft_model(model, adapter)
+            adapter = LoraConfig(r=2, target_modules="all-linear")
         changes = {"peft_config": adapter} if "adapter" in how else {}
         go = functools.partial(
             unlearn,
@@ -536,7 +582,7 @@ class TestTeacher:
             args=arguments(tmp_path, max_steps=1, measure=False),
             **changes,
         )
-        if how in ("frozen", "own adapter"):
+        if how in ("frozen", "own adapter", "trained adapter"):
             frozen = (
                 "local_teacher: the teacher has weights that are frozen in the original; they must never have seen"
             )
@@ -605,6 +651,14 @@ class TestTeacher:
             UnlearningError, match="teacher is 'transformer', and the model is for image-classificatio"
         ):
             run(tmp_path, LocalTeacherConfig(teacher="transformer"))
+
+    def test_that_cannot_read_the_images(self, tmp_path):
+        tiny_vit(image_size=32).save_pretrained(tmp_path / "public")
+        with pytest.raises(
+            UnlearningError,
+            match="is a ViTForImageClassification that fails on the model's inputs, pixel_values of 3x16x16",
+        ):
+            run(tmp_path, LocalTeacherConfig(teacher=str(tmp_path / "public"), **QUICK))
 
     def test_with_another_vocabulary(self, tmp_path):
         model = tiny_bert()
@@ -788,23 +842,34 @@ def test_half_of_a_class(tmp_path):
     assert near["closest"] < near["random"] < near["farthest"]
 
 
+class OnFeatures(nn.Module):
+    """A new head, from zero, on the original's frozen features, which are no part of it."""
+
+    def __init__(self, original):
+        super().__init__()
+        self.head, frozen = nn.Linear(256, groups.CLASSES), copy.deepcopy(original.layers)
+        for weight in self.head.parameters():
+            nn.init.zeros_(weight)
+        self.read = lambda x: frozen(x).detach()
+
+    def forward(self, pixel_values):
+        return ImageClassifierOutput(logits=self.head(self.read(pixel_values)))
+
+
 @pytest.mark.slow
-def test_a_teacher_on_the_original_s_features_would_forget_nothing(tmp_path):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_with_a_teacher_on_the_original_s_features_nothing_is_forgotten(tmp_path, monkeypatch, seed):
     """The control: why such a teacher is refused."""
-    data, original = groups.half_of_a_class(0), groups.fitted(0, 0, False)
-    with torch.no_grad():
-        features = {
-            name: original.layers(samples.columns["pixel_values"])
-            for name, samples in data.items()
-            if name != "unseen"
-        }
-    s = similarity(features["retain"], features["forget"]).argsort(descending=True)[:200]
-    head, labels = nn.Linear(256, 20), data["retain"].columns["labels"][s]
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
-    for _ in range(100):
-        optimizer.zero_grad()
-        F.cross_entropy(head(features["retain"][s]), labels).backward()
-        optimizer.step()
-    right = (head(features["forget"]).argmax(1) == data["forget"].columns["labels"]).float().mean()
-    assert right > 0.95
-    assert groups.accuracy(groups.fitted(100, 0, True), data["forget"]) < 80
+    data, original = groups.half_of_a_class(seed), groups.fitted(seed, seed, False)
+    changes = {"learning_rate": 2e-4, "num_train_epochs": 20, "per_device_train_batch_size": 128, "measure": False}
+    proper = LocalTeacherConfig(k=200), lambda: groups.perceptron(32)
+    leak = LocalTeacherConfig(k=200, teacher_optim="adamw", teacher_lr=1e-2, teacher_batch=200), OnFeatures(original)
+    with pytest.raises(UnlearningError, match="the teacher has 2 of 3 weight matrices of the original"):
+        run(tmp_path, leak[0], copy.deepcopy(original), data, leak[1])
+    monkeypatch.setattr(local_teacher, "check_teacher", lambda *about: False)
+    right = []
+    for name, (config, teacher) in {"proper": proper, "leak": leak}.items():
+        result = run(tmp_path / name, config, copy.deepcopy(original), data, teacher, seed=seed, **changes)
+        right.append(groups.accuracy(result.model, data["forget"]))
+    assert right[0] < 95 < right[1]
+    assert abs(right[0] - groups.accuracy(groups.fitted(seed + 100, seed, True), data["forget"])) <= 10

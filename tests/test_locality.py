@@ -142,7 +142,13 @@ class TestModels:
         run = result(tmp_path)
         found = locality(run)
         with run.trainer.original_model() as original:
-            assert found == locality(run, retrained=original)
+            same = locality(run, retrained=original)
+        for name, place in found.items():
+            assert (place.reference, same[name].reference) == ("original", "retrained")
+            assert dataclasses.replace(place, reference="retrained") == same[name]
+            assert place.summary().startswith("original − unlearned, by similarity to the forget set\nnearest 5%: ")
+            assert "original − unlearned, accuracy" in place.svg("accuracy")
+            assert "retrained − unlearned, accuracy" in same[name].svg("accuracy")
         assert found["unseen"].floor is None and found["unseen"].near["total_variation"] > 0
 
     def test_in_an_adapter(self, tmp_path):

@@ -16,7 +16,7 @@ References:
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Locality:
     """The difference between two models, reference − model, near the forget set and far from it.
 
     Attributes:
+        reference: what the model is held beside: a `retrained` model, or the `original`.
         edges: of the bins of similarity.
         counts: samples in each bin.
         bins: measure -> its mean in each bin; None where a bin is empty. Measures are `accuracy`, `confidence` (of the true
@@ -52,6 +53,7 @@ class Locality:
             little. None where it is not known.
     """
 
+    reference: Literal["retrained", "original"]
     edges: list[float]
     counts: list[int]
     bins: dict[str, list[float | None]]
@@ -63,7 +65,7 @@ class Locality:
     forget_nearer: float | None = None
 
     def summary(self) -> str:
-        """In one line for each place."""
+        """What is compared, and one line for each place."""
 
         def line(where: str, values: dict[str, float], floor: dict[str, float] | None) -> str:
             said = f"{where}: accuracy {values['accuracy']:+.3f}, confidence {values['confidence']:+.3f}, "
@@ -73,7 +75,8 @@ class Locality:
         near, far = (self.floor.near, self.floor.far) if self.floor else (None, None)
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         correlation = "-" if self.correlation is None else f"{self.correlation:.2f}"
-        lines = [line("nearest 5%", self.near, near), line("farthest half", self.far, far)]
+        lines = [f"{self.reference} − unlearned, by similarity to the forget set"]
+        lines += [line("nearest 5%", self.near, near), line("farthest half", self.far, far)]
         lines.append(f"near/far ratio {ratio}, rank correlation with similarity {correlation}")
         if self.forget_nearer is not None and self.forget_nearer < SCATTERED:
             lines.append(
@@ -95,7 +98,7 @@ class Locality:
             title=f"{name.capitalize()} by similarity to the forget set",
             kind="middles",
             x_label="similarity to the forget set",
-            y_label=f"difference, {name}",
+            y_label=f"{self.reference} − unlearned, {name}",
             width=width,
             height=height,
         )
@@ -107,6 +110,7 @@ def compare_locally(
     bins: int = 10,
     floor: Locality | None = None,
     forget_similarities: ArrayLike | None = None,
+    reference: Literal["retrained", "original"] = "retrained",
 ) -> Locality:
     """From numbers of each sample: its similarity, and the difference of the two models in each measure. Those of the forget
     samples themselves tell whether similarity says anything.
@@ -124,6 +128,7 @@ def compare_locally(
     variation = found["total_variation"]
     varies = np.ptp(s) > 0 and np.ptp(variation) > 0
     return Locality(
+        reference=reference,
         edges=edges.tolist(),
         counts=counts.tolist(),
         bins={m: [float(v[place == b].mean()) if counts[b] else None for b in range(bins)] for m, v in found.items()},
@@ -165,12 +170,12 @@ def locality(
             ]
             positions, s = (np.concatenate(column) for column in zip(*rows, strict=True))
             s = s[np.argsort(positions)]
-            reference = others[0] if others else original
+            first, reference = (others[0], "retrained") if others else (original, "original")
             floor = None
             if len(others) == 2:
                 floor = compare_locally(s, differences(evaluator, *others, source, indices), bins)
-            columns = differences(evaluator, reference, result.model, source, indices)
-            found[name] = compare_locally(s, columns, bins, floor, own)
+            columns = differences(evaluator, first, result.model, source, indices)
+            found[name] = compare_locally(s, columns, bins, floor, own, reference)
     return found
 
 

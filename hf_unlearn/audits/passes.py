@@ -32,7 +32,7 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
         ctx.models, key=("retrained", "original", "unlearned").index
     )  # each is held against those before it
     gone = torch.as_tensor(np.unique(ctx.labels["forget"]), device=device) if ctx.is_class else None
-    forget_sum, why, found = None, None, {}
+    forget, forget_sum, why, found = [], None, None, {}
     ctx.measured = {name: {} for name in ctx.models}
     with contextlib.ExitStack() as stack:
         for model in ctx.models.values():
@@ -56,6 +56,7 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                             read = None
                         else:
                             if name == "forget":
+                                forget.append(features)
                                 part = features[ready.weight > 0].sum(dim=0)
                                 forget_sum = part if forget_sum is None else forget_sum + part
                             else:
@@ -71,23 +72,26 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                     tallies[model].add(positions, ready, logits[model], **columns)
             if name == "forget" and read:
                 forget_sum = evaluator.accelerator.reduce(forget_sum, "sum")
+                tallies["unlearned"].columns["similarity"] = [similarity(torch.cat(forget), forget_sum[None])]
             for model, tally in tallies.items():
                 ctx.measured[model][name] = tally.result()
             ctx.labels[name] = ctx.measured["original"][name].labels
             if name != "forget" and read:
-                found[name] = _locality(ctx.measured[reference][name].signals, ctx.measured["unlearned"][name].signals)
+                signals = [ctx.measured[model][name].signals for model in (reference, "unlearned")]
+                own = ctx.measured["unlearned"]["forget"].signals["similarity"]
+                found[name] = _locality(*signals, own, reference)
     if not read:
         why = "locality compares the features that a classifier's linear head reads, and there are none"
     return found, why
 
 
-def _locality(reference: dict, model: dict) -> Locality:
+def _locality(reference: dict, model: dict, own: np.ndarray, name: str) -> Locality:
     differences = {
         "accuracy": reference["correct"] - model["correct"],
         "confidence": reference["confidence"] - model["confidence"],
         "total_variation": model["total_variation"],
     }
-    return compare_locally(model["similarity"], differences)
+    return compare_locally(model["similarity"], differences, forget_similarities=own, reference=name)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..methods.local_teacher import SCATTERED
 from ..report import NAMES
 
 MODELS = ("original", "unlearned", "retrained")
@@ -277,18 +278,20 @@ def locality(content: dict[str, Any]) -> Section | None:
     if not sets:
         return None
     reference = "retrained" if value(content, At(("models", "retrained"))) else "original"
-    floor = any(value(content, At(("locality", name, "floor"))) for name in sets)
-    drawn, tables = [], []
+    drawn, tables, lines = [], [], []
     for name in sets:
         at = At(("locality", name))
+        nearer = value(content, at / "forget_nearer")
+        if nearer is not None and nearer < SCATTERED:
+            start = f"A forget sample is nearer to the centroid than one of the {name} samples in a share of"
+            end = "of pairs only: the forget set is scattered, and what is near it or far says little."
+            lines.append((start, at / "forget_nearer", end))
         rows = [(label, at / "near" / measure, at / "far" / measure) for measure, label in MEASURES.items()]
         title = f"{name.capitalize()} samples, {reference} − unlearned"
         of = f"{title}; the {reference} model is {content['models'][reference]}"
         tables.append(Table(("", "nearest 5%", "farthest half"), rows, of))
         for measure, label in MEASURES.items():
             series = [("unlearned", "unlearned", places(content, at / "bins" / measure))]
-            if value(content, at / "floor"):
-                series.append(("two retrained models", "retrained", places(content, at / "floor" / "bins" / measure)))
             drawn.append(
                 Plot(
                     f"locality-{name}-{measure}",
@@ -303,15 +306,12 @@ def locality(content: dict[str, Any]) -> Section | None:
             )
     text = (
         f"The {reference} model's accuracy and confidence less the unlearned one's, by how similar a sample is to the forget set: "
-        "above 0 the unlearned model is worse. Total variation has no sign: "
+        "above 0 the unlearned model is worse. Total variation has no sign: it is above 0, and can rise to the right, between any "
+        "two models that were trained apart."
     )
-    if floor:
-        text += "beyond that of two retrained models, a line that rises to the right says that neighbours pay."
-    else:
-        text += "it is above 0, and can rise to the right, between any two models that were trained apart."
     rows = [(name, At(("locality", name, "ratio")), At(("locality", name, "correlation"))) for name in sets]
     tables.append(Table(("", "near / far", "rank correlation"), rows, "Total variation"))
-    return Section("locality", "Who pays for forgetting", text, tables=tables, plots=drawn)
+    return Section("locality", "Who pays for forgetting", text, lines, tables, drawn)
 
 
 def stages(content: dict[str, Any]) -> Section | None:

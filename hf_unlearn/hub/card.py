@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx, validate_repo_id
 
 from ..audits.report import AuditReport
+from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
 from ..report import NAMES, SCORES
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
@@ -282,6 +283,7 @@ def make_card(
         config=config,
         training=training,
         audit=audit,
+        scattered=SCATTERED,
         receipt=receipt,
         audit_text=AuditReport(audit).to_markdown() if audit else None,
         has_audit_page=(folder / AUDIT_PAGE).is_file(),

@@ -40,10 +40,11 @@ class L1SparseConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "L1SparseConfig":
-        """The paper's values; its SGD has momentum 0.9, which `optim_args="momentum=0.9"` adds."""
+        """The paper's values."""
         arguments = {"learning_rate": 0.01, "num_train_epochs": 10, "per_device_train_batch_size": 256}
-        arguments |= {"optim": "sgd", "weight_decay": 5e-4, "lr_scheduler_type": "constant"}
-        return cls(gamma=5e-4, arguments=arguments | {"max_grad_norm": 0.0, "freeze_batchnorm": False})
+        arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}
+        arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "freeze_batchnorm": False}
+        return cls(gamma=5e-4, arguments=arguments)
 
 
 class L1Sparse(Finetune):

@@ -155,7 +155,7 @@ class LocalTeacher(Method):
         kind="loss",
         summary="gives forget samples the labels of a small model that was trained on their retained neighbours alone",
         needs=("forget", "retain"),
-        cost=11,
+        cost=16,
         paper=Paper(
             title="Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning",
             arxiv="2605.31317",
@@ -267,7 +267,11 @@ class LocalTeacher(Method):
             )
 
     def stable_k(self, ranked: np.ndarray, half: int) -> int:
-        """Without a retrained model: where the answers of three teachers together change least from one k to the next."""
+        """Without a retrained model: where the answers of three teachers together change least from one k to the next.
+
+        With too small a k they change little too, because the support is of the forget class and so is every answer: sizes
+        whose teachers are right on `KNOWN` of the forget samples are not chosen.
+        """
         curve = []
         for k in sorted({min(len(ranked), math.ceil(share * half)) for share in SWEEP}):
             accuracy, histogram = self.answers([self.trained_teacher(ranked[:k], seed)[0] for seed in range(3)])
@@ -275,13 +279,13 @@ class LocalTeacher(Method):
             curve.append({"k": k, "accuracy": accuracy, "classes": classes, "histogram": histogram.tolist()})
         self.facts["curve"] = curve
         least, wanted = -1 if self.context.is_class_request else 0, min(3, self.context.num_labels)
-        usable = [row["classes"] >= wanted and least < row["accuracy"] < 1 for row in curve]
+        usable = [row["classes"] >= wanted and least < row["accuracy"] < KNOWN for row in curve]
         histograms = [np.array(row["histogram"]) for row in curve]
         k = plateau([row["k"] for row in curve], histograms, usable)
         if k is None:
             self.note(
                 f"k=auto found no size with smaller and larger ones beside it, neighbours of {wanted} classes, and teachers that are "
-                f"right on some forget samples and not on all; k is the default, {min(2 * half, len(ranked))}"
+                f"right on some forget samples and on less than {100 * KNOWN:.0f} %; k is the default, {min(2 * half, len(ranked))}"
             )
         return k or 2 * half
 

@@ -30,13 +30,18 @@ class NeggradPlusConfig(PairedConfig):
 
     @classmethod
     def paper(cls, setting: str = "small") -> "NeggradPlusConfig":
-        """The authors' values for their `small` runs, or for the `large` ones (β = 0.9999), with SGD."""
+        """The authors' values for their `small` runs, or for the `large` ones (β = 0.9999), with SGD.
+
+        A step of the small runs has 32 retained and 64 forget samples; here it has 32 of each. The batch size of the large ones
+        is not set.
+        """
         if setting not in ("small", "large"):
             raise UnlearningError(f"NegGrad+'s paper has no setting {setting!r}; expected small or large.")
         small = setting == "small"
         arguments = {"learning_rate": 0.01, "num_train_epochs": 10 if small else 5, "optim": "sgd"}
         arguments |= {"weight_decay": 0.1 if small else 5e-4, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-        return cls(until="end", beta=0.95 if small else 0.9999, arguments=arguments | {"freeze_batchnorm": False})
+        arguments |= {"freeze_batchnorm": False} | ({"per_device_train_batch_size": 32} if small else {})
+        return cls(until="end", beta=0.95 if small else 0.9999, arguments=arguments)
 
 
 class NeggradPlus(PairedLosses):

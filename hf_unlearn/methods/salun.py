@@ -47,10 +47,11 @@ class SalunConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "SalunConfig":
-        """The authors' values for ResNet-18 on CIFAR-10; their SGD has momentum 0.9, which `optim_args="momentum=0.9"` adds."""
+        """The authors' values for ResNet-18 on CIFAR-10."""
         arguments = {"learning_rate": 0.1, "num_train_epochs": 10, "per_device_train_batch_size": 256}
-        arguments |= {"optim": "sgd", "weight_decay": 5e-4, "lr_scheduler_type": "constant"}
-        return cls(arguments=arguments | {"max_grad_norm": 0.0, "freeze_batchnorm": False})
+        arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}
+        arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "freeze_batchnorm": False}
+        return cls(arguments=arguments)
 
 
 class Salun(Method):
@@ -92,7 +93,9 @@ class Salun(Method):
             )
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
-        self.info = dataclasses.replace(self.info, needs=method.info.needs, applies_to=method.info.applies_to)
+        about = {"needs": method.info.needs, "applies_to": method.info.applies_to}
+        about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
+        self.info = dataclasses.replace(self.info, **about)
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return self.inner.arguments(family, width) | self.inner.config.arguments

@@ -62,8 +62,11 @@ class ScrubConfig(MethodConfig):
 
     @classmethod
     def paper(cls, setting: str = "large") -> "ScrubConfig":
-        """The authors' values for their `large` runs, or the `small` ones. The large runs' SGD has momentum 0.9, which
-        `optim_args="momentum=0.9"` adds, and larger batches of forget samples; the learning rate falls in the small ones.
+        """The authors' values for their `large` runs, or the `small` ones.
+
+        All batches have the size of their retained ones; those of forget samples are larger (64 and not 32 in the small runs).
+        The small runs are with Adam, which adds weight decay to the gradient, and a falling learning rate; here with AdamW and
+        a constant one.
         """
         if setting not in ("small", "large"):
             raise UnlearningError(f"SCRUB's paper has no setting {setting!r}; expected small or large.")
@@ -71,14 +74,16 @@ class ScrubConfig(MethodConfig):
         arguments |= {"freeze_batchnorm": False}
         if setting == "large":
             arguments |= {"num_train_epochs": 3, "per_device_train_batch_size": 128}
-            return cls(first="forget", arguments=arguments | {"optim": "sgd", "weight_decay": 5e-4})
+            arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}
+            return cls(first="forget", arguments=arguments)
+        arguments |= {"num_train_epochs": 10, "per_device_train_batch_size": 32}
         return cls(
             first="forget",
             temperature=2.0,
             alpha=0.5,
             gamma=1.0,
             max_epochs=3,
-            arguments=arguments | {"num_train_epochs": 10},
+            arguments=arguments | {"optim": "adamw_torch", "weight_decay": 0.1},
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hf_unlearn.benchmark import report
 from hf_unlearn.methods import METHODS
+from hf_unlearn.methods.base import CLASSIFICATION
 from hf_unlearn.report import table
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +22,13 @@ def _results(name: str) -> dict:
 
 
 def _methods() -> str:
-    lines = ["| method | what it does | needs | cost in epochs |", "|---|---|---|---|"]
+    lines = ["| method | what it does | applies to | needs | cost in epochs |", "|---|---|---|---|---|"]
     for name, method in METHODS.items():
         info = method.info
         link = f"[`{name}`]({info.paper.url})" if info.paper else f"`{name}`"
-        lines.append(f"| {link} | {info.summary} | {', '.join(info.needs)} | {info.cost:g} |")
+        tasks = ", ".join(info.applies_to).replace(", ".join(CLASSIFICATION), "classifiers")
+        tasks = tasks.replace("causal-lm", "language models").replace("multi-task", "multi-task models")
+        lines.append(f"| {link} | {info.summary} | {tasks} | {', '.join(info.needs)} | {info.cost:g} |")
     return "\n".join(lines)
 
 
