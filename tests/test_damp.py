@@ -941,7 +941,9 @@ def test_labels_of_other_integers(dtype):
 
 
 def test_a_wrong_bias_is_refused(monkeypatch):
-    monkeypatch.setattr(edits, "affine_bias", lambda weight, *_: torch.full((len(weight),), 100.0, dtype=torch.float64))
+    monkeypatch.setattr(
+        edits, "affine_bias", lambda weight, *_: torch.full((len(weight),), 100.0, dtype=torch.float64)
+    )
     config = DampConfig(span="affine", alpha=0.5, tau=1e-4)
     refuse(
         r"breaks W'm \+ b' = Wm \+ b by .* nothing was changed", Net(conv_bias=True).double(), *sides(), config=config

@@ -7,8 +7,10 @@ import pytest
 from recipes.experiments.study import RESULTS
 
 RARELY = 0.03  # of the unseen samples
-MODELS = ("cnn5", "resnet18", "vit", "resnet18-digits", "vit-digits")
 REQUESTS = ("one", "two", "most confused")
+MODELS = {name: REQUESTS for name in ("cnn5", "resnet18", "vit", "resnet18-digits", "vit-digits")} | {
+    "minilm": ("one",)
+}
 
 
 def runs(model: str, request: str) -> list:
@@ -19,15 +21,17 @@ def runs(model: str, request: str) -> list:
 
 @pytest.mark.parametrize(("request_", "most"), [("one", 0.01), ("two", 0.03)])
 def test_rarely_confused_classes_are_forgotten(request_, most):
-    found = [(model, *run) for model in MODELS for run in runs(model, request_) if max(run[-1]["confused"]) < RARELY]
-    assert {"cnn5", "resnet18-digits", "vit-digits"} <= {model for model, *_ in found}
+    models = [model for model, requests in MODELS.items() if request_ in requests]
+    found = [(model, *run) for model in models for run in runs(model, request_) if max(run[-1]["confused"]) < RARELY]
+    assert set(models) - {"resnet18", "vit"} <= {model for model, *_ in found}
     for model, _, edited, about in found:
         assert edited["forget_unseen"] <= most, (model, about["seed"])
         assert edited["forget_train"] <= most, (model, about["seed"])
 
 
-@pytest.mark.parametrize("request_", REQUESTS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "request_"), [(m, request) for m, requests in MODELS.items() for request in requests]
+)
 def test_other_classes_do_not_pay(model, request_):
     for original, edited, about in runs(model, request_):
         assert edited["retained"] >= original["retained"] - 0.01, about["seed"]
@@ -38,7 +42,8 @@ def test_other_classes_do_not_pay(model, request_):
     [("cnn5", ("one", "two")), ("resnet18", ("one",)), ("vit", ("one",)), ("resnet18-digits", REQUESTS)],
 )
 def test_rdms_come_nearer_to_the_retrained_model(model, requests):
-    """Not of the ViT on digits: the RDMs of two models hardly have anything in common there."""
+    """Not of the ViT on digits: the RDMs of two models hardly have anything in common there. Nor of MiniLM in the seed in which
+    its layers below the head were eased."""
     for request in requests:
         for original, edited, about in runs(model, request):
             assert edited["rdm"] > original["rdm"], (request, about["seed"])
