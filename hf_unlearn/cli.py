@@ -10,8 +10,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import yaml
-
 from . import __version__
 from .errors import UnlearningError
 from .hub.cli import COMMANDS as hub_commands
@@ -137,6 +135,8 @@ def hardness(argv: Sequence[str]) -> None:
 
 def surgery(argv: Sequence[str]) -> None:
     """print where a model would be edited, as damp does: surgery plan MODEL"""
+    import yaml
+
     parser = _parser(surgery)
     parser.add_argument("what", choices=("plan",), help="plan: the operators that read the activation of each stage")
     parser.add_argument("model", help="a Hub id or a local folder")

@@ -50,8 +50,9 @@ class Paired(Method):
         self.looks = self.config.until == "unseen" and context.has("control")
         self.loss_aim, self.accuracy_aim = math.inf, 0.0  # of the original on unseen samples, class by class
         if self.looks and not context.is_class_request:
-            control, labels = context.measure("control"), context.measure("forget").labels
-            self.loss_aim, self.accuracy_aim = (control.mean(of, like=labels) for of in ("loss", "correct"))
+            forget, control = context.measure("forget"), context.measure("control")
+            self.loss_aim, accuracy = (control.mean(of, like=forget.labels) for of in ("loss", "correct"))
+            self.accuracy_aim = accuracy if forget.accuracy > accuracy else -1.0  # else it says nothing
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         return self.is_known() if self.looks else None
