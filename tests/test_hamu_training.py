@@ -445,7 +445,7 @@ def test_until_unseen(tmp_path):
     assert 0 < trainer.state.global_step < trainer.state.max_steps
     loss, accuracy = trainer.method.loss_aim, trainer.method.accuracy_aim
     measured = trainer.measure()
-    forget, control = measured["forget"], measured["control"]
+    forget = measured["forget"]
     assert result.metrics["before"]["forget_loss"] < loss < math.inf
     assert forget.mean("loss") >= loss or forget.accuracy <= accuracy
     whole = unlearn(fitted(), **learnt(), method=HamuConfig(look=1, ratio=0.9, until="end"), args=args).trainer

@@ -8,9 +8,7 @@ from recipes.experiments.study import RESULTS
 
 RARELY = 0.03  # of the unseen samples
 REQUESTS = ("one", "two", "most confused")
-MODELS = {name: REQUESTS for name in ("cnn5", "resnet18", "vit", "resnet18-digits", "vit-digits")} | {
-    "minilm": ("one",)
-}
+MODELS = dict.fromkeys(("cnn5", "resnet18", "vit", "resnet18-digits", "vit-digits"), REQUESTS) | {"minilm": ("one",)}
 
 
 def runs(model: str, request: str) -> list:
