@@ -66,6 +66,7 @@ SURGERY = {
 
 LOCALITY = {
     "forget_accuracy": "forget acc.",
+    "retain_accuracy": "retain acc.",
     "avg_gap": "Avg Gap",
     "affected_gap": "Avg Gap, cats alone",
     "near": "TV near",
