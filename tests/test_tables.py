@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from recipes.experiments import tables
+from recipes.experiments import stories, tables
+from recipes.experiments.study import RESULTS
 
 WITH_TABLES = [document for document in tables.DOCUMENTS if "<!-- table:" in document.read_text()]
 
@@ -41,3 +42,8 @@ def test_results_say_what_made_them(path):
         )
         shallow = (tables.ROOT / ".git/shallow").exists()
         assert known.stdout.strip() == "commit" or shallow
+
+
+def test_results_on_a_language_model_are_of_the_settings_that_stand_there():
+    results = json.loads((RESULTS / "stories.json").read_text())["results"]["stories15m-instance"]
+    assert results.keys() == {"original", "retrained", *stories.METHODS}
