@@ -1,8 +1,6 @@
 """From rows to batches of model inputs, with what unlearning needs to know about each sample."""
 
-import random
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .data import Source
 from .errors import UnlearningError
+from .randomness import seeded
 from .schedule import Draw
 
 
@@ -180,18 +179,6 @@ class DrawnSamples(torch.utils.data.Dataset):
                 return row
             column = source.input_columns[0]
             return {**row, column: self.augment(row[column])}
-
-
-@contextmanager
-def seeded(*key: int):
-    """Python, NumPy and torch (CPU) random numbers that depend on `key` only; the generators are put back after."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    seed = int(np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1)[0])
-    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.random.set_rng_state(states[2])
 
 
 class TrainingCollator:

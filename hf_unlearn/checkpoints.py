@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from . import models
+from . import identity, models
 from .arguments import UnlearningArguments
 from .errors import UnlearningError
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
 COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 METHOD_STATE = "method.safetensors"
+ORIGINAL = "original.json"  # which original and which run the output folder has
 
 
 class ResumableTrainer(Trainer):
@@ -38,20 +41,76 @@ class ResumableTrainer(Trainer):
     def _private(self) -> Path:
         return Path(self.args.output_dir, PRIVATE)
 
-    def _keep_original(self, checkpoint: str | None) -> None:
-        """Keep the original once, or where on the Hub it is; a resumed run checks that it was given the same one."""
-        about = self._private / "original.json"
-        if not self.args.should_save:
-            return
-        digest = models.weights_digest(self.model)
+    def _begin(self, resume: str | bool | None) -> str | None:
+        """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
+        digest = ""
+        with self._together():
+            checkpoint = self._find_checkpoint(resume)
+            if self.args.should_save:
+                digest = models.weights_digest(self.model)
+                if self.method.info.kind != "surgery":
+                    self._settings = self._describe(digest)
+                if checkpoint is not None:
+                    self._check_belongs(checkpoint)
+        with self._together():
+            if self.args.should_save:
+                self._keep_original(checkpoint, digest)
+        return checkpoint
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What one process refuses inside, all processes refuse, and none waits for another one."""
+        error = None
+        try:
+            yield
+        except UnlearningError as refused:
+            error = refused
+        messages = gather_object([error and str(error)])
+        if error is None and any(messages):
+            error = UnlearningError(next(filter(None, messages)))
+        if error is not None:
+            raise error
+
+    def _describe(self, digest: str) -> dict[str, Any]:
+        """What a checkpoint of this run belongs to, but for the request, before anything is changed."""
+        request = self.request
+        given = {
+            "mixed precision": self.accelerator.mixed_precision,
+            "optimizer": identity.named(self.given_optimizer),
+            "base_model": identity.named(self.base_model),
+            "teacher": identity.named(self.given_teacher),
+            "augment": identity.named(self.train_dataset.augment),
+            "test": "given" if {"unseen", "test"} <= request.sources.keys() else None,  # else half of unseen steers
+            "retain_eval_size": len(request.indices["retain"][1]) if "retain" in request.indices else 0,
+            "what the model reads of a sample": identity.inputs_of(
+                self.collate, request.forget, self.processing_class
+            ),
+        }
+        callbacks = self.callback_handler.callbacks
+        return {
+            "original": digest,
+            "method": identity.method_of(self.method),
+            "training": identity.training_of(self.args, self.schedule, callbacks, given | self._own_clipping()),
+            "model": identity.model_of(self.model, self._frozen_batchnorm, self.args),
+            "schedule": {"number of steps": len(self.schedule), "epochs": self.schedule.epochs},
+        }
+
+    def _check_belongs(self, checkpoint: str) -> None:
+        marker = _read(Path(checkpoint, COMPLETE))
+        belongs = self._settings | {"request": identity.request_of(self.request, marker["run"])}
+        if found := identity.differences(belongs, marker["belongs"]):
+            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+            raise UnlearningError(
+                f"{checkpoint} belongs to another run ({'; '.join(found[:4])}{more}); pass what that run was given, or start "
+                "anew, without resume_from_checkpoint (resume=false in a recipe) or in another output_dir."
+            )
+
+    def _keep_original(self, checkpoint: str | None, digest: str) -> None:
+        """Keep the original once, or where on the Hub it is."""
+        about = self._private / ORIGINAL
         if checkpoint is not None:
-            begun = Path(checkpoint).absolute().parent / PRIVATE / about.name
-            if begun.exists() and json.loads(begun.read_text())["digest"] != digest:
-                raise UnlearningError(
-                    f"{begun.parents[1]} holds a run on another original model: pass the model that run began with, or "
-                    "choose another output_dir."
-                )
-            if begun.exists() and begun == about.absolute():
+            begun, run = self._about(), _read(Path(checkpoint, COMPLETE))["run"]
+            if begun is not None and (begun["run"], begun["digest"]) == (run, digest):
                 return
         check_disk(self.model, self.args)
         with _clear_write_errors(self.args.output_dir):
@@ -59,10 +118,34 @@ class ResumableTrainer(Trainer):
             about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
             folder = None
             if self.origin is None and self.adapter is None:
-                folder = "original"
-                models.save_model(self.model, self._private / folder)
+                folder, new = "original", self._private / "original.new"  # what is there may be all that is left of it
+                shutil.rmtree(new, ignore_errors=True)
+                models.save_model(self.model, new)
+                shutil.rmtree(self._private / folder, ignore_errors=True)
+                new.rename(self._private / folder)
             content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
             _write_last(about, content)
+
+    def _about(self) -> dict[str, Any] | None:
+        """What is noted of the original and of the run that has this output folder, if anything."""
+        path = self._private / ORIGINAL
+        if not path.exists():
+            return None
+        about = _read(path)
+        if about is None or not {"digest", "run", "folder"} <= about.keys():
+            raise UnlearningError(
+                f"{path} cannot be read, and it says which original and which checkpoints belong to the run in "
+                f"{self.args.output_dir}; start anew without resume_from_checkpoint, or resume from a checkpoint by its path "
+                "in another output_dir."
+            )
+        return about
+
+    def where_original(self) -> str:
+        """In words, from where the original can be loaded again."""
+        about = self._about()
+        if about["folder"]:
+            return f"the original, {self._private / about['folder']},"
+        return f"the original, {about['repo']}@{about['revision']}," if "repo" in about else "the original"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Weights as safetensors, the processing class and the method's config; no pickled arguments.
@@ -108,18 +191,24 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process has written its random state
         if self.args.should_save:
             with _clear_write_errors(folder):
-                _write_last(folder / COMPLETE, self._marker())
+                _write_last(folder / COMPLETE, self._marker(folder))
             self._delete_older_checkpoints(limit)
 
-    def _marker(self) -> dict[str, Any]:
-        step = self.state.global_step
+    def _marker(self, folder: Path) -> dict[str, Any]:
+        step, run = self.state.global_step, self.run_id()
         return {
-            "run": self.run_id(),
+            "run": run,
             "step": step,
             "time": time.time_ns(),
             # A method or a callback has ended the run here; resumed, it must not go on.
             "stopped": self.control.should_training_stop and step < self.state.max_steps,
             "resumable": not self.args.save_only_model,
+            "files": {
+                path.relative_to(folder).as_posix(): path.stat().st_size
+                for path in folder.rglob("*")
+                if path.is_file() and path.suffix != ".tmp"
+            },
+            "belongs": self._settings | {"request": identity.request_of(self.request, run)},
         }
 
     def _delete_older_checkpoints(self, limit: int | None) -> None:
@@ -135,13 +224,13 @@ class ResumableTrainer(Trainer):
 
     def run_id(self) -> str | None:
         """What tells the run that has this output folder from every other one."""
-        about = self._private / "original.json"
-        return json.loads(about.read_text())["run"] if about.exists() else None
+        about = self._about()
+        return about and about["run"]
 
     def _complete_checkpoints(self) -> list[Path]:
         """The complete checkpoints of the run in this output folder, in the order in which they were written."""
         paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
-        markers = {path.parent: json.loads(path.read_text()) for path in paths}
+        markers = {path.parent: marker for path in paths if (marker := _read(path))}
         own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self.run_id()]
         return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
 
@@ -151,23 +240,35 @@ class ResumableTrainer(Trainer):
     def _find_checkpoint(self, resume: str | bool | None) -> str | None:
         if not resume:
             return None
+        if self.method.info.kind == "surgery":
+            raise UnlearningError(
+                f"{self.method.info.name} edits the weights once and has no checkpoints; start without "
+                "resume_from_checkpoint."
+            )
         if resume is True:
-            newest = self._last_complete()
-            if newest is None:
+            resume = self._last_complete()
+            if resume is None:
                 raise UnlearningError(
                     f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
                 )
-            resume = newest
-        elif not Path(resume, COMPLETE).exists():
+        marker = _read(Path(resume, COMPLETE))
+        if marker is None:
             raise UnlearningError(
                 f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
                 "complete one."
             )
-        if not json.loads(Path(resume, COMPLETE).read_text())["resumable"]:
+        if "belongs" not in marker:
+            raise UnlearningError(
+                f"{resume} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
+                "anew without resume_from_checkpoint, or go on with that version."
+            )
+        if not marker["resumable"]:
             raise UnlearningError(
                 f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
                 "end elsewhere; start without resume_from_checkpoint."
             )
+        if self.args.should_save:
+            _check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
         return str(resume)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -192,9 +293,11 @@ class ResumableTrainer(Trainer):
             self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
         self.method.load_state_dict(state)
         self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
-        marker = json.loads(Path(checkpoint, COMPLETE).read_text())
+        marker = _read(Path(checkpoint, COMPLETE))
         if marker["stopped"]:
             self.schedule.max_steps = self.args.max_steps = marker["step"]
+        if marker["step"] >= len(self.schedule) and self.is_world_process_zero():
+            logger.warning(f"{checkpoint} is the end of its run: no step is left to do, and the result is that run's.")
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -303,6 +406,33 @@ def _clear_write_errors(folder: str | Path) -> Iterator[None]:
             f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
             "were; make room and save again, or resume."
         ) from error
+
+
+def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:
+    """Refuse a checkpoint that has lost a file since it was complete: without it the run would go on elsewhere."""
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            what = f"{name} is not as it was written" if path.is_file() else f"{name} is missing"
+            raise UnlearningError(
+                f"{checkpoint} cannot be resumed, because its {what}; pass another checkpoint, or start anew without "
+                "resume_from_checkpoint."
+            )
+    best_of = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"] if best else None
+    if best_of and not Path(best_of).is_dir():
+        raise UnlearningError(
+            f"{checkpoint} cannot be resumed, because {best_of}, the best checkpoint until then, is missing; put it back, or "
+            "start anew without resume_from_checkpoint."
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or only a part of one."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _write_last(path: Path, content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from .errors import UnlearningError
+from .randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class Source:
         self.num_labels: int | None = None  # of the model
         self.task_columns: list[str] = []  # the labels of a multi-task model
         self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
+        self._digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._size if self.is_stream else len(self.dataset)
@@ -215,7 +217,8 @@ class Source:
 
     @cached_property
     def first_row(self) -> dict:
-        row = next(iter(self.dataset)) if self.is_stream else self._read([0], 0)[0]
+        with seeded(0):  # the same in every run, whatever transform draws random numbers
+            row = next(iter(self.dataset)) if self.is_stream else self._read([0], 0)[0]
         if not isinstance(row, Mapping):
             raise UnlearningError(
                 f"A row of {self.name} is a {type(row).__name__}; expected a dict such as {{'image': ..., 'label': ...}}."
@@ -326,18 +329,26 @@ class Source:
         return labels
 
     def digests(self) -> np.ndarray:
-        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones."""
+        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones.
+
+        All samples are read for it, once.
+        """
+        if self._digests is None:
+            with seeded(0):  # a torch Dataset with a random transform gives the same samples in every run
+                self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(self._stored_inputs())])
+        return self._digests
+
+    def _stored_inputs(self) -> Iterator[list]:
         if not isinstance(self.dataset, datasets.Dataset):
-            inputs = ([self.dataset[i][c] for c in self.input_columns] for i in range(len(self)))
-        else:
-            stored = self.dataset.with_format(None).select_columns(self.input_columns)
-            for column, feature in stored.features.items():
-                if isinstance(feature, datasets.Image):
-                    stored = stored.cast_column(column, datasets.Image(decode=False))
-                elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
-                    stored = stored.with_format("numpy")  # nested lists would be much slower
-            inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
-        return np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
+            rows = (self.dataset[i] for i in range(len(self)))
+            return ([row[column] for column in self.input_columns] for row in rows)
+        stored = self.dataset.with_format(None).select_columns(self.input_columns)
+        for column, feature in stored.features.items():
+            if isinstance(feature, datasets.Image):
+                stored = stored.cast_column(column, datasets.Image(decode=False))
+            elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
+                stored = stored.with_format("numpy")  # nested lists would be much slower
+        return (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
 
     def _holds_conversations(self, column: str) -> bool:
         return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])

@@ -2,9 +2,14 @@
 
 A generator that is advanced batch by batch gives other numbers when the batch size, the number of processes or the
 place of a resume changes. These are counter based: every number is a hash of its own coordinates (the finaliser of
-splitmix64), so any process can draw the noise of any sample at any time, on any device, and gets the same bits.
+splitmix64), so any process can draw the noise of any sample at any time, on any device, and gets the same bits. What draws from the global
+generators, such as a user's transform, does so inside `seeded`.
 """
 
+import random
+from contextlib import contextmanager
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,3 +37,15 @@ def uniform(seed: int, epoch: Tensor, sample_index: Tensor, n: int) -> Tensor:
 def gumbel(seed: int, epoch: Tensor, sample_index: Tensor, n: int) -> Tensor:
     """Gumbel(0, 1) noise, one row of `n` for each sample."""
     return -torch.log(-torch.log(uniform(seed, epoch, sample_index, n)))
+
+
+@contextmanager
+def seeded(*key: int):
+    """Python, NumPy and torch (CPU) random numbers that depend on `key` only; the generators are put back after."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed = int(np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1)[0])
+    random.seed(seed), np.random.seed(seed), torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0]), np.random.set_state(states[1]), torch.random.set_rng_state(states[2])

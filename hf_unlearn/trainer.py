@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import logging
 import os
 import time
@@ -214,6 +213,7 @@ class UnlearningTrainer(ResumableTrainer):
     ):
         self.method = create_method(method)
         self.base_model, self.given_teacher = base_model, teacher
+        self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
         args = args or UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}")
         _check_arguments(args)
         datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
@@ -356,7 +356,13 @@ class UnlearningTrainer(ResumableTrainer):
     # The way through a run
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
+        """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder.
+
+        That must be of this very run: the same original, sets, method and settings (see `identity`). Left out, what the
+        arguments say counts.
+        """
+        if resume_from_checkpoint is None:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
         with self._others_frozen():
             return self._unlearn(resume_from_checkpoint, **kwargs)
 
@@ -387,8 +393,7 @@ class UnlearningTrainer(ResumableTrainer):
     def _unlearn(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         started = time.perf_counter()
         self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
-        checkpoint = self._find_checkpoint(resume_from_checkpoint)
-        self._keep_original(checkpoint)
+        checkpoint = self._begin(resume_from_checkpoint)
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
         if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()
@@ -585,10 +590,10 @@ class UnlearningTrainer(ResumableTrainer):
             what = "weights are NaN or infinite after"
         else:
             return
-        good = self._last_complete()
         raise UnlearningError(
-            f"The {what} step {self.state.global_step} (learning rate {self.args.learning_rate:g}). Lower learning_rate "
-            f"or set max_grad_norm, and start again from {good.name if good else 'the original'}."
+            f"The {what} step {self.state.global_step} (learning rate {self.args.learning_rate:g}); lower learning_rate or set "
+            f"max_grad_norm, and start again from {self.where_original()} without resume_from_checkpoint, since a checkpoint "
+            "goes on with the settings it was saved with."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -715,7 +720,7 @@ class UnlearningTrainer(ResumableTrainer):
             with self.adapter.disabled():
                 yield self.model
             return
-        about = json.loads((self._private / "original.json").read_text())
+        about = self._about()
         kept, revision = about.get("repo"), about.get("revision")
         if about["folder"]:
             kept = str(self._private / about["folder"])

@@ -1,6 +1,7 @@
 """Every mistake is refused in one sentence, before the first step, and leaves nothing behind."""
 
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -323,6 +324,14 @@ class TestDisk:
         assert same_bits(weights(result.model), weights(load_model(str(tmp_path / "saved"))))
 
 
+class WarmUp(TrainerCallback):
+    """No learning rate in the first step."""
+
+    def on_step_begin(self, args, state, control, optimizer, **kwargs):
+        if state.global_step == 0:
+            optimizer.param_groups[0]["lr"] = 0.0
+
+
 class TestNotFinite:
     def poisoned(self, data) -> datasets.Dataset:
         return data.map(
@@ -347,7 +356,7 @@ class TestNotFinite:
         """Found within ten steps, although nothing is logged."""
         args = arguments(tmp_path / "out", learning_rate=1e20, optim="sgd", max_steps=40)
         with pytest.raises(
-            UnlearningError, match=r"by step \d+ \(.*1e\+20\). Lower learning_rate or set max_grad_norm"
+            UnlearningError, match=r"by step \d+ \(.*1e\+20\); lower learning_rate or set max_grad_norm"
         ):
             unlearn(model(), **request(), method="finetune", args=args)
 
@@ -356,10 +365,32 @@ class TestNotFinite:
         before = weights(model)
         args = arguments(tmp_path / "out", learning_rate=1e20, optim="sgd", max_steps=40)
         trainer = UnlearningTrainer(model, args, method="finetune", **for_trainer(request()))
-        with pytest.raises(UnlearningError, match="start again from the original"):
+        with pytest.raises(UnlearningError, match="start again from the original, .*out/_unlearn/original, without"):
             trainer.train()
         with trainer.original_model() as original:
             assert same_bits(before, weights(original))
+
+    def test_the_advice_works(self, tmp_path):
+        """Followed to the letter, in the same folder; a checkpoint does not go on with another learning rate."""
+        settings = {"optim": "sgd", "save_strategy": "steps", "save_steps": 1, "max_steps": 4}
+        args = arguments(tmp_path / "out", learning_rate=1e20, **settings)
+        ruined, before = tiny_vit(), weights(tiny_vit())
+        slow = WarmUp()  # the first step is harmless, so that there is a checkpoint
+        with pytest.raises(UnlearningError) as refused:
+            unlearn(ruined, **request(), method="finetune", args=args, callbacks=[slow])
+        assert (tmp_path / "out" / "checkpoint-1" / "complete.json").exists()
+        advice = r"lower learning_rate .* start again from the original, (\S+), without resume_from_checkpoint"
+        original = re.search(advice, str(refused.value)).group(1)
+        lower = arguments(tmp_path / "out", learning_rate=1e-3, **settings)
+        with pytest.raises(UnlearningError, match="learning_rate is 0.001 and was 1e.20"):
+            unlearn(original, **request(), method="finetune", args=lower, resume_from_checkpoint=True)
+        result = unlearn(original, **request(), method="finetune", args=lower)
+        assert result.trainer.state.global_step == 4
+        assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
+        with result.trainer.original_model() as kept:
+            assert same_bits(weights(kept), before)
+        expected = unlearn(tiny_vit(), **request(), method="finetune", args=lower)
+        assert same_bits(weights(result.model), weights(expected.model))
 
     @pytest.mark.parametrize("at", ["a step that saves", "the last step"])
     def test_no_poisoned_checkpoint(self, tmp_path, at):
@@ -375,9 +406,8 @@ class TestNotFinite:
 
         trainer.create_optimizer()
         trainer.optimizer.register_step_post_hook(ruin)
-        good = "checkpoint-2" if at == "a step that saves" else "the original"
         with pytest.raises(
-            UnlearningError, match=f"weights are NaN or infinite after step 3 .*start again from {good}"
+            UnlearningError, match="weights are NaN or infinite after step 3 .*start again from the original"
         ):
             trainer.train()
         saved = sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))

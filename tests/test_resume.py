@@ -3,20 +3,24 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hf_unlearn import UnlearningError, models
-from hf_unlearn.checkpoints import COMPLETE
+from hf_unlearn.checkpoints import COMPLETE, METHOD_STATE
+from hf_unlearn.methods import LotusConfig
 from tests.runs import TRAINED, OwnPhases, Runs, StopAt, distance, make_trainer, original, request, same_bits, weights
 
 EVERY_TWO = {"save_strategy": "steps", "save_steps": 2}
 EVERY_EPOCH = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 3}
+COMPLETE_6 = f"checkpoint-6/{COMPLETE}"
 
 # Dropout draws random numbers; batches are accumulated; there is one checkpoint; and LoTUS's τ is in the state.
 EVERYTHING = EVERY_TWO | {
@@ -174,7 +178,7 @@ def test_patience_is_resumed(tmp_path, uninterrupted):
 # Which checkpoint counts
 
 
-def train(folder: Path, *, stop_at: int | None = None, resume: bool | str = False, **settings):
+def train(folder: Path, *, stop_at: int | None = None, resume: bool | str | None = False, **settings):
     callbacks = [] if stop_at is None else [StopAt(stop_at)]
     trainer = make_trainer(**{"method": "lotus", "family": "vit", **settings}, folder=folder, callbacks=callbacks)
     if stop_at is None:
@@ -258,11 +262,9 @@ def test_leftovers_of_an_older_run(tmp_path, monkeypatch):
 
 
 def test_the_newest_is_the_last_one_written(tmp_path):
-    """After a step back to an older checkpoint, with other arguments, those behind it belong to the past."""
+    """After a step back to an older checkpoint, those behind it belong to the past."""
     train(tmp_path, **EVERY_TWO)
-    train(
-        tmp_path, resume=str(tmp_path / "checkpoint-2"), stop_at=5, learning_rate=0.1, save_total_limit=2, **EVERY_TWO
-    )
+    train(tmp_path, resume=str(tmp_path / "checkpoint-2"), stop_at=5, save_total_limit=2, **EVERY_TWO)
     trainer = make_trainer("lotus", "vit", tmp_path)
     assert [path.name for path in trainer._complete_checkpoints()] == ["checkpoint-6", "checkpoint-4"]
 
@@ -273,7 +275,7 @@ def test_another_original_is_refused(tmp_path):
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
     for folder, resume in ((tmp_path, True), (tmp_path / "other", str(tmp_path / "checkpoint-2"))):
-        with pytest.raises(UnlearningError, match="holds a run on another original model"):
+        with pytest.raises(UnlearningError, match="belongs to another run .the original is another model."):
             train(folder, resume=resume, model=model)
 
 
@@ -410,3 +412,303 @@ def test_a_method_asks_for_accuracies(tmp_path):
         trainer.train()
         assert trainer.method.asked == [control, *trainer.method.true]
         assert len(set(trainer.method.true)) > 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a checkpoint belongs to
+
+
+def half(family: str = "vit") -> dict:
+    """The request of `make_trainer`, but that retained samples are forgotten and forgotten ones retained."""
+    data = request(family)
+    return data | {"forget": data["retain"][:9], "retain": data["forget"] + data["retain"][9:]}
+
+
+def changed(name: str, change) -> dict:
+    data = request("vit")
+    return data | {name: change(data[name])}
+
+
+def relabelled(rows: list[dict]) -> list[dict]:
+    return [{**rows[0], "labels": (rows[0]["labels"] + 1) % 3}, *rows[1:]]
+
+
+def swapped(rows: list[dict]) -> list[dict]:
+    return [rows[1], rows[0], *rows[2:]]
+
+
+ANOTHER = {
+    "request": ({"data": half()}, "forget has other samples than it had, or another order; retain has other samples"),
+    "fewer": ({"data": changed("forget", lambda rows: rows[:8])}, "forget has 8 samples and had 9"),
+    "order": ({"data": changed("forget", swapped)}, "forget has other samples than it had, or another order"),
+    "retained": ({"data": changed("retain", lambda rows: rows[:-1])}, "retain has 32 samples and had 33"),
+    "labels": ({"data": changed("retain", relabelled)}, "retain has other labels than it had"),
+    "unseen": ({"data": changed("unseen", swapped)}, "unseen has other samples"),
+    "no unseen": ({"data": changed("unseen", lambda rows: None), "method": "finetune"}, "unseen is not given now"),
+    "test": ({"data": request("vit") | {"test": half()["unseen"][:5]}}, "test is 'given' and was None"),
+    "method": ({"method": "finetune"}, "method is 'finetune' and was 'lotus'"),
+    "config": ({"method": LotusConfig(alpha=4.0)}, "alpha is 4.0 and was 2.0"),
+    "seed": ({"seed": 1}, "seed is 1 and was 42"),
+    "data seed": ({"data_seed": 1}, "data_seed is 1 and was 42"),
+    "batch": ({"batch": 4}, r"samples of a step \(batch size × accumulation × processes\) is 4 and was 8"),
+    "rate": ({"learning_rate": 0.1}, "learning_rate is 0.1 and was 0.001875"),
+    "scheduler": ({"lr_scheduler_type": "linear"}, "lr_scheduler_type is 'linear' and was 'constant'"),
+    "optimizer": ({"optim": "sgd"}, "optim is 'sgd' and was 'adamw_torch"),
+    "epochs": ({"num_train_epochs": 3}, "number of epochs is 3 and was 2"),
+    "steps": ({"max_steps": 5}, "number of steps is 5 and was 6"),
+    "decay": ({"weight_decay": 0.1}, "weight_decay is 0.1 and was 0.0005"),
+    "clipping": ({"max_grad_norm": 1.0}, "max_grad_norm is 1.0 and was 0.0"),
+    "precision": ({"bf16": True}, "mixed precision is 'bf16' and was 'no'"),
+    "dtype": ({"dtype": "float64"}, "dtype of the weights is 'torch.float64' and was 'torch.float32'"),
+    "adapter": ({"lora": True}, "peft_config.r is 2 and was None"),
+    "dropout": ({"dropout": 0.1}, r"dropout is \[0.1\] and was \[\]"),
+    "patience": ({"patience": 3, **EVERY_EPOCH}, "callbacks is not as it was"),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """The folder of a finished run with a checkpoint at every second step."""
+    folder = tmp_path_factory.mktemp("begun")
+    train(folder, measure=False, **EVERY_TWO)
+    return folder
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", ANOTHER)
+def test_another_run_is_refused(what, begun):
+    """In one sentence that says what differs, and before anything is written."""
+    settings, message = ANOTHER[what]
+    before = contents(begun)
+    with pytest.raises(UnlearningError, match=f"checkpoint-6 belongs to another run .*{message}") as refused:
+        train(begun, resume=True, **{**EVERY_TWO, "measure": False, **settings})
+    text = str(refused.value)
+    assert "start anew, without resume_from_checkpoint" in text and "in another output_dir." in text
+    assert "\n" not in text and ". " not in text
+    assert contents(begun) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch": 2, "accumulation": 4},
+        {"measure": True, "eval_strategy": "epoch", "save_strategy": "no"},
+        {"gradient_checkpointing": True},
+        {"logging_strategy": "steps", "logging_steps": 1, "dataloader_num_workers": 1},
+        {"data": request("vit") | {"forget": [*request("vit")["forget"]]}},
+        {"method": LotusConfig(arguments={"learning_rate": 0.03 / 16})},
+    ],
+)
+def test_what_gives_the_same_weights_is_allowed(settings, begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "run")
+    expected = train(tmp_path / "run", resume=True, measure=False)
+    for path in (tmp_path / "run").glob("checkpoint-[46]"):
+        shutil.rmtree(path)
+    resumed = train(tmp_path / "run", resume=True, **({"measure": False} | settings))
+    bound = 1e-3 if "batch" in settings else 1e-6  # Adam's first steps enlarge rounding; 1e-10 in float64, see above
+    assert distance(weights(resumed.model), weights(expected.model)) < bound
+
+
+def test_layouts_that_would_change_the_weights_are_refused(tmp_path):
+    """Where dropout draws for each micro-batch, or BatchNorm takes its mean."""
+    for family, settings in (("vit", {"dropout": 0.1}), ("resnet", {"freeze_batchnorm": False})):
+        folder = tmp_path / family
+        train(folder, stop_at=3, measure=False, family=family, **settings, **EVERY_TWO)
+        with pytest.raises(
+            UnlearningError, match="batch size, accumulation and processes is .2, 4, 1. and was .8, 1, 1."
+        ):
+            train(folder, resume=True, family=family, batch=2, accumulation=4, **settings)
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", METHOD_STATE]
+)
+@pytest.mark.parametrize("how", ["missing", "not as it was written"])
+def test_a_checkpoint_that_lost_a_file_is_refused(file, how, begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint-6" / file
+    path.unlink() if how == "missing" else os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(
+        UnlearningError, match=f"checkpoint-6 cannot be resumed, because its {file} is {how}; pass another"
+    ):
+        train(tmp_path / "run", resume=True, measure=False)
+    path = tmp_path / "run" / "checkpoint-4"
+    assert train(tmp_path / "run", resume=str(path), measure=False).state.global_step == 6
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "run")
+    marker = tmp_path / "run" / "checkpoint-6" / COMPLETE
+    content = json.loads(marker.read_text())
+    marker.write_text(json.dumps({key: value for key, value in content.items() if key not in ("belongs", "files")}))
+    with pytest.raises(UnlearningError, match="checkpoint-6 was written by an older version .* start anew without"):
+        train(tmp_path / "run", resume=True, measure=False)
+
+
+def test_half_a_marker_is_none(begun, tmp_path):
+    """As after a crash of the machine: the checkpoint before it counts."""
+    shutil.copytree(begun, tmp_path / "run")
+    marker = tmp_path / "run" / "checkpoint-6" / COMPLETE
+    os.truncate(marker, marker.stat().st_size // 2)
+    with pytest.raises(UnlearningError, match="checkpoint-6 is not a complete checkpoint"):
+        train(tmp_path / "run", resume=str(marker.parent), measure=False)
+    resumed = train(tmp_path / "run", resume=True, measure=False, **EVERY_TWO)
+    assert resumed.state.global_step == 6
+    assert [path.name for path in resumed._complete_checkpoints()][-1] == "checkpoint-6"
+
+
+@pytest.mark.parametrize("content", ["", '{"digest": "ab', "[]", "{}"])
+def test_a_broken_record_of_the_original(content, begun, tmp_path):
+    shutil.copytree(begun, tmp_path / "run")
+    about = tmp_path / "run" / "_unlearn" / "original.json"
+    about.write_text(content)
+    with pytest.raises(
+        UnlearningError, match="original.json cannot be read, .* start anew without resume_from_checkp"
+    ):
+        train(tmp_path / "run", resume=True, measure=False)
+    resumed = train(tmp_path / "b", resume=str(tmp_path / "run" / "checkpoint-4"), measure=False)
+    assert resumed.state.global_step == 6
+    assert train(tmp_path / "run", measure=False).run_id() != json.loads((begun / COMPLETE_6).read_text())["run"]
+
+
+def test_the_record_of_another_original(begun, tmp_path):
+    """What is kept in the folder is then not what the checkpoint was made from: the true original is kept again."""
+    shutil.copytree(begun, tmp_path / "run")
+    about = tmp_path / "run" / "_unlearn" / "original.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"digest": 64 * "0"}))
+    shutil.rmtree(about.parent / "original")
+    resumed = train(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-4"), measure=False)
+    with resumed.original_model() as kept:
+        assert same_bits(weights(kept), weights(original("vit")))
+
+
+def test_a_finished_run_is_resumed_to_its_own_result(begun, tmp_path, caplog):
+    shutil.copytree(begun, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    resumed = train(tmp_path / "run", resume=True, **EVERY_TWO)
+    assert [r.message for r in caplog.records if "no step is left" in r.message] == [
+        f"{tmp_path / 'run' / 'checkpoint-6'} is the end of its run: no step is left to do, and the result is that run's."
+    ]
+    saved = original("vit")
+    models.load_weights(saved, begun / "checkpoint-6")
+    assert same_bits(weights(resumed.model), weights(saved))
+    assert resumed.state.global_step == 6
+    assert {path for path in before if path.name == "model.safetensors"} <= contents(tmp_path / "run").keys()
+
+
+def test_the_best_checkpoint_is_gone(tmp_path):
+    """The Trainer would say so in its log, and end with other weights."""
+    settings = EVERY_EPOCH | {"load_best_model_at_end": True, "num_train_epochs": 2, "method": "finetune"}
+    trainer = train(tmp_path / "a", **settings)
+    best = Path(trainer.state.best_model_checkpoint)
+    last = max(tmp_path.glob("a/checkpoint-*"), key=lambda path: path.name)
+    shutil.copytree(last, tmp_path / "b" / last.name)
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UnlearningError, match=f"cannot be resumed, because .*{best.name}, the best .* is missing"):
+        train(tmp_path / "c", resume=str(tmp_path / "b" / last.name), **settings)
+
+
+def test_surgery_is_not_resumed(begun):
+    before = contents(begun)
+    with pytest.raises(UnlearningError, match="ssd edits the weights once and has no checkpoints; start without"):
+        train(begun, method="ssd", resume=True)
+    assert contents(begun) == before
+
+
+def test_the_arguments_name_a_checkpoint(begun, tmp_path):
+    trainer = train(tmp_path, resume=None, resume_from_checkpoint=str(begun / "checkpoint-4"), measure=False)
+    saved = original("vit")
+    models.load_weights(saved, begun / "checkpoint-6")
+    assert same_bits(weights(trainer.model), weights(saved))
+
+
+class Reading(torch.utils.data.Dataset):
+    """Counts how often each row is read, and reads it as a random transform would."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows, self.reads = rows, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        self.reads += 1
+        flipped = self.rows[index]["pixel_values"].flip(-1) if random.random() < 0.5 else None
+        return self.rows[index] if flipped is None else {**self.rows[index], "pixel_values": flipped}
+
+
+def test_random_transforms_are_resumed(tmp_path):
+    def data() -> dict:
+        return {name: Reading(rows) for name, rows in request("vit").items()}
+
+    expected = train(tmp_path / "a", data=data(), measure=False)
+    train(tmp_path / "b", data=data(), measure=False, stop_at=5, **EVERY_TWO)
+    resumed = train(tmp_path / "b", data=data(), measure=False, resume=True)
+    assert same_bits(weights(resumed.model), weights(expected.model))
+
+
+def test_no_row_is_read_for_it(tmp_path):
+    """The digests are those of the check for overlaps."""
+    counts = []
+    for settings in ({}, EVERY_TWO):
+        data = {name: Reading(rows) for name, rows in request("vit").items()}
+        trainer = make_trainer("finetune", "vit", tmp_path, data=data, measure=False, **settings)
+        assert trainer.sources["retain"].dataset.reads >= 33
+        before = trainer.sources["retain"].dataset.reads
+        trainer.train()
+        counts.append(trainer.sources["retain"].dataset.reads - before)
+    assert counts[0] == counts[1] == 2 * 33
+
+
+@pytest.mark.parametrize("change", ["size", "first sample"])
+def test_another_stream_is_refused(change, tmp_path):
+    data = request("bert")
+    rows = datasets.Dataset.from_list([*data["retain"]][::-1]) if change == "first sample" else data["retain"]
+    settings = {"family": "bert", "data": data | {"retain": data["retain"].to_iterable_dataset()}, "measure": False}
+    train(tmp_path, stop_at=3, retain_size=33, **settings, **EVERY_TWO)
+    settings["data"] = data | {"retain": rows.to_iterable_dataset()}
+    message = {"size": "retain has 32 samples and had 33", "first sample": "retain has other samples"}[change]
+    with pytest.raises(UnlearningError, match=message):
+        train(tmp_path, resume=True, retain_size=32 if change == "size" else 33, **settings)
+
+
+def test_language_models_and_tasks(tmp_path):
+    """Labels of tokens, and which label of which sample must go."""
+    data = request("llama")
+    llama = {"method": "grad_diff", "family": "llama", "measure": False, "lora": True}
+    train(tmp_path / "llama", stop_at=3, data=data, **llama, **EVERY_TWO)
+    rows = [*data["forget"]]
+    rows[0] = {**rows[0], "labels": [-100, *rows[0]["labels"][1:-1], -100]}
+    data = data | {"forget": datasets.Dataset.from_list(rows)}
+    with pytest.raises(UnlearningError, match="forget has other labels than it had"):
+        train(tmp_path / "llama", resume=True, data=data, **llama)
+
+    tasks = {"method": "multitask_often", "family": "multitask", "measure": False}
+    train(tmp_path / "tasks", stop_at=3, tasks=["colour"], **tasks, **EVERY_TWO)
+    with pytest.raises(UnlearningError, match="tasks names other labels to forget"):
+        train(tmp_path / "tasks", resume=True, tasks=["shape"], **tasks)
+
+
+def test_nothing_of_the_samples_is_in_the_record(begun, tmp_path):
+    """The same request of another run has other digests."""
+    train(tmp_path, measure=False, **EVERY_TWO)
+    records = [json.loads((folder / COMPLETE_6).read_text())["belongs"]["request"] for folder in (begun, tmp_path)]
+    for name in ("forget", "retain", "unseen"):
+        assert records[0][name].keys() == {"samples", "inputs", "labels"}
+        for digest in ("inputs", "labels"):
+            assert records[0][name][digest] != records[1][name][digest]
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_together(tmp_path):
+    """Neither waits for the other one, which would be killed after minutes."""
+    settings = {"method": "lotus", "family": "vit", "batch": 4, "processes": 2, "measure": False}
+    Runs(tmp_path, **settings, **EVERY_TWO).finish()
+    begun = time.monotonic()
+    processes = Runs(tmp_path, **settings, seed=1).start(resume=True)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [1, 1] and time.monotonic() < begun + 60

@@ -1,0 +1,227 @@
+"""What a checkpoint belongs to: one original, one request, one method, and all else that the trajectory depends on.
+
+A record of it stands in each checkpoint. Settings are in it as they are, so that a refusal can say them; of the samples
+there are sizes, and digests under the key of the run, which say nothing to who does not have the samples.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import BaseImageProcessor, SchedulerType, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from . import models
+from .adapters import NAME, is_adapted
+from .arguments import UnlearningArguments
+from .batches import Collator
+from .data import Source
+from .methods import Method
+from .randomness import seeded
+from .request import Request
+from .schedule import Schedule
+
+# Training arguments that a trajectory depends on. Batch layout, gradient checkpointing, compilation, devices, workers and
+# all that only saves, logs or measures do not belong to them: with any of these the weights are the same up to rounding.
+ARGUMENTS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
+    "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",
+    "neftune_noise_alpha", "tf32", "load_best_model_at_end",
+)  # fmt: skip
+# And those that decide when the run is looked at, where what is seen then steers it.
+LOOKS = ("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay")
+SAVES = ("save_strategy", "save_steps")
+
+# Of an adapter's config: where it came from and which version wrote it.
+NAMES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings, which are noted before the first step
+
+
+def training_of(
+    args: UnlearningArguments, schedule: Schedule, callbacks: list[TrainerCallback], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The training arguments, and what is `given` beside them or instead of them."""
+    stateful = {type(c).__name__: c.state()["args"] for c in callbacks if isinstance(c, ExportableState)}
+    steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
+    return _plain(
+        {"callbacks": stateful}
+        | {name: getattr(args, name) for name in names}
+        | {
+            "data_seed": args.seed if args.data_seed is None else args.data_seed,
+            "number of epochs": len(schedule.epochs),
+            "samples of a step (batch size × accumulation × processes)": schedule.batch_size,
+        }
+        | given
+    )
+
+
+def method_of(method: Method) -> dict[str, Any]:
+    config = {field.name: getattr(method.config, field.name) for field in dataclasses.fields(method.config)}
+    del config["arguments"]  # they are among the training arguments
+    return _plain({"name": method.info.name, "config": config})
+
+
+def model_of(model: nn.Module, frozen: list[nn.Module], args: UnlearningArguments) -> dict[str, Any]:
+    """What else is known of the model than its weights; `frozen` are its BatchNorm layers that stay as they are."""
+    base = models.base_of(model)
+    dropout = sorted({value for module in model.modules() for value in _dropout(module)})
+    batchnorm = [module for module in models.batchnorm_modules(model) if module not in set(frozen)]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapter = model.peft_config[NAME].to_dict() if is_adapted(model) else {}
+    about = {
+        "dtype of the weights": str(next(base.parameters()).dtype),
+        "dropout": dropout,
+        "freeze_batchnorm": bool(frozen) if models.batchnorm_modules(model) else None,
+        "which weights are trained": hashlib.sha256("\n".join(trained).encode()).hexdigest(),
+    }
+    if dropout or batchnorm or args.neftune_noise_alpha:  # then the step depends on how it is cut into micro-batches
+        layout = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
+        about["batch size, accumulation and processes"] = layout
+    about |= {f"peft_config.{name}": value for name, value in adapter.items() if name not in NAMES}
+    return _plain(about)
+
+
+def _dropout(module: nn.Module) -> Iterator[float]:
+    """Whatever probabilities a module has, of a layer of torch or of its own."""
+    for name, value in vars(module).items():
+        if isinstance(value, float) and value > 0 and ("drop" in name or isinstance(module, _DropoutNd)):
+            yield value
+
+
+def named(value: Any) -> str | None:
+    """A text that tells a model, a function or an optimizer that was given from another one, in a later process too."""
+    if isinstance(value, nn.Module):
+        return f"a {type(value).__name__} with the weights {models.weights_digest(value)}"
+    if value is None or isinstance(value, (str, Path)):
+        return value and str(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def inputs_of(collate: Collator, source: Source, processing_class: Any) -> str:
+    """What the model reads of the first samples: tokens as they are, of images the settings of their processor.
+
+    (Pixels may differ in their last bit on another machine.)
+    """
+    digest = hashlib.sha256()
+    if isinstance(processing_class, BaseImageProcessor):
+        about = {key: value for key, value in processing_class.to_dict().items() if "name" not in key}
+        digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    with seeded(0):
+        inputs = collate(source.rows(range(min(8, len(source))))).inputs
+    for name, tensor in sorted(inputs.items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(b"" if tensor.is_floating_point() else tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The request
+
+
+def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
+    """The sets, without the samples that are only measured."""
+    sets = {name: _fingerprint(request.sources[name], key) for name in ("unseen",) if name in request.sources}
+    sets["forget"] = _fingerprint(request.forget, key)
+    if request.retain:
+        sets["retain"] = _fingerprint(request.retain, key)
+    if request.mask is not None:
+        sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
+    return sets
+
+
+def _fingerprint(source: Source, key: str) -> dict[str, Any]:
+    """The size, and digests of inputs and labels in their order; of a stream, which can only be read on, of its first
+    sample."""
+    size = len(source)
+    if source.is_stream:
+        first = Source([source.first_row], source.name, source.given, task=source.task)
+        first.task_columns, source = source.task_columns, first
+    inputs, labels = (hashlib.blake2b(key=key.encode(), digest_size=16) for _ in range(2))
+    inputs.update(source.digests().astype("S16").tobytes())
+    for value in _labels(source):
+        labels.update(value)
+    return {"samples": size, "inputs": inputs.hexdigest(), "labels": labels.hexdigest()}
+
+
+def _labels(source: Source) -> Iterator[bytes]:
+    if source.has_classes:
+        yield source.labels.tobytes()
+        return
+    columns = [name for name in source.task_columns or ["labels"] if name in source.column_names]
+    for start in range(0, len(source) if columns else 0, 256):
+        for row in source.label_rows(columns, range(start, min(start + 256, len(source)))):
+            for name in columns:
+                array = np.asarray(row[name])
+                yield f"{array.dtype}{array.shape}".encode()
+                yield repr(row[name]).encode() if array.dtype == object else array.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparing
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """In words, what a run that is to go on differs in from the run that wrote a checkpoint.
+
+    Another length of the schedule, and other weights to begin with, are told only where nothing else explains them.
+    """
+    found = _request_differences(now["request"], then["request"])
+    if now["method"]["name"] != then["method"]["name"]:
+        found += _differences({"method": now["method"]["name"]}, {"method": then["method"]["name"]})
+    else:
+        found += _differences(now["method"]["config"], then["method"]["config"])
+    found += _differences(now["training"], then["training"]) + _differences(now["model"], then["model"])
+    found = found or _differences(now["schedule"], then["schedule"])
+    if not found and now["original"] != then["original"]:
+        found = ["the original is another model"]
+    return found
+
+
+def _request_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in ("forget", "retain", "unseen"):
+        mine, theirs = now.get(name), then.get(name)
+        if mine == theirs:
+            continue
+        if not (mine and theirs):
+            found.append(f"{name} is {'given now and was not' if mine else 'not given now and was'}")
+        elif mine["samples"] != theirs["samples"]:
+            found.append(f"{name} has {mine['samples']} samples and had {theirs['samples']}")
+        elif mine["inputs"] != theirs["inputs"]:
+            found.append(f"{name} has other samples than it had, or another order")
+        elif mine["labels"] != theirs["labels"]:
+            found.append(f"{name} has other labels than it had")
+        else:
+            found.append("tasks names other labels to forget than it did")
+    return found
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in dict.fromkeys([*now, *then]):
+        mine, theirs = now.get(name), then.get(name)
+        if mine != theirs:
+            short = len(str(mine)) < 40 and len(str(theirs)) < 40
+            found.append(f"{name} is {mine!r} and was {theirs!r}" if short else f"{name} is not as it was")
+    return found
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As it reads back from JSON."""
+    return json.loads(json.dumps(values, default=_as_json))
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(value, key=str) if isinstance(value, (set, frozenset)) else named(value)
