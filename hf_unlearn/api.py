@@ -204,7 +204,8 @@ def unlearn(
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.
-        resume_from_checkpoint: a checkpoint, or True for the newest complete one in the output folder.
+        resume_from_checkpoint: a checkpoint, or True for the newest complete one in the output folder. It must be of this
+            very run: the same original, sets, method and settings, but for what leaves the weights the same.
 
     Example:
         >>> result = unlearn(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP

@@ -322,8 +322,8 @@ class ResumableTrainer(Trainer):
         if self._interrupted:
             if self.is_world_process_zero():
                 print(
-                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call with "
-                    f"resume_from_checkpoint={str(self._last_complete())!r}",
+                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call, with the "
+                    f"original loaded again and resume_from_checkpoint={str(self._last_complete())!r}",
                     flush=True,
                 )
             raise KeyboardInterrupt

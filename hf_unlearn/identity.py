@@ -76,16 +76,18 @@ def model_of(model: nn.Module, frozen: list[nn.Module], args: UnlearningArgument
     """What else is known of the model than its weights; `frozen` are its BatchNorm layers that stay as they are."""
     base = models.base_of(model)
     dropout = sorted({value for module in model.modules() for value in _dropout(module)})
-    batchnorm = [module for module in models.batchnorm_modules(model) if module not in set(frozen)]
+    batchnorm = set(models.batchnorm_modules(model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     adapter = model.peft_config[NAME].to_dict() if is_adapted(model) else {}
     about = {
         "dtype of the weights": str(next(base.parameters()).dtype),
         "dropout": dropout,
-        "freeze_batchnorm": bool(frozen) if models.batchnorm_modules(model) else None,
+        "freeze_batchnorm": bool(frozen) if batchnorm else None,
         "which weights are trained": hashlib.sha256("\n".join(trained).encode()).hexdigest(),
     }
-    if dropout or batchnorm or args.neftune_noise_alpha:  # then the step depends on how it is cut into micro-batches
+    if (
+        dropout or batchnorm - set(frozen) or args.neftune_noise_alpha
+    ):  # then the step depends on how it is cut into micro-batches
         layout = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
         about["batch size, accumulation and processes"] = layout
     about |= {f"peft_config.{name}": value for name, value in adapter.items() if name not in NAMES}
@@ -101,11 +103,12 @@ def _dropout(module: nn.Module) -> Iterator[float]:
 
 def named(value: Any) -> str | None:
     """A text that tells a model, a function or an optimizer that was given from another one, in a later process too."""
-    if isinstance(value, nn.Module):
-        return f"a {type(value).__name__} with the weights {models.weights_digest(value)}"
     if value is None or isinstance(value, (str, Path)):
         return value and str(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if isinstance(value, nn.Module):  # a model, or a transform of torchvision
+        text += models.weights_digest(value)
+    return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
 
 def inputs_of(collate: Collator, source: Source, processing_class: Any) -> str:
@@ -131,11 +134,9 @@ def inputs_of(collate: Collator, source: Source, processing_class: Any) -> str:
 
 
 def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
-    """The sets, without the samples that are only measured."""
-    sets = {name: _fingerprint(request.sources[name], key) for name in ("unseen",) if name in request.sources}
-    sets["forget"] = _fingerprint(request.forget, key)
-    if request.retain:
-        sets["retain"] = _fingerprint(request.retain, key)
+    """The sets, and what of `forget` must go; not `test`, which is only measured."""
+    given = {"forget": request.forget, "retain": request.retain, "unseen": request.sources.get("unseen")}
+    sets = {name: _fingerprint(source, key) for name, source in given.items() if source is not None}
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets
@@ -185,7 +186,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     found += _differences(now["training"], then["training"]) + _differences(now["model"], then["model"])
     found = found or _differences(now["schedule"], then["schedule"])
     if not found and now["original"] != then["original"]:
-        found = ["the original is another model"]
+        found = ["the original is another model, or was changed since"]
     return found
 
 

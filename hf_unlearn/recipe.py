@@ -99,7 +99,10 @@ class RecipeArguments:
     overlap: Literal["error", "allow"] = field(
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
     )
-    resume: bool = field(default=False, metadata={"help": "go on from the newest complete checkpoint in output_dir"})
+    resume: bool = field(
+        default=False,
+        metadata={"help": "go on from the newest complete checkpoint in output_dir, which must be of this very run"},
+    )
     audit: Literal[0, 1, 2] | None = field(
         default=None, metadata={"help": "the level of an audit at the end, saved beside the model; default: none"}
     )

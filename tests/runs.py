@@ -493,8 +493,11 @@ def _kill(trainer: UnlearningTrainer, moment: str, step: int) -> None:
         write = checkpoints._write_last
         checkpoints._write_last = lambda path, content: _die() if path.parent.name == name else write(path, content)
     elif moment == "rotation":
+        remove = checkpoints.shutil.rmtree
 
         def remove_one_file(folder, **kwargs):
+            if not Path(folder).name.startswith("checkpoint-"):
+                return remove(folder, **kwargs)
             next(Path(folder).rglob("*model.safetensors")).unlink()
             _die()
 

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from hf_unlearn import UnlearningError, audit, cli, recipe
-from hf_unlearn.hub import verify
+from hf_unlearn.hub import prepare, verify
+from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
 from tests.runs import tiny_multitask
 from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
 
@@ -391,6 +392,33 @@ def test_text_script_and_a_resumed_run(models, texts, tmp_path, capsys):
     resumed = weights(tmp_path / "out/model")
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     check_result(tmp_path / "out")
+
+
+def test_the_checkpoints_of_another_request(models, texts, tmp_path, capsys):
+    """They are not resumed, so that the records of a receipt are those that were forgotten."""
+    rows = {"first": [0, 1, 2, 3], "second": [4, 5, 6, 7]}
+    for name, lines in rows.items():
+        (tmp_path / name).write_text("\n".join(map(str, lines)))
+    settings = [f"model={models / 'bert'}", f"dataset={texts}", "label_column=mood", "method=finetune"]
+    settings += [*QUICK, "save_strategy=epoch", "measure=false", f"output_dir={tmp_path / 'out'}"]
+    assert cli.main(["run", *settings, f"forget_ids={tmp_path / 'first'}"]) == 0
+    first = weights(tmp_path / "out/model")
+    capsys.readouterr()
+    assert cli.main(["run", *settings, f"forget_ids={tmp_path / 'second'}", "resume=true"]) != 0
+    refused = capsys.readouterr().err
+    assert "forget has other samples than it had" in refused and "resume=false in a recipe" in refused
+    assert all(torch.equal(tensor, first[name]) for name, tensor in weights(tmp_path / "out/model").items())
+
+    for name, argv in (("first", ["resume=true"]), ("second", [])):
+        result = recipe.run(*recipe.parse([*settings, f"forget_ids={tmp_path / name}", *argv]))
+        prepare(result, tmp_path / "release")
+        train = recipe.read_dataset(str(texts))["train"]
+        forgotten = record_digests(train.select(rows[name]), ["text"])
+        records = Secrets.load(tmp_path / "out" / "_unlearn" / SECRETS).records
+        assert records == sorted(forgotten)
+        assert all(torch.equal(tensor, first[k]) for k, tensor in weights(tmp_path / "out/model").items()) == (
+            name == "first"
+        )
 
 
 def test_nothing_is_measured_when_that_is_off(models, texts, tmp_path, capsys):

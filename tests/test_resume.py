@@ -12,11 +12,15 @@ import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import EarlyStoppingCallback
 
-from hf_unlearn import UnlearningError, models
+from hf_unlearn import UnlearningError, UnlearningTrainer, models
 from hf_unlearn.checkpoints import COMPLETE, METHOD_STATE
 from hf_unlearn.methods import LotusConfig
+from tests import samples
 from tests.runs import TRAINED, OwnPhases, Runs, StopAt, distance, make_trainer, original, request, same_bits, weights
+from tests.samples import arguments, for_trainer
+from tests.tiny import tiny_image_processor, tiny_vit
 
 EVERY_TWO = {"save_strategy": "steps", "save_steps": 2}
 EVERY_EPOCH = {"save_strategy": "epoch", "eval_strategy": "epoch", "num_train_epochs": 3}
@@ -700,6 +704,58 @@ def test_nothing_of_the_samples_is_in_the_record(begun, tmp_path):
         assert records[0][name].keys() == {"samples", "inputs", "labels"}
         for digest in ("inputs", "labels"):
             assert records[0][name][digest] != records[1][name][digest]
+
+
+class Flip(torch.nn.Module):
+    """As torchvision has them: without weights, with what it was made with in its text."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, image):
+        return image
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+GIVEN = {
+    "processing_class": ({"image_mean": 3 * [0.4]}, "what the model reads of a sample is not as it was"),
+    "augment": (Flip(0.1), "augment is not as it was"),
+    "teacher": ("me/another", "teacher is 'me/another' and was None"),
+    "optimizer": (1e-2, "optimizer is not as it was"),
+    "patience": (3, "callbacks is not as it was"),
+}
+
+
+@pytest.mark.parametrize("what", GIVEN)
+def test_what_is_given_beside_the_arguments(what, tmp_path):
+    """None of it would count: what the checkpoint holds goes on."""
+
+    begun = Flip(0.2) if what == "augment" else None
+
+    def trainer(change=None) -> UnlearningTrainer:
+        model, kwargs = tiny_vit(), {"processing_class": tiny_image_processor()}
+        if what == "optimizer":
+            kwargs["optimizers"] = (torch.optim.SGD(model.parameters(), lr=change or 1e-3), None)
+        elif what == "patience":
+            kwargs["callbacks"] = [EarlyStoppingCallback(change or 2)]
+        elif what == "processing_class":
+            kwargs["processing_class"] = tiny_image_processor(**(change or {}))
+        else:
+            kwargs[what] = change or begun
+        saving = {"save_strategy": "epoch", "eval_strategy": "epoch", "metric_for_best_model": "forget_loss"}
+        saving |= {"load_best_model_at_end": what == "patience"}
+        args = arguments(tmp_path, num_train_epochs=1, per_device_train_batch_size=16, **saving)
+        data = for_trainer(samples.request(samples.pictures))
+        return UnlearningTrainer(model, args, method="finetune", **data, **kwargs)
+
+    change, message = GIVEN[what]
+    trainer().train()
+    with pytest.raises(UnlearningError, match=f"belongs to another run .({message})"):
+        trainer(change).train(resume_from_checkpoint=True)
+    trainer().train(resume_from_checkpoint=True)
 
 
 @pytest.mark.slow

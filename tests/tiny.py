@@ -190,10 +190,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_image_processor(image_size: int = 16) -> ViTImageProcessor:
+def tiny_image_processor(image_size: int = 16, **settings) -> ViTImageProcessor:
     """Resizes to `image_size`, rescales to [0, 1] and normalises to [-1, 1]."""
+    size = {"height": image_size, "width": image_size}
     return ViTImageProcessor(
-        size={"height": image_size, "width": image_size}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+        **({"size": size, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]} | settings)
     )
 
 
