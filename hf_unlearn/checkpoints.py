@@ -43,13 +43,13 @@ class ResumableTrainer(Trainer):
 
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
-        digest = ""
+        digest, self._requests = "", {}
         with self._together():
             checkpoint = self._find_checkpoint(resume)
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
                 if self.method.info.kind != "surgery":
-                    self._settings = self._describe(digest)
+                    self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
                     self._check_belongs(checkpoint)
         with self._together():
@@ -71,34 +71,15 @@ class ResumableTrainer(Trainer):
         if error is not None:
             raise error
 
-    def _describe(self, digest: str) -> dict[str, Any]:
-        """What a checkpoint of this run belongs to, but for the request, before anything is changed."""
-        request = self.request
-        given = {
-            "mixed precision": self.accelerator.mixed_precision,
-            "optimizer": identity.named(self.given_optimizer),
-            "base_model": identity.named(self.base_model),
-            "teacher": identity.named(self.given_teacher),
-            "augment": identity.named(self.train_dataset.augment),
-            "test": "given" if {"unseen", "test"} <= request.sources.keys() else None,  # else half of unseen steers
-            "retain_eval_size": len(request.indices["retain"][1]) if "retain" in request.indices else 0,
-            "what the model reads of a sample": identity.inputs_of(
-                self.collate, request.forget, self.processing_class
-            ),
-        }
-        callbacks = self.callback_handler.callbacks
-        return {
-            "original": digest,
-            "method": identity.method_of(self.method),
-            "training": identity.training_of(self.args, self.schedule, callbacks, given | self._own_clipping()),
-            "model": identity.model_of(self.model, self._frozen_batchnorm, self.args),
-            "schedule": {"number of steps": len(self.schedule), "epochs": self.schedule.epochs},
-        }
+    def _belongs(self, run: str) -> dict[str, Any]:
+        """What the checkpoints of this run belong to; digests of the request are under the key of a run."""
+        if run not in self._requests:
+            self._requests[run] = identity.request_of(self.request, run)
+        return self._settings | {"request": self._requests[run]}
 
     def _check_belongs(self, checkpoint: str) -> None:
         marker = _read(Path(checkpoint, COMPLETE))
-        belongs = self._settings | {"request": identity.request_of(self.request, marker["run"])}
-        if found := identity.differences(belongs, marker["belongs"]):
+        if found := identity.differences(self._belongs(marker["run"]), marker["belongs"]):
             more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
             raise UnlearningError(
                 f"{checkpoint} belongs to another run ({'; '.join(found[:4])}{more}); pass what that run was given, or start "
@@ -142,7 +123,7 @@ class ResumableTrainer(Trainer):
 
     def where_original(self) -> str:
         """In words, from where the original can be loaded again."""
-        about = self._about()
+        about = self._about() or {"folder": None}
         if about["folder"]:
             return f"the original, {self._private / about['folder']},"
         return f"the original, {about['repo']}@{about['revision']}," if "repo" in about else "the original"
@@ -208,7 +189,7 @@ class ResumableTrainer(Trainer):
                 for path in folder.rglob("*")
                 if path.is_file() and path.suffix != ".tmp"
             },
-            "belongs": self._settings | {"request": identity.request_of(self.request, run)},
+            "belongs": self._belongs(run),
         }
 
     def _delete_older_checkpoints(self, limit: int | None) -> None:
@@ -231,7 +212,7 @@ class ResumableTrainer(Trainer):
         """The complete checkpoints of the run in this output folder, in the order in which they were written."""
         paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
         markers = {path.parent: marker for path in paths if (marker := _read(path))}
-        own = [checkpoint for checkpoint, marker in markers.items() if marker["run"] == self.run_id()]
+        own = [checkpoint for checkpoint, marker in markers.items() if marker.get("run") == self.run_id()]
         return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
 
     def _last_complete(self) -> Path | None:

@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import BaseImageProcessor, SchedulerType, TrainerCallback
+from transformers import BaseImageProcessor, SchedulerType, Trainer
 from transformers.trainer_callback import ExportableState
 
 from . import models
 from .adapters import NAME, is_adapted
-from .arguments import UnlearningArguments
 from .batches import Collator
 from .data import Source
 from .methods import Method
 from .randomness import seeded
 from .request import Request
-from .schedule import Schedule
 
 # Training arguments that a trajectory depends on. Batch layout, gradient checkpointing, compilation, devices, workers and
 # all that only saves, logs or measures do not belong to them: with any of these the weights are the same up to rounding.
@@ -47,51 +45,66 @@ NAMES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"
 # Settings, which are noted before the first step
 
 
-def training_of(
-    args: UnlearningArguments, schedule: Schedule, callbacks: list[TrainerCallback], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The training arguments, and what is `given` beside them or instead of them."""
-    stateful = {type(c).__name__: c.state()["args"] for c in callbacks if isinstance(c, ExportableState)}
-    steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
-    names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
+def settings_of(trainer: Trainer, original: str) -> dict[str, Any]:
+    """All but the request, of an `UnlearningTrainer` that has not begun; `original` is the digest of its weights."""
+    schedule = trainer.schedule
     return _plain(
-        {"callbacks": stateful}
-        | {name: getattr(args, name) for name in names}
-        | {
-            "data_seed": args.seed if args.data_seed is None else args.data_seed,
-            "number of epochs": len(schedule.epochs),
-            "samples of a step (batch size × accumulation × processes)": schedule.batch_size,
+        {
+            "original": original,
+            "method": {"name": trainer.method.info.name, "config": _config(trainer.method)},
+            "training": _training(trainer),
+            "model": _model(trainer),
+            "schedule": {"number of steps": len(schedule), "epochs": schedule.epochs},
         }
-        | given
     )
 
 
-def method_of(method: Method) -> dict[str, Any]:
-    config = {field.name: getattr(method.config, field.name) for field in dataclasses.fields(method.config)}
-    del config["arguments"]  # they are among the training arguments
-    return _plain({"name": method.info.name, "config": config})
+def _config(method: Method) -> dict[str, Any]:
+    values = {field.name: getattr(method.config, field.name) for field in dataclasses.fields(method.config)}
+    del values["arguments"]  # they are among the training arguments
+    return values
 
 
-def model_of(model: nn.Module, frozen: list[nn.Module], args: UnlearningArguments) -> dict[str, Any]:
-    """What else is known of the model than its weights; `frozen` are its BatchNorm layers that stay as they are."""
-    base = models.base_of(model)
+def _training(trainer: Trainer) -> dict[str, Any]:
+    """The training arguments, and what was given beside them."""
+    args, request = trainer.args, trainer.request
+    callbacks = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ExportableState)]
+    stateful = {type(callback).__name__: callback.state()["args"] for callback in callbacks}
+    steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+    names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
+    values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer._own_clipping()
+    return values | {
+        "data_seed": args.seed if args.data_seed is None else args.data_seed,
+        "number of epochs": len(trainer.schedule.epochs),
+        "samples of a step (batch size × accumulation × processes)": trainer.schedule.batch_size,
+        "mixed precision": trainer.accelerator.mixed_precision,
+        "retain_eval_size": len(request.indices["retain"][1]) if "retain" in request.indices else 0,
+        "test": "given" if {"unseen", "test"} <= request.sources.keys() else None,  # else half of unseen steers
+        "optimizer": _named(trainer.given_optimizer),
+        "base_model": _named(trainer.base_model),
+        "teacher": _named(trainer.given_teacher),
+        "augment": _named(trainer.train_dataset.augment),
+        "what the model reads of a sample": _inputs(trainer.collate, request.forget, trainer.processing_class),
+    }
+
+
+def _model(trainer: Trainer) -> dict[str, Any]:
+    """What else is known of the model than its weights."""
+    args, model, frozen = trainer.args, trainer.model, set(trainer._frozen_batchnorm)
     dropout = sorted({value for module in model.modules() for value in _dropout(module)})
     batchnorm = set(models.batchnorm_modules(model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     adapter = model.peft_config[NAME].to_dict() if is_adapted(model) else {}
     about = {
-        "dtype of the weights": str(next(base.parameters()).dtype),
+        "dtype of the weights": str(next(models.base_of(model).parameters()).dtype),
         "dropout": dropout,
         "freeze_batchnorm": bool(frozen) if batchnorm else None,
         "which weights are trained": hashlib.sha256("\n".join(trained).encode()).hexdigest(),
     }
-    if (
-        dropout or batchnorm - set(frozen) or args.neftune_noise_alpha
-    ):  # then the step depends on how it is cut into micro-batches
+    if dropout or batchnorm - frozen or args.neftune_noise_alpha:  # a step depends on how it is cut into micro-batches
         layout = args.train_batch_size, args.gradient_accumulation_steps, args.world_size
         about["batch size, accumulation and processes"] = layout
-    about |= {f"peft_config.{name}": value for name, value in adapter.items() if name not in NAMES}
-    return _plain(about)
+    return about | {f"peft_config.{name}": value for name, value in adapter.items() if name not in NAMES}
 
 
 def _dropout(module: nn.Module) -> Iterator[float]:
@@ -101,7 +114,7 @@ def _dropout(module: nn.Module) -> Iterator[float]:
             yield value
 
 
-def named(value: Any) -> str | None:
+def _named(value: Any) -> str | None:
     """A text that tells a model, a function or an optimizer that was given from another one, in a later process too."""
     if value is None or isinstance(value, (str, Path)):
         return value and str(value)
@@ -111,7 +124,7 @@ def named(value: Any) -> str | None:
     return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
 
 
-def inputs_of(collate: Collator, source: Source, processing_class: Any) -> str:
+def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
     """What the model reads of the first samples: tokens as they are, of images the settings of their processor.
 
     (Pixels may differ in their last bit on another machine.)
@@ -225,4 +238,4 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    return sorted(value, key=str) if isinstance(value, (set, frozenset)) else named(value)
+    return sorted(value, key=str) if isinstance(value, (set, frozenset)) else _named(value)

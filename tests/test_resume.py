@@ -309,6 +309,17 @@ def test_resumed_with_another_layout(tmp_path):
     assert distance(weights(resumed.model), weights(train(tmp_path / "b", dtype="float64").model)) < 1e-10
 
 
+@pytest.mark.slow
+def test_resumed_by_another_number_of_processes(tmp_path, uninterrupted):
+    settings = {"method": "lotus", "family": "vit", "dtype": "float64", "measure": False}
+    runs = Runs(tmp_path, processes=2, batch=4, **settings, **EVERY_TWO)
+    runs.killed("optimizer", 4)
+    runs.processes, runs.settings = 1, settings | {"batch": 8}
+    result = runs.finish(resume=True)
+    assert result.first_step == 2
+    assert distance(result.weights, uninterrupted(**settings).weights) < 1e-10
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What steers a run besides its steps
 
