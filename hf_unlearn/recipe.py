@@ -26,9 +26,10 @@ from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
+from .fields import check_fields
 from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
-from .settings import Setting, expected, field_types, read_settings, show_default, typed
+from .settings import Setting, read_settings, settable, show_default, typed, words
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
@@ -114,6 +115,7 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
+        check_fields(self, "recipe")
         given = [name for name in FORGET_CHOICES if getattr(self, name) is not None]
         if len(given) > 1 or not (given or self.forget_fraction is not None):
             raise UnlearningError(
@@ -153,7 +155,7 @@ def parse(
     settings = read_settings(sys.argv[1:] if argv is None else argv, recipe_file)
     method = method_of(settings)
     classes = (RecipeArguments, method.config_class, UnlearningArguments)
-    known = [field_types(cls) for cls in classes]
+    known = [settable(cls) for cls in classes]
     values: list[dict[str, Any]] = [{} for _ in classes]
     for key, setting in settings.items():
         home = next((i for i, fields in enumerate(known) if key in fields), None)
@@ -164,11 +166,7 @@ def parse(
         if f.default is dataclasses.MISSING and f.name not in values[0]:
             raise UnlearningError(f"The recipe has no {f.name}; expected {f.metadata['help']}.")
     recipe = RecipeArguments(**values[0])
-    config = _make_config(method, recipe.preset, values[1])
-    try:
-        return recipe, config, UnlearningArguments(**values[2])
-    except ValueError as error:
-        raise UnlearningError(f"The training arguments cannot be used: {error}") from error
+    return recipe, _make_config(method, recipe.preset, values[1]), UnlearningArguments(**values[2])
 
 
 def method_of(settings: dict[str, Setting]) -> type[Method]:
@@ -198,7 +196,7 @@ def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> M
 
 def _unknown(key: str, setting: Setting, method: type[Method], known: list[str]) -> str:
     message = f"There is no setting {key!r} ({setting.origin})"
-    if owners := [name for name, other in METHODS.items() if key in field_types(other.config_class)]:
+    if owners := [name for name, other in METHODS.items() if key in settable(other.config_class)]:
         return f"{message} with the method {method.info.name}; it belongs to {', '.join(owners)}. Remove it."
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -213,19 +211,19 @@ def help_text(method: str) -> str:
     """Every setting with its type, default and help, by the dataclass it belongs to."""
     config_class = get_method(method).config_class
     own = inspect.get_annotations(UnlearningArguments)
-    training = dict.fromkeys(field_types(UnlearningArguments))
+    training = dict.fromkeys(settable(UnlearningArguments))
     groups = {
-        "What to unlearn": (RecipeArguments, list(field_types(RecipeArguments))),
-        f"How: {method} ({config_class.__name__})": (config_class, list(field_types(config_class))),
+        "What to unlearn": (RecipeArguments, list(settable(RecipeArguments))),
+        f"How: {method} ({config_class.__name__})": (config_class, list(settable(config_class))),
         "Training and measuring (UnlearningArguments)": (UnlearningArguments, [n for n in training if n in own]),
         "Training (transformers.TrainingArguments)": (UnlearningArguments, [n for n in training if n not in own]),
     }
     lines = []
     for title, (cls, names) in groups.items():
         lines += ["", f"{title}:" if names else f"{title}: no settings of its own"]
-        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, field_types(cls)
+        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, settable(cls)
         for name in names:
-            lines.append(f"  {name}: {expected(kinds[name])}; {show_default(fields[name])}")
+            lines.append(f"  {name}: {words(kinds[name])}; {show_default(fields[name])}")
             text = fields[name].metadata.get("help") or ""
             lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])

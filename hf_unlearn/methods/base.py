@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..errors import UnlearningError
+from ..fields import check_fields
 
 if TYPE_CHECKING:
     from ..trainer import Context
@@ -54,6 +55,9 @@ class MethodConfig:
         default_factory=dict,
         metadata={"help": "training arguments this config asks for; what UnlearningArguments sets wins"},
     )
+
+    def __post_init__(self):
+        check_fields(self, self.method)
 
     def check(self, name: str, condition: bool, expected: str) -> None:
         if not condition:

@@ -41,6 +41,7 @@ class SalunConfig(MethodConfig):
     inner_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of that method"})
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.inner, MethodConfig):
             self.inner, self.inner_settings = self.inner.method, dataclasses.asdict(self.inner)
         self.check("density", 0 < self.density <= 1, "a share in (0, 1]")
