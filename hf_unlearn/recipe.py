@@ -9,7 +9,8 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,13 @@ from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
 from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
+from .checks import check_arguments
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
 from .fields import check_fields
 from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
+from .output import check_result_folder
 from .settings import Setting, read_settings, settable, show_default, typed, words
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -235,6 +238,8 @@ def help_text(method: str) -> str:
 
 def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments) -> UnlearningResult:
     """Load the model and the data, unlearn, save the result in `args.output_dir`, and print what came out."""
+    check_arguments(args)
+    check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
     model, processing_class = load_model(recipe)
     data = load_data(recipe, args, model)
     _check_audit(recipe, model, data)
@@ -321,10 +326,15 @@ def load_data(
     return {**parts, "unseen": unseen, "test": test}
 
 
+def result_folder(args: UnlearningArguments) -> Path:
+    """Where the result goes, apart from checkpoints and the original."""
+    return Path(args.output_dir, "model")
+
+
 def save_and_report(result: UnlearningResult) -> None:
     """Save the result in the output folder and print, once, what was done, the figures, and where it lies."""
     trainer = result.trainer
-    folder = result.save(Path(trainer.args.output_dir, "model"))  # apart from checkpoints and the original
+    folder = result.save(result_folder(trainer.args))
     if trainer.is_world_process_zero():
         sizes = " and ".join(f"{len(trainer.sources[name])} {name}" for name in ("forget", "retain"))
         print(
@@ -351,6 +361,11 @@ def audit_and_report(result: UnlearningResult, level: int) -> AuditReport:
 def read_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
     """All splits of a dataset of the Hub, of a folder, or of a file."""
     path = Path(name)
+    for what, value in (("dataset_config", config), ("dataset_revision", revision)):
+        if value is not None and path.exists():
+            raise UnlearningError(
+                f"{what} is {value!r}, and the dataset {name!r} is a local file or folder, which has none; leave it out."
+            )
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             data = datasets.load_from_disk(name)
@@ -359,7 +374,8 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
                 raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
             data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
         else:
-            data = datasets.load_dataset(name, config, revision=revision)
+            with _reading_cache_only(not path.exists() and not models.hub_is_reachable()):
+                data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:
         raise
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
@@ -367,6 +383,17 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
         check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
         raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error
     return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+
+
+@contextmanager
+def _reading_cache_only(offline: bool) -> Iterator[None]:
+    """What `HF_HUB_OFFLINE=1` does for datasets: they ask the Hub many times, and wait, before they look into the cache."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:

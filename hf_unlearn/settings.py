@@ -4,6 +4,7 @@ The type of the field decides how a text is read, so that `1e-4` is a number, `s
 revision called `1.10` keeps its zero.
 """
 
+import argparse
 import dataclasses
 import enum
 import types
@@ -184,3 +185,10 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value.value if isinstance(value, enum.Enum) else value)
+
+
+def check_options(options: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers on the command line that are too small."""
+    for name, bound in least.items():
+        if (value := getattr(options, name)) is not None and value < bound:
+            raise UnlearningError(f"--{name.replace('_', '-')} is {value}; expected {bound} or more.")

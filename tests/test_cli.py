@@ -267,7 +267,7 @@ def test_only_the_first_process_reports(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: The recipe 'nowhere.yaml' cannot be read: No such file or directory.\n"
 
 
-def test_interrupt_and_bugs():
+def test_interrupt_and_bugs(capsys, monkeypatch):
     def interrupt(argv):
         raise KeyboardInterrupt
 
@@ -275,8 +275,11 @@ def test_interrupt_and_bugs():
         raise ValueError("not the user's fault")
 
     assert cli.exit_code(interrupt, []) == 130
-    with pytest.raises(ValueError, match="not the user's fault"):
-        cli.exit_code(bug, [])
+    assert cli.exit_code(bug, []) == 2
+    assert capsys.readouterr().err == "error: The command failed with a ValueError: not the user's fault.\n"
+    monkeypatch.setenv("HF_UNLEARN_TRACEBACK", "1")
+    assert cli.exit_code(bug, []) == 2
+    assert 'raise ValueError("not the user\'s fault")' in capsys.readouterr().err
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

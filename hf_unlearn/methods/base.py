@@ -90,6 +90,7 @@ class Method:
     own_tasks: list[str] | dict[str, str] | None = None
     whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
+    takes_teacher: bool = False  # whether it reads `context.given_teacher`
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 
     def __init__(self, config: MethodConfig | None = None):

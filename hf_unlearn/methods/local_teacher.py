@@ -165,6 +165,7 @@ class LocalTeacher(Method):
     )
     config_class = LocalTeacherConfig
     config: LocalTeacherConfig
+    takes_teacher = True
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {

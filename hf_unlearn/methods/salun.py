@@ -94,6 +94,7 @@ class Salun(Method):
             )
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
+        self.takes_teacher = self.inner.takes_teacher
         about = {"needs": method.info.needs, "applies_to": method.info.applies_to}
         about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
         self.info = dataclasses.replace(self.info, **about)
