@@ -94,7 +94,7 @@ def check_call(
 
 
 def _what(value: Any) -> str:
-    return repr(value) if value is None or isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+    return repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _check_callbacks(callbacks: Any) -> None:

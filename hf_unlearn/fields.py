@@ -100,4 +100,4 @@ def _fits(value: Any, option: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(fits(item, inner[0]) for item in value if inner)
     if isinstance(base, type) and issubclass(base, enum.Enum):
         return value in [member.value for member in base]
-    return not isinstance(base, type) or isinstance(value, base)
+    return base is Any or not isinstance(base, type) or isinstance(value, base)

@@ -138,13 +138,20 @@ def request_digest(samples: Iterable[bytes], tasks: bytes = b"") -> str:
 # After a failure
 
 
+def missing(folder: Path) -> list[Path]:
+    """The folders that have to be made for this one, and itself, inner ones first."""
+    return [part for part in (folder, *folder.parents) if not part.exists()]
+
+
 @contextmanager
 def taken_back(
-    folder: Path, patterns: Iterable[str] = ("*",), needed: Callable[[Path], bool] = lambda path: False
+    folder: Path,
+    patterns: Iterable[str] = ("*",),
+    needed: Callable[[Path], bool] = lambda path: False,
+    made_for_it: Iterable[Path] = (),
 ) -> Iterator[None]:
     """If what is inside fails, take away what it has made at `patterns` and is not needed, and folders left empty."""
-    patterns = list(patterns)
-    parents = [part for part in (folder, *folder.parents) if not part.exists()]
+    patterns, parents = list(patterns), [*made_for_it] or missing(folder)
     before = {path for pattern in patterns for path in folder.glob(pattern)}
     try:
         yield

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 
 from . import adapters, models
@@ -378,7 +379,7 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
                 data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:
         raise
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
         check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
         raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error

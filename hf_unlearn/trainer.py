@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import logging
 import os
 import time
@@ -39,7 +38,15 @@ from .errors import UnlearningError
 from .evaluation import Evaluator, Measurement, evaluating, to_model
 from .gradients import clip_
 from .methods import Method, MethodConfig, create_method
-from .output import check_not_original, check_same_request, keep_request, read_original, request_digest, taken_back
+from .output import (
+    check_not_original,
+    check_same_request,
+    keep_request,
+    missing,
+    read_original,
+    request_digest,
+    taken_back,
+)
 from .request import Request, check_needs
 from .schedule import Draw, Schedule
 from .task_evaluation import TaskEvaluator, TaskMeasurement
@@ -338,6 +345,7 @@ class UnlearningTrainer(ResumableTrainer):
         self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
         if self.method.info.kind == "gradient":
             self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        self._made = missing(Path(args.output_dir))
         super().__init__(
             model,
             args,
@@ -402,6 +410,7 @@ class UnlearningTrainer(ResumableTrainer):
     @border("Unlearning")
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder."""
+        read_original(self._private)
         with self._files_taken_back(), self._others_frozen():
             return self._unlearn(resume_from_checkpoint, **kwargs)
 
@@ -419,13 +428,15 @@ class UnlearningTrainer(ResumableTrainer):
         def is_original() -> bool:
             if self.is_fsdp_enabled or not about.exists():
                 return not about.exists()
-            return json.loads(about.read_text())["digest"] == models.weights_digest(self.model)
+            return read_original(self._private)["digest"] == models.weights_digest(self.model)
 
         def is_needed(path: Path) -> bool:
             checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
             return (path / COMPLETE).exists() if checkpoint else not is_original()
 
-        with taken_back(folder, (f"{PREFIX_CHECKPOINT_DIR}-*", PRIVATE, f"{PRIVATE}/*", "runs"), is_needed):
+        with taken_back(
+            folder, (f"{PREFIX_CHECKPOINT_DIR}-*", PRIVATE, f"{PRIVATE}/*", "runs"), is_needed, self._made
+        ):
             try:
                 yield
             except Exception:
@@ -465,7 +476,6 @@ class UnlearningTrainer(ResumableTrainer):
             digest = models.weights_digest(self.model) if read_original(self._private) and not self.adapter else None
             check_same_request(self._private, digest, request)
             self.accelerator.wait_for_everyone()
-        read_original(self._private)
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         self._keep_original(checkpoint)
         if self.args.should_save:
