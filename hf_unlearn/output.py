@@ -126,6 +126,7 @@ def check_same_request(private: Path, original: str | None, request: str | None)
 
 
 def keep_request(private: Path, request: str | None) -> None:
+    private.mkdir(parents=True, exist_ok=True)
     (private / "request.json").write_text(f"{request or ''}\n")
 
 

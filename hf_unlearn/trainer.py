@@ -206,6 +206,7 @@ class UnlearningTrainer(ResumableTrainer):
         augment: a transform of the raw image or text of training samples, such as torchvision's.
     """
 
+    _claimed = False  # whether the run in the output folder is of this trainer
     loss_is_scaled_for_ga = True  # `Batch.mean` is a share of the mean over the whole accumulated batch
 
     @border("Making the trainer")
@@ -471,15 +472,10 @@ class UnlearningTrainer(ResumableTrainer):
     def _unlearn(self, resume_from_checkpoint: str | bool | None, **kwargs: Any) -> Any:
         started = time.perf_counter()
         self._accuracies, self._measured, self._finite, self._gradients, self._parts = {}, {}, None, {}, {}
-        request = self._request_digest()
-        if not resume_from_checkpoint:
-            digest = models.weights_digest(self.model) if read_original(self._private) and not self.adapter else None
-            check_same_request(self._private, digest, request)
-            self.accelerator.wait_for_everyone()
+        self._claim_output(resume_from_checkpoint)
         checkpoint = self._find_checkpoint(resume_from_checkpoint)
         self._keep_original(checkpoint)
-        if self.args.should_save:
-            keep_request(self._private, request)
+        self._claimed = True
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
         if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()
@@ -506,12 +502,18 @@ class UnlearningTrainer(ResumableTrainer):
         self.runtime["total"] = time.perf_counter() - started
         return output
 
-    def _request_digest(self) -> str | None:
-        """What tells this request from another one; None of samples that differ whenever they are read."""
-        if not self.deterministic:
-            return None
-        mask = self.request.mask
-        return request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+    def _claim_output(self, resume: str | bool | None) -> None:
+        """One request for each output folder: refuse one that has another, or another original, and note this one."""
+        request = None  # of samples that differ whenever they are read
+        if self.deterministic:
+            mask = self.request.mask
+            request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        if not resume and not self._claimed:  # or of this very trainer, which may train again
+            kept = not self.adapter and read_original(self._private)
+            check_same_request(self._private, models.weights_digest(self.model) if kept else None, request)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            keep_request(self._private, request)
 
     def _edit(self) -> TrainOutput:
         """One edit of the unwrapped model, the same on every process."""

@@ -180,7 +180,7 @@ def train(folder: Path, *, stop_at: int | None = None, resume: bool | str = Fals
     if stop_at is None:
         trainer.train(resume_from_checkpoint=resume)
     else:
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(UnlearningError, match="killed"):
             trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -239,7 +239,7 @@ def test_leftovers_of_an_older_run(tmp_path, monkeypatch):
     def killed(*args):
         raise RuntimeError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patch, pytest.raises(UnlearningError, match="killed"):
         patch.setattr(models, "save_model", killed)  # the new run has only begun to keep its original
         train(tmp_path, seed=1)
     with pytest.raises(UnlearningError, match="There is no complete checkpoint"):
