@@ -339,7 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="hf-unlearn COMMAND ...",
         description="Machine unlearning for Hugging Face models.",
         epilog="commands:\n"
-        + "\n".join("  " + line for line in _columns([(n, c.__doc__) for n, c in COMMANDS.items()])),
+        + "\n".join("  " + line for line in _columns([(n, c.__doc__) for n, c in COMMANDS.items()]))
+        + "\n\nAn error is one sentence; with HF_UNLEARN_TRACEBACK=1 also where another library failed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)

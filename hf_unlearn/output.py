@@ -37,7 +37,7 @@ def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
             continue
         option = f"--{name.replace('_', '-')}"
         existing, absolute = _existing(path, option), Path(path).absolute()
-        fits = existing.is_file() if existing == absolute else existing.is_dir() and existing == absolute.parent
+        fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
         if not (fits and os.access(existing, os.W_OK)):
             raise UnlearningError(f"{option} is {path}; expected a file in a folder that can be written to.")
         place = os.path.realpath(path)

@@ -256,7 +256,7 @@ class UnlearningTrainer(ResumableTrainer):
             model = models.load_model(name, revision=commit or revision)
             if commit:
                 self.origin = {"repo": name, "revision": commit}
-            processing_class = processing_class or models.load_processor(name, model, commit)
+            processing_class = processing_class or models.load_processor(name, model, commit or revision)
         self.original_folder = models.folder_of(model)  # where it was loaded from, of a local one
         check_not_original(args.output_dir, self.original_folder, "output_dir")
         models.own_memory(model)
