@@ -105,7 +105,7 @@ def read_original(private: Path) -> dict[str, Any] | None:
             return content
     except (OSError, ValueError, AttributeError):
         pass
-    raise UnlearningError(f"{about} cannot be read: it is damaged; remove {private}, or choose another output_dir.")
+    raise UnlearningError(f"{about} cannot be read: it is damaged; choose another output_dir.")
 
 
 def check_same_request(private: Path, original: str | None, request: str | None) -> None:
@@ -121,7 +121,7 @@ def check_same_request(private: Path, original: str | None, request: str | None)
     else:
         return
     raise UnlearningError(
-        f"{private.parent} holds a run {other}, which would be overwritten; choose another output_dir, or remove that one."
+        f"{private.parent} holds a run {other}, whose original and receipts it keeps; choose another output_dir."
     )
 
 

@@ -282,7 +282,7 @@ class TestBorder:
             for resume in (None, True):
                 model, passes = counted()
                 with pytest.raises(
-                    UnlearningError, match="original.json cannot be read: it is damaged; remove "
+                    UnlearningError, match="original.json cannot be read: it is damaged; choose "
                 ) as caught:
                     args = arguments(tmp_path / "out")
                     unlearn(model, **request(), args=args, resume_from_checkpoint=resume)
@@ -379,8 +379,12 @@ class TestOutput:
         before = {path: path.read_bytes() for path in files(tmp_path)}
         other = request() | {"forget": request()["forget"].select(range(1, 8))}
         for build, data, message in (
-            (tiny_vit, other, "holds a run of another request, which would be overwritten; choose another output_dir"),
-            (lambda: tiny_vit(seed=4), request(), "holds a run on another original model, which would be overwritten"),
+            (tiny_vit, other, "holds a run of another request, whose original and receipts it keeps; choose another"),
+            (
+                lambda: tiny_vit(seed=4),
+                request(),
+                "holds a run on another original model, whose original and receipts",
+            ),
             (lambda: original, request(), "holds a run on another original model"),  # what the first request has made
         ):
             model = build()
