@@ -130,19 +130,26 @@ def _clear_misfits() -> Iterator[None]:
         raise UnlearningError(f"peft_config does not fit the model: {reason.rstrip('.')}.") from error
 
 
-def attach(model: nn.Module, peft_config: Any) -> Adapter:
-    """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
-    if not peft_config:
-        raise UnlearningError(
-            "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
-            "own, or pass model.merge_and_unload().requires_grad_(True) to unlearn in the weights themselves."
-        )
+def check_config(peft_config: Any) -> None:
+    """Refuse what is no config of an adapter, or of one that trains nothing, or more than itself."""
     if not isinstance(peft_config, PeftConfig):
         raise UnlearningError(
             f"peft_config is a {type(peft_config).__name__}; expected a config of peft, such as a LoraConfig, or True."
         )
-    peft_config = copy.deepcopy(peft_config)
-    peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types
+    if peft_config.is_prompt_learning:
+        raise UnlearningError(
+            f"peft_config is a {type(peft_config).__name__}, which puts tokens before the text and changes no layer; expected a "
+            "config of adapters, such as a LoraConfig."
+        )
+    if peft_config.inference_mode:
+        raise UnlearningError(
+            "peft_config has inference_mode=True, as configs of saved adapters have, and nothing would be trained; expected "
+            "inference_mode=False."
+        )
+    if getattr(peft_config, "lora_alpha", 1) == 0 or getattr(peft_config, "alpha", 1) == 0:
+        raise UnlearningError(
+            "peft_config has an alpha of 0, which makes an adapter of no effect; expected another one."
+        )
     if getattr(peft_config, "bias", "none") != "none":
         raise UnlearningError(
             f"peft_config has bias={peft_config.bias!r}, which trains biases of the model itself; expected an adapter only. "
@@ -158,6 +165,18 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             f"peft_config has init_lora_weights={peft_config.init_lora_weights!r}, which begins at another model than the "
             'original; expected True or "gaussian".'
         )
+
+
+def attach(model: nn.Module, peft_config: Any) -> Adapter:
+    """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
+    if not peft_config:
+        raise UnlearningError(
+            "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
+            "own, or pass model.merge_and_unload().requires_grad_(True) to unlearn in the weights themselves."
+        )
+    check_config(peft_config)
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types
     if not is_adapted(model):
         with _clear_misfits():
             return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from . import adapters, models
+from . import adapters
 from .arguments import UnlearningArguments
 from .batches import seeded
+from .border import border
+from .checkpoints import _clear_write_errors as clear_write_errors
 from .errors import UnlearningError
 from .facts import describe_run
 from .methods import Method, MethodConfig
+from .output import METRICS, check_result_folder, taken_back
 from .report import table
 from .trainer import UnlearningTrainer
 
@@ -107,17 +110,22 @@ class UnlearningResult:
         return self.model
 
     def save(self, path: str | Path) -> Path:
-        """Write the model, its processing class, `unlearning_config.json` and `metrics.json` to a folder."""
-        path = Path(path)
-        if self.model is self.trainer.model:
-            self.trainer.save_model(str(path))
-        elif self.trainer.args.should_save:
-            self.trainer.write(self.model, path)
-        if self.trainer.args.should_save:
-            method = self.trainer.method
-            content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
-            content["run"] = describe_run(self.trainer, self.model)
-            (path / "metrics.json").write_text(json.dumps(content, indent=2) + "\n")
+        """Write the model, its processing class, `unlearning_config.json` and `metrics.json` to a folder.
+
+        A result that is there already is replaced; the original's own folder, and what others wrote, never is.
+        """
+        check_result_folder(path, self.trainer.original_folder)
+        path, trainer = Path(path), self.trainer
+        with taken_back(path), clear_write_errors(path):
+            if self.model is trainer.model:
+                trainer.save_model(str(path))
+            elif trainer.args.should_save:
+                trainer.write(self.model, path)
+            if trainer.args.should_save:
+                method = trainer.method
+                content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
+                content["run"] = describe_run(trainer, self.model)
+                (path / METRICS).write_text(json.dumps(content, indent=2) + "\n")
         return path
 
     def push_to_hub(
@@ -162,6 +170,7 @@ class UnlearningResult:
         return publish(self, repo_id, revision, report=report, parent=parent, folder=folder, **about, **release)
 
 
+@border("Unlearning")
 def unlearn(
     model: PreTrainedModel | nn.Module | str,
     *,
@@ -211,11 +220,6 @@ def unlearn(
         >>> result = unlearn(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP
         >>> print(result.summary())  # doctest: +SKIP
     """
-    if isinstance(model, str):
-        name, revision = models.split_revision(model)
-        if revision:
-            model = models.load_model(name, revision=revision)
-            processing_class = processing_class or models.load_processor(name, model, revision)
     if isinstance(model, nn.Module) and not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # merge_and_unload() leaves a model with nothing to train
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from .data import Columns
-from .errors import UnlearningError
+from .errors import UnlearningError, in_one_sentence
+from .fields import check_fields
 
 # What a method has its own defaults for. None means: not set by the user, the method decides.
 METHOD_DEFAULTS = (
@@ -35,7 +37,7 @@ class UnlearningArguments(TrainingArguments):
     method brings values that work without tuning (see its datasheet), and what you set wins.
     """
 
-    output_dir: str | None = field(default="unlearned", metadata={"help": "where checkpoints and results go"})
+    output_dir: str = field(default="unlearned", metadata={"help": "where checkpoints and results go"})
     learning_rate: float | None = field(default=None, metadata={"help": "default: the method's"})
     num_train_epochs: float | None = field(default=None, metadata={"help": "default: the method's"})
     per_device_train_batch_size: int | None = field(default=None, metadata={"help": "default: the method's"})
@@ -65,6 +67,9 @@ class UnlearningArguments(TrainingArguments):
     label_column: str | None = field(default=None, metadata={"help": "column of the label, if not label or labels"})
 
     def __post_init__(self):
+        if isinstance(self.output_dir, os.PathLike):
+            self.output_dir = os.fspath(self.output_dir)
+        check_fields(self, "UnlearningArguments")
         if self.deepspeed:
             raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
@@ -79,7 +84,10 @@ class UnlearningArguments(TrainingArguments):
             self.use_cpu = True  # otherwise each process of a distributed launch takes itself for the only one
         if torch.backends.mps.is_available():
             self.use_cpu = True  # sums and noise are in float64, which MPS does not have
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+            raise UnlearningError(f"The training arguments cannot be used: {in_one_sentence(error)}") from error
 
     def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":
         """A copy in which `defaults` fill what the user left unset."""

@@ -45,6 +45,8 @@ from transformers.utils import logging
 from . import __version__
 from .arguments import UnlearningArguments
 from .methods import LotusConfig
+from .output import check_files
+from .settings import check_options
 from .trainer import UnlearningTrainer
 
 FORGET, RETAIN = 0.1, 0.3  # shares: of all samples that are forgotten, of the retained ones that LoTUS uses
@@ -372,6 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.clock == "cpu" and args.threads not in (None, 1):
         parser.error("--clock cpu sees one thread only: leave --threads out, or use --clock wall")
+    check_options(args, batch_size=1, image_size=1, steps=1, runs=1, threads=1)
+    check_files(json=args.json)
     if threads := 1 if args.clock == "cpu" else args.threads:
         torch.set_num_threads(threads)
     _quiet()

@@ -25,13 +25,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from . import identity, models
 from .arguments import UnlearningArguments
 from .errors import UnlearningError
+from .output import ORIGINAL, keep_request, read_original
 
 logger = logging.getLogger(__name__)
 
 PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
 COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 METHOD_STATE = "method.safetensors"
-ORIGINAL = "original.json"  # which original and which run the output folder has
 
 
 class ResumableTrainer(Trainer):
@@ -43,11 +43,12 @@ class ResumableTrainer(Trainer):
 
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
-        digest, self._requests = "", {}
+        digest, request, self._requests = "", None, {}
         with self._together():
             checkpoint = self._find_checkpoint(resume)
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
+                request = self._check_output(resume, digest)
                 if self.method.info.kind != "surgery":
                     self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
@@ -55,6 +56,8 @@ class ResumableTrainer(Trainer):
         with self._together():
             if self.args.should_save:
                 self._keep_original(checkpoint, digest)
+                keep_request(self._private, request)
+        self._claimed = True
         return checkpoint
 
     @contextmanager
@@ -109,17 +112,7 @@ class ResumableTrainer(Trainer):
 
     def _about(self) -> dict[str, Any] | None:
         """What is noted of the original and of the run that has this output folder, if anything."""
-        path = self._private / ORIGINAL
-        if not path.exists():
-            return None
-        about = _read(path)
-        if about is None or not {"digest", "run", "folder"} <= about.keys():
-            raise UnlearningError(
-                f"{path} cannot be read, and it says which original and which checkpoints belong to the run in "
-                f"{self.args.output_dir}; start anew without resume_from_checkpoint, or resume from a checkpoint by its path "
-                "in another output_dir."
-            )
-        return about
+        return read_original(self._private)
 
     def where_original(self) -> str:
         """In words, from where the original can be loaded again."""

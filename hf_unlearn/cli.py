@@ -7,11 +7,12 @@ import os
 import platform
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import UnlearningError
+from .errors import UnlearningError, in_one_sentence
 from .hub.cli import COMMANDS as hub_commands
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def quickstart(argv: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="DIR", default="quickstart", help="where the models go")
     options = parser.parse_args(argv)
     from . import quickstart as module
+    from .output import check_folder
 
+    check_folder(options.output, "--output")
     module.main(options.output)
 
 
@@ -98,14 +101,15 @@ def hardness(argv: Sequence[str]) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the model")
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file too")
     options = parser.parse_args(argv)
-    for name in ("batch_size", "max_samples"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise UnlearningError(f"--{name.replace('_', '-')} is {value}; expected 1 or more.")
     from . import models, recipe
     from .arguments import UnlearningArguments
     from .hardness import PAPER_RATIO, measure_hardness
     from .methods import HamuConfig
+    from .output import check_files
+    from .settings import check_options
 
+    check_options(options, batch_size=1, max_samples=1)
+    check_files((options.forget, options.retain), json=options.json)
     ratio = options.ratio if options.ratio is not None else PAPER_RATIO if options.absolute else HamuConfig().ratio
     scale = "absolute" if options.absolute else "relative"
     method = HamuConfig(ratio=ratio, quota_scale=scale, variant=options.variant, block=options.block)
@@ -204,18 +208,17 @@ def audit(argv: Sequence[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the whole report to this file too")
     parser.add_argument("--html", metavar="FILE", help="write it as a page")
     options = parser.parse_args(argv)
-    if options.batch_size is not None and options.batch_size < 1:
-        raise UnlearningError(f"--batch-size is {options.batch_size}; expected 1 or more.")
     from . import models, recipe
     from .audits.audit import audit as run_audit
     from .audits.audit import check_level
     from .data import Columns
+    from .output import check_files
+    from .settings import check_options
 
+    check_options(options, batch_size=1, seed=0)
     check_level(options.level, options.reference, options.base_model)
-    for name in ("json", "html"):
-        path = getattr(options, name)
-        if path and (os.path.isdir(path) or not os.access(os.path.dirname(path) or ".", os.W_OK)):
-            raise UnlearningError(f"--{name} is {path}; expected a file in a folder that can be written to.")
+    data = (options.forget, options.retain, options.unseen, options.test)
+    check_files(data, json=options.json, html=options.html)
     columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
     repo, revision = models.split_revision(options.before)
     original, sets = models.load_model(repo, revision=revision), {}
@@ -336,7 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="hf-unlearn COMMAND ...",
         description="Machine unlearning for Hugging Face models.",
         epilog="commands:\n"
-        + "\n".join("  " + line for line in _columns([(n, c.__doc__) for n, c in COMMANDS.items()])),
+        + "\n".join("  " + line for line in _columns([(n, c.__doc__) for n, c in COMMANDS.items()]))
+        + "\n\nAn error is one sentence; with HF_UNLEARN_TRACEBACK=1 also where another library failed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -352,18 +356,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Run `command`; what the user can mend is printed as one sentence, once for all processes, without a traceback."""
+    """Run `command`; what went wrong is printed as one sentence, once for all processes.
+
+    The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
+    """
     try:
         return command(argv) or 0
     except UnlearningError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), error.__cause__)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `hf-unlearn methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
         return 1
+    except Exception as error:
+        kind = type(error).__name__
+        return _say(f"The command failed with a {kind}: {in_one_sentence(error)}", error)
+
+
+def _say(sentence: str, cause: BaseException | None) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {sentence}", file=sys.stderr)
+        if cause is not None and os.environ.get("HF_UNLEARN_TRACEBACK"):
+            traceback.print_exception(cause)
+    return 2
 
 
 def _parser(command: Callable) -> argparse.ArgumentParser:

@@ -5,14 +5,17 @@ import hashlib
 import inspect
 import json
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -178,6 +181,8 @@ def load_model(
         )
     if task is not None and task not in AUTO_CLASSES:
         raise UnlearningError(f"task={task!r} is unknown: pass one of {', '.join(AUTO_CLASSES)}.")
+    _check_no_revision(name, revision)
+    kwargs |= _reachable(name)
     where = {"revision": revision} | {
         key: kwargs[key] for key in ("token", "cache_dir", "subfolder", "local_files_only") if key in kwargs
     }
@@ -218,16 +223,52 @@ def load_model(
     return model
 
 
-def commit_of(name_or_path: str | os.PathLike[str]) -> str | None:
-    """The commit at which `main` of a Hub repository is now; None of a folder, or where there is no model."""
+def commit_of(name_or_path: str | os.PathLike[str], revision: str | None = None) -> str | None:
+    """The commit at which a revision of a Hub repository is now; None of a folder, or where there is no model."""
     name = os.fspath(name_or_path)
     if os.path.isdir(name):
         return None
     try:
-        path = _find(name, "config.json", {})
+        path = _find(name, "config.json", {"revision": revision} | _reachable(name))
     except _LOAD_ERRORS:
         return None
     return path and Path(path).parent.name  # in the cache: snapshots/COMMIT/config.json
+
+
+def folder_of(model: nn.Module) -> str | None:
+    """The local folder that a model was loaded from; None of one that was not."""
+    name = getattr(getattr(base_of(model), "config", None), "name_or_path", None)
+    return os.path.realpath(name) if name and os.path.isdir(name) else None
+
+
+def hub_is_reachable() -> bool:
+    """Whether anything listens at the address of the Hub, or of the proxy before it.
+
+    Where nothing does, its client tries for 23 seconds to read one file, and again for the next.
+    """
+    url, proxies = urlsplit(constants.ENDPOINT), getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if proxy and not proxy_bypass(url.hostname):
+        url = urlsplit(proxy)
+    try:
+        socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _reachable(name: str) -> dict[str, bool]:
+    """The argument of the Hub's client that makes it read its cache only, where it would wait for nobody."""
+    read_on = os.path.isdir(name) or constants.HF_HUB_OFFLINE or hub_is_reachable()
+    return {} if read_on else {"local_files_only": True}
+
+
+def _check_no_revision(name: str, revision: str | None) -> None:
+    if revision is not None and os.path.isdir(name):
+        raise UnlearningError(
+            f"{name!r} is a local folder and {revision!r} a revision, which only repositories of the Hub have; leave it out, or "
+            "give a Hub id."
+        )
 
 
 def split_revision(name: str | os.PathLike[str]) -> tuple[str, str | None]:
@@ -246,22 +287,24 @@ def load_processor(
     name_or_path: str | os.PathLike[str], model: nn.Module, revision: str | None = None
 ) -> BaseImageProcessor | PreTrainedTokenizerBase | None:
     """The image processor or the tokenizer, whichever the model's task needs, or None where there is none."""
-    name, where = os.fspath(name_or_path), {"revision": revision}
+    name = os.fspath(name_or_path)
+    offline = _reachable(name)
+    where = {"revision": revision} | offline
     try:
         if image_channels(model) is None:
             # Without a vocabulary AutoTokenizer makes up an empty tokenizer instead of failing.
             if not any(_find(name, file, where) for file in TOKENIZER_FILES):
                 return None
-            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **offline)
         if _find(name, IMAGE_PROCESSOR, where):
             # Named, because in a local folder AutoImageProcessor prefers timm's entry in config.json to this file.
             return AutoImageProcessor.from_pretrained(
-                name, revision=revision, trust_remote_code=False, image_processor_filename=IMAGE_PROCESSOR
+                name, revision=revision, trust_remote_code=False, image_processor_filename=IMAGE_PROCESSOR, **offline
             )
         config = _find(name, "config.json", where)
         if config is None or "pretrained_cfg" not in json.loads(Path(config).read_text()):
             return None
-        return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False, **offline)
     except _LOAD_ERRORS as error:
         raise UnlearningError(explain(error, name, revision)) from error
 

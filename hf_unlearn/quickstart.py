@@ -1,6 +1,7 @@
 """`hf-unlearn quickstart`: two small models on embedded data, unlearned and held beside retrained ones."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -65,12 +66,11 @@ def main(output: str = "quickstart", seed: int = 0) -> dict:
         for method in METHODS:
             print(f"{name}: {method}")
             original.load_state_dict(weights)
-            args = UnlearningArguments(
-                str(folder / name / f"{method}-run"), seed=seed, logging_strategy="no", save_strategy="no"
-            )
-            result = unlearn(original, **data, method=method, args=args)
-            result.save(folder / name / method)
-            compared = result.compare(retrained)
+            with tempfile.TemporaryDirectory() as run:  # the kept original, which nobody needs after the comparison
+                args = UnlearningArguments(run, seed=seed, logging_strategy="no", save_strategy="no")
+                result = unlearn(original, **data, method=method, args=args)
+                result.save(folder / name / method)
+                compared = result.compare(retrained)
             rows |= {
                 "original": compared["original"],
                 "retrained": compared["retrained"],

@@ -9,7 +9,8 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 
 from . import adapters, models
@@ -24,11 +26,14 @@ from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
 from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
+from .checks import check_arguments
 from .data import Columns, Source, split_dataset
 from .errors import UnlearningError
+from .fields import check_fields
 from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
-from .settings import Setting, expected, field_types, read_settings, show_default, typed
+from .output import check_result_folder
+from .settings import Setting, read_settings, settable, show_default, typed, words
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
@@ -117,6 +122,7 @@ class RecipeArguments:
     )
 
     def __post_init__(self):
+        check_fields(self, "recipe")
         given = [name for name in FORGET_CHOICES if getattr(self, name) is not None]
         if len(given) > 1 or not (given or self.forget_fraction is not None):
             raise UnlearningError(
@@ -156,7 +162,7 @@ def parse(
     settings = read_settings(sys.argv[1:] if argv is None else argv, recipe_file)
     method = method_of(settings)
     classes = (RecipeArguments, method.config_class, UnlearningArguments)
-    known = [field_types(cls) for cls in classes]
+    known = [settable(cls) for cls in classes]
     values: list[dict[str, Any]] = [{} for _ in classes]
     for key, setting in settings.items():
         home = next((i for i, fields in enumerate(known) if key in fields), None)
@@ -167,11 +173,7 @@ def parse(
         if f.default is dataclasses.MISSING and f.name not in values[0]:
             raise UnlearningError(f"The recipe has no {f.name}; expected {f.metadata['help']}.")
     recipe = RecipeArguments(**values[0])
-    config = _make_config(method, recipe.preset, values[1])
-    try:
-        return recipe, config, UnlearningArguments(**values[2])
-    except ValueError as error:
-        raise UnlearningError(f"The training arguments cannot be used: {error}") from error
+    return recipe, _make_config(method, recipe.preset, values[1]), UnlearningArguments(**values[2])
 
 
 def method_of(settings: dict[str, Setting]) -> type[Method]:
@@ -201,7 +203,7 @@ def _make_config(method: type[Method], preset: str, values: dict[str, Any]) -> M
 
 def _unknown(key: str, setting: Setting, method: type[Method], known: list[str]) -> str:
     message = f"There is no setting {key!r} ({setting.origin})"
-    if owners := [name for name, other in METHODS.items() if key in field_types(other.config_class)]:
+    if owners := [name for name, other in METHODS.items() if key in settable(other.config_class)]:
         return f"{message} with the method {method.info.name}; it belongs to {', '.join(owners)}. Remove it."
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -216,19 +218,19 @@ def help_text(method: str) -> str:
     """Every setting with its type, default and help, by the dataclass it belongs to."""
     config_class = get_method(method).config_class
     own = inspect.get_annotations(UnlearningArguments)
-    training = dict.fromkeys(field_types(UnlearningArguments))
+    training = dict.fromkeys(settable(UnlearningArguments))
     groups = {
-        "What to unlearn": (RecipeArguments, list(field_types(RecipeArguments))),
-        f"How: {method} ({config_class.__name__})": (config_class, list(field_types(config_class))),
+        "What to unlearn": (RecipeArguments, list(settable(RecipeArguments))),
+        f"How: {method} ({config_class.__name__})": (config_class, list(settable(config_class))),
         "Training and measuring (UnlearningArguments)": (UnlearningArguments, [n for n in training if n in own]),
         "Training (transformers.TrainingArguments)": (UnlearningArguments, [n for n in training if n not in own]),
     }
     lines = []
     for title, (cls, names) in groups.items():
         lines += ["", f"{title}:" if names else f"{title}: no settings of its own"]
-        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, field_types(cls)
+        fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, settable(cls)
         for name in names:
-            lines.append(f"  {name}: {expected(kinds[name])}; {show_default(fields[name])}")
+            lines.append(f"  {name}: {words(kinds[name])}; {show_default(fields[name])}")
             text = fields[name].metadata.get("help") or ""
             lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
@@ -240,6 +242,8 @@ def help_text(method: str) -> str:
 
 def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments) -> UnlearningResult:
     """Load the model and the data, unlearn, save the result in `args.output_dir`, and print what came out."""
+    check_arguments(args)
+    check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
     model, processing_class = load_model(recipe)
     data = load_data(recipe, args, model)
     _check_audit(recipe, model, data)
@@ -326,10 +330,15 @@ def load_data(
     return {**parts, "unseen": unseen, "test": test}
 
 
+def result_folder(args: UnlearningArguments) -> Path:
+    """Where the result goes, apart from checkpoints and the original."""
+    return Path(args.output_dir, "model")
+
+
 def save_and_report(result: UnlearningResult) -> None:
     """Save the result in the output folder and print, once, what was done, the figures, and where it lies."""
     trainer = result.trainer
-    folder = result.save(Path(trainer.args.output_dir, "model"))  # apart from checkpoints and the original
+    folder = result.save(result_folder(trainer.args))
     if trainer.is_world_process_zero():
         sizes = " and ".join(f"{len(trainer.sources[name])} {name}" for name in ("forget", "retain"))
         print(
@@ -356,6 +365,11 @@ def audit_and_report(result: UnlearningResult, level: int) -> AuditReport:
 def read_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
     """All splits of a dataset of the Hub, of a folder, or of a file."""
     path = Path(name)
+    for what, value in (("dataset_config", config), ("dataset_revision", revision)):
+        if value is not None and path.exists():
+            raise UnlearningError(
+                f"{what} is {value!r}, and the dataset {name!r} is a local file or folder, which has none; leave it out."
+            )
     try:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             data = datasets.load_from_disk(name)
@@ -364,14 +378,26 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
                 raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
             data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
         else:
-            data = datasets.load_dataset(name, config, revision=revision)
+            with _reading_cache_only(not path.exists() and not models.hub_is_reachable()):
+                data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:
         raise
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
         check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
         raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error
     return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+
+
+@contextmanager
+def _reading_cache_only(offline: bool) -> Iterator[None]:
+    """What `HF_HUB_OFFLINE=1` does for datasets: they ask the Hub many times, and wait, before they look into the cache."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:

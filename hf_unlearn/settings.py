@@ -4,6 +4,7 @@ The type of the field decides how a text is read, so that `1e-4` is a number, `s
 revision called `1.10` keeps its zero.
 """
 
+import argparse
 import dataclasses
 import enum
 import types
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from .errors import UnlearningError
+from .fields import expected, field_types, kind, options
 
 
 class Unquoted(str):
@@ -33,6 +35,21 @@ class _Loader(yaml.BaseLoader):
         text = super().construct_scalar(node)
         return Unquoted(text) if node.style is None else text
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        if twice := _given_twice([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]):
+            raise yaml.MarkedYAMLError(problem=f"{twice}; expected it once", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _given_twice(keys: Sequence[str]) -> str | None:
+    """What is given twice, `learning-rate` beside `learning_rate` too, so that one of the values would be lost."""
+    first: dict[str, str] = {}
+    for key in keys:
+        before = first.setdefault(key.replace("-", "_"), key)
+        if before != key or keys.count(key) > 1:
+            return f"{key!r} is given twice" if before == key else f"{before!r} and {key!r} are the same setting"
+    return None
+
 
 def read_settings(argv: Sequence[str], recipe_file: str | Path | None = None) -> dict[str, Setting]:
     """Settings by name; the command line goes before the file.
@@ -42,7 +59,7 @@ def read_settings(argv: Sequence[str], recipe_file: str | Path | None = None) ->
             `=`, names the recipe file.
         recipe_file: a YAML file.
     """
-    given: dict[str, Setting] = {}
+    given: list[tuple[str, Setting]] = []
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -52,7 +69,7 @@ def read_settings(argv: Sequence[str], recipe_file: str | Path | None = None) ->
         elif not equals:
             key, text = "config", word
         if key != "config":
-            given[key.replace("-", "_")] = Setting(_read_value(text), "on the command line")
+            given.append((key, Setting(_read_value(text), "on the command line")))
         elif recipe_file is None:
             recipe_file = text
         else:
@@ -60,7 +77,10 @@ def read_settings(argv: Sequence[str], recipe_file: str | Path | None = None) ->
                 f"There is {text!r} beside the recipe {str(recipe_file)!r}; expected one recipe file, and settings "
                 "written as key=value."
             )
-    return {**(_read_file(recipe_file) if recipe_file else {}), **given}
+    if twice := _given_twice(list(dict.fromkeys(key for key, _ in given))):  # of one and the same key the last wins
+        raise UnlearningError(f"On the command line {twice}; expected it once.")
+    of_file = _read_file(recipe_file) if recipe_file is not None else {}
+    return of_file | {key.replace("-", "_"): setting for key, setting in given}
 
 
 def _read_value(text: str) -> Any:
@@ -77,48 +97,43 @@ def _read_file(path: str | Path) -> dict[str, Setting]:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UnlearningError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UnlearningError(f"The recipe {str(path)!r} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content or {}, dict):
         raise UnlearningError(f"The recipe {str(path)!r} holds no settings; expected lines such as `method: lotus`.")
     return {key.replace("-", "_"): Setting(value, f"in {path}") for key, value in (content or {}).items()}
 
 
-def field_types(cls: type) -> dict[str, Any]:
-    """The types of the fields that can be set; what a config asks of the training is set directly."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init and f.name != "arguments"}
-
-
 NULL = ("", "~", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-}
+
+
+def settable(cls: type) -> dict[str, Any]:
+    """The fields that can be set, with their types; what a config asks of the training is set directly."""
+    return {name: hint for name, hint in field_types(cls).items() if name != "arguments"}
 
 
 def typed(key: str, setting: Setting, hint: Any) -> Any:
     try:
         return _convert(setting.value, hint)
     except ValueError:
-        raise UnlearningError(f"{key} is {setting.value!r} ({setting.origin}); expected {expected(hint)}.") from None
+        raise UnlearningError(f"{key} is {setting.value!r} ({setting.origin}); expected {words(hint)}.") from None
+
+
+def words(hint: Any) -> str:
+    return expected(hint) or "nothing, because it cannot be set in a recipe"
 
 
 def _convert(value: Any, hint: Any) -> Any:
     """`value` as the first of the hint's types that it can be; text is tried last. A ValueError if it can be none."""
-    options = _options(hint)
-    if types.NoneType in options and isinstance(value, Unquoted) and value.lower() in NULL:
+    kinds = options(hint)
+    if types.NoneType in kinds and isinstance(value, Unquoted) and value.lower() in NULL:
         return None
-    takes_text = str in options and isinstance(value, str)
+    takes_text = str in kinds and isinstance(value, str)
     if takes_text and not isinstance(value, Unquoted):
         return value
-    for option in sorted(options, key=lambda option: option is str):
-        if takes_text and _kind(option) is list:
+    for option in sorted(kinds, key=lambda option: option is str):
+        if takes_text and kind(option) is list:
             continue  # one text is not a list of one where it may stand for itself
         try:
             return _as(value, option)
@@ -128,22 +143,22 @@ def _convert(value: Any, hint: Any) -> Any:
 
 
 def _as(value: Any, option: Any) -> Any:
-    kind, inner = _kind(option), typing.get_args(option)
-    if kind is list:
+    base, inner = kind(option), typing.get_args(option)
+    if base is list:
         if isinstance(value, str):
             value = [Unquoted(part.strip()) for part in value.split(",")] if isinstance(value, Unquoted) else [value]
         items = [_convert(item, inner[0] if inner else str) for item in value]
         return tuple(items) if typing.get_origin(option) is tuple else items
-    if kind is dict and isinstance(value, dict):
+    if base is dict and isinstance(value, dict):
         return {key: _guess(item) for key, item in value.items()}
     if not isinstance(value, str):
         raise TypeError(value)
-    if kind is Literal:
+    if base is Literal:
         return {str(choice).lower(): choice for choice in inner}[value.lower()]
-    if kind is bool:
+    if base is bool:
         return BOOLEANS[value.lower()]
-    if kind in (int, float, str) or issubclass(kind, enum.Enum):
-        return kind(value)
+    if base in (int, float, str) or issubclass(base, enum.Enum):
+        return base(value)
     raise TypeError(value)
 
 
@@ -154,27 +169,6 @@ def _guess(value: Any) -> Any:
     if isinstance(value, list):
         return [_guess(item) for item in value]
     return _convert(value, bool | int | float | str | None)
-
-
-def _options(hint: Any) -> tuple:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _kind(option: Any) -> Any:
-    origin = typing.get_origin(option) or option
-    return list if origin is tuple else origin
-
-
-def expected(hint: Any) -> str:
-    words = []
-    for option in _options(hint):
-        kind = _kind(option)
-        if kind is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
-            choices = typing.get_args(option) if kind is Literal else [member.value for member in kind]
-            words.append("one of " + ", ".join(map(str, choices)))
-        elif kind in WORDS and not (kind is str and words and words[-1].startswith("one of")):
-            words.append(WORDS[kind])
-    return " or ".join(dict.fromkeys(words)) or "nothing, because it cannot be set in a recipe"
 
 
 def show_default(f: dataclasses.Field) -> str:
@@ -191,3 +185,10 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(value.value if isinstance(value, enum.Enum) else value)
+
+
+def check_options(options: argparse.Namespace, **least: int) -> None:
+    """Refuse numbers on the command line that are too small."""
+    for name, bound in least.items():
+        if (value := getattr(options, name)) is not None and value < bound:
+            raise UnlearningError(f"--{name.replace('_', '-')} is {value}; expected {bound} or more.")

@@ -17,18 +17,36 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, TrainOutput
 
 from . import adapters, models
 from .arguments import UnlearningArguments
 from .batches import Batch, Collator, DrawnSamples, TrainingCollator, is_deterministic, seeded
-from .checkpoints import ResumableTrainer, check_room
+from .border import border
+from .checkpoints import COMPLETE, PRIVATE, ResumableTrainer, check_room
+from .checks import (
+    check_call,
+    check_gradient_method,
+    check_optimizer,
+    check_sharding,
+    check_surgery,
+    check_task,
+    check_values,
+)
 from .completions import CompletionCollator
 from .errors import UnlearningError
 from .evaluation import Evaluator, Measurement, evaluating, to_model
 from .gradients import clip_
 from .methods import Method, MethodConfig, create_method
+from .output import (
+    ORIGINAL,
+    check_not_original,
+    check_same_request,
+    missing,
+    read_original,
+    request_digest,
+    taken_back,
+)
 from .request import Request, check_needs
 from .schedule import Draw, Schedule
 from .task_evaluation import TaskEvaluator, TaskMeasurement
@@ -188,8 +206,10 @@ class UnlearningTrainer(ResumableTrainer):
         augment: a transform of the raw image or text of training samples, such as torchvision's.
     """
 
+    _claimed = False  # whether the run in the output folder is of this trainer
     loss_is_scaled_for_ga = True  # `Batch.mean` is a share of the mean over the whole accumulated batch
 
+    @border("Making the trainer")
     def __init__(
         self,
         model: PreTrainedModel | nn.Module | str,
@@ -214,21 +234,36 @@ class UnlearningTrainer(ResumableTrainer):
         self.method = create_method(method)
         self.base_model, self.given_teacher = base_model, teacher
         self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
-        args = args or UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}")
-        _check_arguments(args)
+        args = UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}") if args is None else args
+        check_call(
+            model,
+            args,
+            self.method,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            peft_config=peft_config,
+            base_model=base_model,
+            teacher=teacher,
+            augment=augment,
+            callbacks=callbacks,
+            **kwargs,
+        )
         datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
         check_needs(self.method, {**datasets, "base_model": base_model})
         self.origin = None  # the Hub id and commit of the original, where it is known
         if isinstance(model, (str, os.PathLike)):
-            name, commit = str(model), models.commit_of(model)
-            model = models.load_model(name, revision=commit)
+            name, revision = models.split_revision(model)
+            commit = models.commit_of(name, revision)
+            model = models.load_model(name, revision=commit or revision)
             if commit:
                 self.origin = {"repo": name, "revision": commit}
-            processing_class = processing_class or models.load_processor(name, model, commit)
+            processing_class = processing_class or models.load_processor(name, model, commit or revision)
+        self.original_folder = models.folder_of(model)  # where it was loaded from, of a local one
+        check_not_original(args.output_dir, self.original_folder, "output_dir")
         models.own_memory(model)
         own_losses = self.method.own_losses
         self.task = "multi-task" if own_losses else models.task_of(model)
-        _check_task(self.method, self.task)
+        check_task(self.method, self.task)
         self.tasks = Tasks(model, own_losses, self.method.own_tasks) if self.task == "multi-task" else None
         if not self.tasks:
             models.check_single_label(model)
@@ -265,7 +300,7 @@ class UnlearningTrainer(ResumableTrainer):
                 "language model's samples are counted before the first step; expected fixed texts."
             )
         if self.method.info.kind == "surgery":
-            _check_surgery(self.method, model, peft_config)
+            check_surgery(self.method, model, peft_config)
         self._edit_as_adapter = self.method.info.kind == "surgery" and peft_config is True
         peft_config = None if self._edit_as_adapter else peft_config
         self._only = self.method.trained_modules(models.base_of(model))
@@ -278,29 +313,19 @@ class UnlearningTrainer(ResumableTrainer):
             peft_config = LoraConfig(**lora) if lora else adapters.default_config(model)
             if self._only is not None:
                 peft_config.target_modules = set(self._only)
-        with seeded(args.seed):  # where an adapter starts is drawn
-            self.adapter = adapters.attach(model, peft_config) if peft_config or adapters.is_adapted(model) else None
-        if self.adapter:
-            model = self.adapter.model
+        adapted = bool(peft_config) or adapters.is_adapted(model)
         defaults = self.method.arguments(models.architecture_family(model), models.width(model))
-        if self.adapter:
+        if adapted:
             if "learning_rate" in defaults and defaults.get("optim") != "sgd":
                 defaults["learning_rate"] *= adapters.LEARNING_RATE
             defaults |= self.method.adapter_arguments()
         args = args.resolved(defaults | self.method.config.arguments)
-        steering = str(args.metric_for_best_model).removeprefix("eval_")
-        if steering.startswith(EVIDENCE):
-            raise UnlearningError(
-                f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
-                "that must not steer; expected gap, or a metric of forget or retain."
-            )
-        if steering == "gap" and (why := self.request.why_no_gap()):
-            if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
-                raise UnlearningError(
-                    f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
-                    "samples, another metric_for_best_model, or load_best_model_at_end=False."
-                )
-            args.metric_for_best_model = None
+        streams = any(source.is_stream for source in self.sources.values())
+        self._check_resolved(args, model, adapted, streams, kwargs)
+        with seeded(args.seed):  # where an adapter starts is drawn
+            self.adapter = adapters.attach(model, peft_config) if adapted else None
+        if self.adapter:
+            model = self.adapter.model
 
         self.pending_logs: dict[str, float] = {}
         self._parts: dict[str, Tensor] = {}  # named parts of the loss, summed since the step they were last logged at
@@ -315,15 +340,14 @@ class UnlearningTrainer(ResumableTrainer):
         self._frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self._finite: Tensor | None = None
         # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
-        streams = any(source.is_stream for source in self.sources.values())
         self._workers = 0 if streams else args.dataloader_num_workers
         samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
         if self.tasks and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # the loss of one task leaves out the heads of the others
         self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
         if self.method.info.kind == "gradient":
-            _check_gradient_method(self.method, args, kwargs, streams)
             self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        self._made = missing(Path(args.output_dir))
         super().__init__(
             model,
             args,
@@ -336,7 +360,7 @@ class UnlearningTrainer(ResumableTrainer):
         if self.is_fsdp_enabled and self.method.info.kind == "surgery":
             raise UnlearningError(f"{self.method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
         if self.is_fsdp_enabled and self.method.info.kind == "gradient":
-            _check_sharding(self.method, getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1))
+            check_sharding(self.method, getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1))
         if self.method.info.kind != "surgery":
             self.add_callback(_Flow(self))
             self.schedule = self._make_schedule()
@@ -352,9 +376,40 @@ class UnlearningTrainer(ResumableTrainer):
         else:
             self.evaluator = Evaluator(*parts, self.num_labels, **sizes, progress=not args.disable_tqdm)
 
+    def _check_resolved(
+        self, args: UnlearningArguments, model: nn.Module, adapted: bool, streams: bool, kwargs: dict[str, Any]
+    ) -> None:
+        """What can be known of the training arguments once the method has filled in its own."""
+        check_values(args)
+        steering = str(args.metric_for_best_model).removeprefix("eval_")
+        if steering.startswith(EVIDENCE):
+            raise UnlearningError(
+                f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
+                "that must not steer; expected gap, or a metric of forget or retain."
+            )
+        if steering == "gap" and (why := self.request.why_no_gap()):
+            if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
+                raise UnlearningError(
+                    f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
+                    "samples, another metric_for_best_model, or load_best_model_at_end=False."
+                )
+            args.metric_for_best_model = None
+        if self.method.info.kind == "gradient":
+            check_gradient_method(self.method, args, kwargs, streams)
+        if self.method.info.kind == "surgery":
+            return
+        if not adapted and not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UnlearningError(
+                "All weights of the model are frozen, and none would be trained; expected model.requires_grad_(True), or some of "
+                "them with requires_grad, or peft_config."
+            )
+        own = bool(kwargs.get("optimizer_cls_and_kwargs") or (kwargs.get("optimizers") or (None,))[0])
+        check_optimizer(args, model, own)
+
     # -----------------------------------------------------------------------------------------------------------------
     # The way through a run
 
+    @border("Unlearning")
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Unlearn. `resume_from_checkpoint=True` goes on from the newest complete checkpoint of this output folder.
 
@@ -363,8 +418,40 @@ class UnlearningTrainer(ResumableTrainer):
         """
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
-        with self._others_frozen():
+        read_original(self._private)
+        with self._files_taken_back(), self._others_frozen():
             return self._unlearn(resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _files_taken_back(self) -> Iterator[None]:
+        """A run that fails takes away what it has written, but for what it is begun again from: complete checkpoints, and
+        the kept original where the model in memory is no longer that."""
+        if not self.args.should_save:
+            yield
+            return
+        folder, about = Path(self.args.output_dir), self._private / ORIGINAL
+        before = about.read_bytes() if about.exists() else None
+
+        @functools.cache
+        def is_original() -> bool:
+            if self.is_fsdp_enabled or not about.exists():
+                return not about.exists()
+            return read_original(self._private)["digest"] == models.weights_digest(self.model)
+
+        def is_needed(path: Path) -> bool:
+            checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
+            return (path / COMPLETE).exists() if checkpoint else not is_original()
+
+        with taken_back(
+            folder, (f"{PREFIX_CHECKPOINT_DIR}-*", PRIVATE, f"{PRIVATE}/*", "runs"), is_needed, self._made
+        ):
+            try:
+                yield
+            except Exception:
+                now = about.read_bytes() if about.exists() else None
+                if before not in (None, now) and is_original():  # checkpoints of the run before count again
+                    about.write_bytes(before)
+                raise
 
     @contextmanager
     def _others_frozen(self) -> Iterator[None]:
@@ -419,6 +506,16 @@ class UnlearningTrainer(ResumableTrainer):
             self.unlearned = self.measure()
         self.runtime["total"] = time.perf_counter() - started
         return output
+
+    def _check_output(self, resume: str | bool | None, digest: str) -> str | None:
+        """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
+        request = None  # of samples that differ whenever they are read
+        if self.deterministic:
+            mask = self.request.mask
+            request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        if not resume and not self._claimed:  # or of this very trainer, which may train again
+            check_same_request(self._private, None if self.adapter else digest, request)
+        return request
 
     def _edit(self) -> TrainOutput:
         """One edit of the unwrapped model, the same on every process."""
@@ -720,7 +817,9 @@ class UnlearningTrainer(ResumableTrainer):
             with self.adapter.disabled():
                 yield self.model
             return
-        about = self._about()
+        about = read_original(self._private)
+        if about is None:
+            raise UnlearningError(f"{self._private} is gone, and the original with it; run again to keep it.")
         kept, revision = about.get("repo"), about.get("revision")
         if about["folder"]:
             kept = str(self._private / about["folder"])
@@ -845,106 +944,6 @@ class _Flow(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.done == state.global_step:  # the default flow asks again for what was just done
             control.should_log = control.should_evaluate = control.should_save = False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks, before any compute
-
-
-def _check_arguments(args: UnlearningArguments) -> None:
-    if not isinstance(args, UnlearningArguments):
-        raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
-    if args.fp16 and args.device.type == "cpu":
-        raise UnlearningError("fp16 needs a GPU; pass bf16=True and use_cpu=True, or neither, on this machine.")
-    if args.num_train_epochs <= 0 and args.max_steps <= 0:
-        raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
-    if args.auto_find_batch_size:
-        raise UnlearningError(
-            "auto_find_batch_size would change the schedule in the middle; set the batch size yourself."
-        )
-    if args.push_to_hub:
-        raise UnlearningError(
-            f"push_to_hub=True with hub_strategy={args.hub_strategy.value!r} would push several commits to main while the run "
-            "goes on, with checkpoints or without card and receipt; push the result when it is over, with push_to_hub()."
-        )
-    folder = Path(args.output_dir).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        raise UnlearningError(
-            f"output_dir {args.output_dir} cannot be written to ({existing} is not a writable folder)."
-        )
-
-
-def _check_task(method: Method, task: str) -> None:
-    if task not in method.info.applies_to:
-        raise UnlearningError(
-            f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task}; "
-            f"list_methods(task={task!r}) names the methods for it."
-        )
-
-
-def _check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
-    name = method.info.name
-    if adapters.is_adapted(model):
-        raise UnlearningError(
-            f"{name} edits weights, and the model is a PeftModel, whose adapter it would not see; pass "
-            "model.merge_and_unload()."
-        )
-    if peft_config and method.edit_as_adapter is None:
-        raise UnlearningError(f"{name} changes single weights, which no LoRA adapter can; leave out peft_config.")
-    if peft_config and peft_config is not True:
-        raise UnlearningError(
-            f"{name} finds out itself which layers it edits and with what rank, and was given a "
-            f"{type(peft_config).__name__}; expected peft_config=True (lora=true without lora_r in a recipe), for its edit "
-            "as an adapter, or nothing."
-        )
-
-
-def _check_gradient_method(
-    method: Method, args: UnlearningArguments, kwargs: dict[str, Any], retain_is_stream: bool
-) -> None:
-    """What would scale gradients, or turn the update that the method asks for into another one."""
-    name = method.info.name
-    if args.fp16:
-        raise UnlearningError(
-            f"{name} computes with several gradients of a step, and fp16 scales them; use bf16=True."
-        )
-    if method.single_samples and retain_is_stream:
-        raise UnlearningError(
-            f"{name} takes gradients of single retained samples, and the retained set is a stream, which can only be read on; "
-            "make it a datasets.Dataset."
-        )
-    if not method.plain_sgd:
-        return
-    optimizer, (own, _) = args.optim, kwargs.get("optimizers") or (None, None)
-    found = f"optim={optimizer.value!r}" if optimizer != OptimizerNames.SGD else None
-    if args.optim_args and "momentum" in args.optim_args:
-        found = f"optim_args={args.optim_args!r}"
-    if args.weight_decay:
-        found = f"weight_decay={args.weight_decay:g}"
-    if kwargs.get("optimizer_cls_and_kwargs"):
-        found = "an optimizer class of your own"
-    if own is not None:
-        groups = own.param_groups if isinstance(own, torch.optim.SGD) else []
-        plain = groups and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
-        found = None if plain else f"a {type(own).__name__} optimizer with momentum, weight decay or scaling"
-    if found:
-        raise UnlearningError(
-            f"{name} was given {found}, and its guarantee holds for the exact update only; expected plain SGD without "
-            'momentum and weight decay (leave optim unset, or optim="sgd").'
-        )
-
-
-def _check_sharding(method: Method, version: int) -> None:
-    if version != 2:
-        raise UnlearningError(
-            f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
-            "FSDP2 (fsdp_version: 2) or DDP."
-        )
-    if method.single_samples:
-        raise UnlearningError(
-            f"{method.info.name} takes gradients of single samples, which cannot be had of a sharded model; expected DDP."
-        )
 
 
 def reduce_every_micro_batch(model: nn.Module) -> None:

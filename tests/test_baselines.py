@@ -326,7 +326,7 @@ class TestRewind:
         method = ScrubConfig(rewind=True, max_epochs=3)
         expected = make_trainer(method, "resnet", tmp_path / "a", **settings)
         expected.train()
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(UnlearningError, match="killed"):
             make_trainer(method, "resnet", tmp_path / "b", callbacks=[StopAt(stop)], **settings).train()
         resumed = make_trainer(method, "resnet", tmp_path / "b", **settings)
         resumed.train(resume_from_checkpoint=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_unlearn import benchmark
+from hf_unlearn import UnlearningError, benchmark
 from tests.tiny import tiny_bert, tiny_resnet
 
 BATCH, STEPS = 4, 9
@@ -108,7 +108,7 @@ class TestLane:
 
         monkeypatch.setattr(benchmark, "make_trainer", failing)
         monkeypatch.setattr(benchmark, "Lane", Remembered)
-        with pytest.raises(ArithmeticError, match="in the loop"):
+        with pytest.raises(UnlearningError, match="in the loop"):
             benchmark.compare_steps("tiny", batch_size=BATCH, image_size=16, steps=STEPS)
         assert len(lanes) == 4 and not any(lane.thread.is_alive() for lane in lanes)
 

@@ -456,8 +456,8 @@ class TestAudit:
         model = fitted()
         model.config.id2label = {i: f"secret {name}" for i, name in enumerate("ABCD")}
         model.config.label2id = {name: i for i, name in model.config.id2label.items()}
-        args = arguments(tmp_path / "run")
         for unseen in (2, 1):  # some forget class is unmatched, all are
+            args = arguments(tmp_path / f"run-{unseen}")
             go = images(40, seed=9).filter(lambda row: row["label"] != 0)
             data = learnt() | {"forget": go, "unseen": images(40, seed=8, num_labels=unseen)}
             report = unlearn(model, **data, method="finetune", args=args).audit()

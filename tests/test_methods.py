@@ -129,19 +129,20 @@ class TestRetrain:
         }
         short = {"lr_scheduler_type": "constant", "max_steps": 3, "measure": False}
         found = [
-            self.retrained(tmp_path, original, bases[base], **short) for original in (fitted(build), build(seed=1))
+            self.retrained(tmp_path / folder, original, bases[base], **short)
+            for folder, original in {"one": fitted(build), "two": build(seed=1)}.items()
         ]
         a, b = (weights(result.model) for result in found)
         assert same_bits(a, b)
         # What it starts from: the same training begins there without any original.
         start = bases[base] if base != "scratch" else None
         if start is not None:
-            args = arguments(tmp_path, seed=5, **short)
+            args = arguments(tmp_path / "three", seed=5, **short)
             trained = unlearn(build(seed=11), **learnt(), method="finetune", args=args)
             assert all(torch.allclose(a[name], tensor, atol=1e-6) for name, tensor in weights(trained.model).items())
 
     def test_scratch_depends_on_the_seed(self, tmp_path):
-        result = self.retrained(tmp_path, fitted(), "scratch", max_steps=1, learning_rate=0.0, weight_decay=0.0)
+        result = self.retrained(tmp_path, fitted(), "scratch", max_steps=1, learning_rate=1e-60, weight_decay=0.0)
         assert not any(
             torch.equal(tensor, weights(fitted())[name])
             for name, tensor in weights(result.model).items()
@@ -152,7 +153,7 @@ class TestRetrain:
             **learnt(),
             method="retrain",
             base_model="scratch",
-            args=arguments(tmp_path, seed=6, max_steps=1, learning_rate=0.0, weight_decay=0.0),
+            args=arguments(tmp_path, seed=6, max_steps=1, learning_rate=1e-60, weight_decay=0.0),
         )
         assert not same_bits(weights(result.model), weights(other.model))
 
@@ -185,7 +186,7 @@ class TestRetrain:
     def test_a_base_with_another_head_gets_a_new_one(self, tmp_path):
         """A public checkpoint was trained on other classes."""
         tiny_vit(num_labels=9, seed=11).save_pretrained(tmp_path / "base")
-        config = {"max_steps": 1, "learning_rate": 0.0, "weight_decay": 0.0}
+        config = {"max_steps": 1, "learning_rate": 1e-60, "weight_decay": 0.0}
         result = self.retrained(tmp_path / "out", fitted(), str(tmp_path / "base"), **config)
         base, found, original = weights(tiny_vit(num_labels=9, seed=11)), weights(result.model), weights(fitted())
         assert found["classifier.weight"].shape == (4, 16)

@@ -686,7 +686,7 @@ def test_two_processes(name, two_processes):
 def test_resumed(name, killed_at, tmp_path):
     """Between two looks, and at one: bases, and which tasks rest, are in the checkpoint."""
     settings = MULTITASK[name] | {"measure": False, "save_strategy": "steps", "save_steps": 2}
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(UnlearningError, match="killed"):
         make_trainer(folder=tmp_path, callbacks=[StopAt(killed_at)], **settings).train()
     resumed = make_trainer(folder=tmp_path, **settings)
     resumed.train(resume_from_checkpoint=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from hf_unlearn import UnlearningError
 from hf_unlearn.methods import LotusConfig
 from tests.runs import TRAINED, distance, launch, make_trainer, weights
 
@@ -153,7 +154,7 @@ def test_a_second_run_in_the_same_process(tmp_path):
             raise RuntimeError("stop")
 
     for method in ("own_difference", "own_phases"):
-        with pytest.raises(RuntimeError, match="stop"):
+        with pytest.raises(UnlearningError, match="stop"):
             make_trainer(method, "vit", tmp_path / "a", batch=4, accumulation=2, callbacks=[Stop()]).train()
         check_same(run(case(method), batch=4, accumulation=2), run(case(method)), "float64")
 

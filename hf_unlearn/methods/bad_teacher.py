@@ -33,6 +33,7 @@ class BadTeacherConfig(MethodConfig):
     temperature: float = field(default=1.0, metadata={"help": "temperature T of teachers and student"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("retain_fraction", 0 < self.retain_fraction <= 1, "a share in (0, 1]")
         self.check("temperature", self.temperature > 0, "a positive temperature")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..batches import Batch
 from ..errors import UnlearningError
+from ..fields import check_fields
 
 if TYPE_CHECKING:
     from ..trainer import Context
@@ -55,6 +56,9 @@ class MethodConfig:
         metadata={"help": "training arguments this config asks for; what UnlearningArguments sets wins"},
     )
 
+    def __post_init__(self):
+        check_fields(self, self.method)
+
     def check(self, name: str, condition: bool, expected: str) -> None:
         if not condition:
             raise UnlearningError(f"{self.method}: {name} is {getattr(self, name)!r}; expected {expected}.")
@@ -86,6 +90,7 @@ class Method:
     own_tasks: list[str] | dict[str, str] | None = None
     whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
+    takes_teacher: bool = False  # whether it reads `context.given_teacher`
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 
     def __init__(self, config: MethodConfig | None = None):

@@ -18,6 +18,7 @@ class GradientAscentConfig(MethodConfig):
     look: int = field(default=5, metadata={"help": "steps between looks at the accuracy on the forget set"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("look", self.look >= 1, "at least 1")
 
 

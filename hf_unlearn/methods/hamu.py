@@ -241,14 +241,8 @@ class HamuConfig(PairedConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check("variant", self.variant in ("q", "u"), "q or u")
-        self.check("quota_scale", self.quota_scale in ("relative", "absolute"), "relative or absolute")
         top = 1.0 if self.quota_scale == "relative" else math.inf
         self.check("ratio", 0 <= self.ratio <= top, "a share in [0, 1], or a Q/η of 0 or more with an absolute quota")
-        self.check("block", self.block in ("tensor", "module", "global"), "tensor, module or global")
-        self.check("quota", self.quota in ("norm_product", "uniform"), "norm_product or uniform")
-        self.check("on_infeasible", self.on_infeasible in ("cap", "skip", "stop"), "cap, skip or stop")
-        self.check("stop", self.stop in ("log", "stop"), "log or stop")
         self.check("stop_patience", self.stop_patience >= 1, "at least 1")
         self.check("stop_slack", self.stop_slack >= 0, "0 or more")
 

@@ -36,6 +36,7 @@ class L1SparseConfig(MethodConfig):
     gamma: float = field(default=5e-4, metadata={"help": "weight γ of ‖θ‖₁ in the first step; it decays to 0"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("gamma", self.gamma >= 0, "a weight of 0 or more")
 
     @classmethod

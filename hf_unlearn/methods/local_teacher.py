@@ -119,17 +119,16 @@ class LocalTeacherConfig(MethodConfig):
     teacher_batch: int = field(default=64, metadata={"help": "its batch size"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("k", self.k in (None, "auto") or self.k >= 1, 'at least 1, "auto" or None')
-        kinds = ("auto", "centroid", "per_example", "cluster")
-        self.check("similarity", self.similarity in kinds, "auto, centroid, per_example or cluster")
         self.check("clusters", self.clusters >= 1, "at least 1")
         self.check("top", self.top >= 1, "at least 1")
         self.check("temperature", self.temperature > 0, "a positive temperature")
         self.check("forget_weight", self.forget_weight >= 0, "a weight of 0 or more")
         self.check("teacher_accuracy", 0 < self.teacher_accuracy <= 1, "an accuracy in (0, 1]")
         self.check("teacher_epochs", self.teacher_epochs >= 1, "at least 1")
-        self.check("teacher_optim", self.teacher_optim in ("auto", "sgd", "adamw"), "auto, sgd or adamw")
         self.check("teacher_lr", self.teacher_lr is None or self.teacher_lr > 0, "a positive number, or None")
+        self.check("teacher_decay", self.teacher_decay >= 0, "0 or more")
         self.check("teacher_batch", self.teacher_batch >= 1, "at least 1")
 
     @classmethod
@@ -166,6 +165,7 @@ class LocalTeacher(Method):
     )
     config_class = LocalTeacherConfig
     config: LocalTeacherConfig
+    takes_teacher = True
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {

@@ -71,16 +71,13 @@ class LotusConfig(MethodConfig):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.alpha is None:
             self.alpha = 32.0 if self.class_mode else 2.0
         self.check("alpha", self.alpha > 0, "a positive number")
         self.check("retain_fraction", 0 < self.retain_fraction <= 1, "a share in (0, 1]")
         self.check("stop_margin", self.stop_margin >= 0, "a margin of 0 or more")
         self.check("tau_max", self.tau_max >= 1, "a temperature of at least 1")
-        self.check(
-            "class_cure", self.class_cure in ("mask", "monotone", "stop", "none"), "mask, monotone, stop or none"
-        )
-        self.check("cache_teacher", self.cache_teacher in ("auto", "always", "never"), "auto, always or never")
 
     @classmethod
     def paper(cls, setting: str = "resnet18-cifar100") -> "LotusConfig":

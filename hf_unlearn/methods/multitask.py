@@ -99,13 +99,11 @@ class MultitaskConfig(MethodConfig):
     clip: float = field(default=1.0, metadata={"help": "longest update, in units of the learning rate; 0: any"})
 
     def __post_init__(self):
-        self.check("mode", self.mode in ("null", "within"), "null or within")
+        super().__post_init__()
         self.check("energy", 0 <= self.energy <= 1, "a share in [0, 1]")
         for name, least in (("batches", 1), ("basis_batch_size", 1), ("refresh", 1), ("samples", 0)):
             self.check(name, getattr(self, name) >= least, f"at least {least}")
         self.check("alpha", 0 <= self.alpha < 1, "a weight in [0, 1)")
-        self.check("block", self.block in ("module", "tensor", "global"), "module, tensor or global")
-        self.check("protect", self.protect in ("all", "kept"), "all or kept")
         self.check("rank_guard", 0 < self.rank_guard <= 1, "a share in (0, 1]")
         self.check("restore", self.restore == 0 or self.restore >= 1, "0, or a factor of at least 1")
         self.check("clip", self.clip >= 0, "0 or more")

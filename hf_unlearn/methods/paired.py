@@ -30,7 +30,7 @@ class PairedConfig(MethodConfig):
     )
 
     def __post_init__(self):
-        self.check("until", self.until in ("unseen", "end"), "unseen or end")
+        super().__post_init__()
         self.check("look", self.look is None or self.look >= 1, "at least 1, or null")
 
 

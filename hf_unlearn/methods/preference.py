@@ -40,7 +40,6 @@ class PreferenceConfig(PairedConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check("beta", self.beta > 0, "a positive number")
-        self.check("retain", self.retain in ("ce", "kl", "none"), "ce, kl or none")
         self.check("retain_weight", self.retain_weight >= 0, "a weight of 0 or more")
 
 

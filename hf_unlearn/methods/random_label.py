@@ -26,9 +26,6 @@ class RandomLabelConfig(MethodConfig):
         default="epoch", metadata={"help": "draw the wrong labels once (the paper), or anew every epoch"}
     )
 
-    def __post_init__(self):
-        self.check("relabel", self.relabel in ("once", "epoch"), "once or epoch")
-
     @classmethod
     def paper(cls) -> "RandomLabelConfig":
         return cls(relabel="once")

@@ -41,6 +41,7 @@ class SalunConfig(MethodConfig):
     inner_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": "settings of that method"})
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.inner, MethodConfig):
             self.inner, self.inner_settings = self.inner.method, dataclasses.asdict(self.inner)
         self.check("density", 0 < self.density <= 1, "a share in (0, 1]")
@@ -93,6 +94,7 @@ class Salun(Method):
             )
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
+        self.takes_teacher = self.inner.takes_teacher
         about = {"needs": method.info.needs, "applies_to": method.info.applies_to}
         about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
         self.info = dataclasses.replace(self.info, **about)

@@ -54,11 +54,11 @@ class ScrubConfig(MethodConfig):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("temperature", self.temperature > 0, "a positive temperature")
         self.check("alpha", self.alpha >= 0, "a weight of 0 or more")
         self.check("gamma", self.gamma >= 0, "a weight of 0 or more")
         self.check("max_epochs", self.max_epochs >= 0, "a number of epochs")
-        self.check("first", self.first in ("retain", "forget"), "retain or forget")
 
     @classmethod
     def paper(cls, setting: str = "large") -> "ScrubConfig":

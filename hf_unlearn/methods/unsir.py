@@ -45,6 +45,7 @@ class UnsirConfig(MethodConfig):
     tokens: int = field(default=32, metadata={"help": "length of a noise text, in tokens (ours)"})
 
     def __post_init__(self):
+        super().__post_init__()
         self.check("samples", self.samples >= 1, "at least 1")
         self.check("steps", self.steps >= 0, "a number of steps")
         self.check("rate", self.rate > 0, "a positive number")

@@ -714,9 +714,7 @@ def uis(
             f"`unlearned` has the tasks {sorted(unlearned)} and `reference` {sorted(reference)}: "
             "pass the same tasks, at least one, in both."
         )
-    targets = {targets} if isinstance(targets, str) else set(targets)
-    if unknown := sorted(targets - set(reference)):
-        raise ValueError(f"`targets` names the unknown tasks {unknown}: the known tasks are {sorted(reference)}.")
+    targets = _known(targets, reference)
 
     def score(task: str) -> float:
         name = f"reference[{task!r}]"
@@ -744,6 +742,13 @@ def uis(
         "uis_target": mean([task for task in by_task if task in targets]),
         "uis_nontarget": mean([task for task in by_task if task not in targets]),
     }
+
+
+def _known(targets: Collection[str], tasks: Collection[str]) -> set[str]:
+    targets = {targets} if isinstance(targets, str) else set(targets)
+    if unknown := sorted(targets - set(tasks)):
+        raise ValueError(f"`targets` names the unknown tasks {unknown}: the known tasks are {sorted(tasks)}.")
+    return targets
 
 
 def interference(
@@ -776,6 +781,8 @@ def interference(
             f"`unlearned` has the tasks {sorted(unlearned)} and `original` {sorted(original)}: "
             "pass the same tasks, at least one, in both."
         )
+
+    targets = _known(targets, original)
 
     def drop(task: str, key: str) -> float:
         before, after = (

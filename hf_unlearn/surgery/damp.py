@@ -91,14 +91,10 @@ class DampConfig(MethodConfig):
     probe_samples: int = field(default=4000, metadata={"help": "samples of the probe, both sides together"})
 
     def __post_init__(self):
-        self.check("span", self.span in ("auto", "linear", "affine"), "auto, linear or affine")
+        super().__post_init__()
         by_hand = isinstance(self.stages, list) and all(isinstance(s, list) and s for s in self.stages)
         ok = self.stages >= 1 if isinstance(self.stages, int) else by_hand and len(self.stages) > 0
         self.check("stages", ok, "a number of at least 1, or a list with a list of names for each stage")
-        self.check("readers", self.readers in ("next", "all_residual"), "next or all_residual")
-        self.check("conv", self.conv in ("channel", "unfold"), "channel or unfold")
-        self.check("pooling", self.pooling in ("auto", "head"), "auto or head")
-        self.check("probe", self.probe in ("ridge", "logistic"), "ridge or logistic")
         self.check("alpha", self.alpha is None or 0 <= self.alpha <= 1, "a share in [0, 1], or null")
         forced = self.force_head_alpha
         self.check(

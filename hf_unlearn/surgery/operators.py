@@ -116,6 +116,8 @@ def find_plan(
         readers: `next`: the operators that the data meets first behind the stage; `all_residual`: also those that read
             the sum of later blocks and half-blocks, up to the next stage.
     """
+    if readers not in ("next", "all_residual"):
+        raise UnlearningError(f"readers is {readers!r}; expected next or all_residual.")
     if not isinstance(stages, int):
         return _by_hand(model, inputs, stages)
     if stages < 1:

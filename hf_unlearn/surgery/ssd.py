@@ -120,10 +120,9 @@ class SsdConfig(MethodConfig):
     )
 
     def __post_init__(self):
-        self.check("alpha", self.alpha is None or 0 < self.alpha < math.inf, "a number above 0, or null")
-        self.check("lam", 0 <= self.lam < math.inf, "a number of at least 0")
-        self.check("importance", self.importance in ("sample", "batch"), "sample or batch")
-        self.check("per_sample", self.per_sample in ("auto", VMAP, LAYERS, LOOP), "auto, vmap, layers or loop")
+        super().__post_init__()
+        self.check("alpha", self.alpha is None or self.alpha > 0, "a number above 0, or null")
+        self.check("lam", self.lam >= 0, "a number of at least 0")
 
     @classmethod
     def paper(cls) -> "SsdConfig":
