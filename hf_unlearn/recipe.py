@@ -24,11 +24,12 @@ from .api import UnlearningResult, unlearn
 from .arguments import UnlearningArguments
 from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
-from .data import Columns, Source, split_dataset
+from .data import Columns, Source
 from .errors import UnlearningError
 from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
 from .settings import Setting, expected, field_types, read_settings, show_default, typed
+from .splits import split_dataset
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
@@ -310,7 +311,7 @@ def load_data(
         )
     names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
     train, unseen, test = (
-        name and number_labels(take_split(splits, name, key), model, key, args.label_column)
+        name and take_split(splits, name, key)
         for key, name in names.items()
     )
     parts = split_dataset(
@@ -401,24 +402,6 @@ def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.D
     if size is None or size >= len(data):
         return data
     return data.select(np.sort(np.random.default_rng(seed).choice(len(data), size, replace=False)))
-
-
-def number_labels(
-    data: datasets.Dataset, model: PreTrainedModel, key: str, label_column: str | None = None
-) -> datasets.Dataset:
-    """A classifier's labels that are text become its class numbers."""
-    if not models.task_of(model).endswith("classification"):
-        return data
-    column = Source(data, key, Columns(label=label_column)).label_column
-    feature, label2id = data.features[column], model.config.label2id
-    if not (isinstance(feature, datasets.Value) and feature.dtype.endswith("string")):
-        return data
-    if unknown := sorted(set(data.unique(column)) - {None} - set(label2id)):
-        raise UnlearningError(
-            f"The label {unknown[0]!r} in the column {column!r} is no class of the model, which knows "
-            f"{', '.join(list(label2id)[:10])}; write class numbers, or save the model with the right id2label."
-        )
-    return data.cast_column(column, datasets.ClassLabel(names=sorted(label2id, key=label2id.get)))
 
 
 def _forget_choice(
