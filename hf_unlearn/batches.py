@@ -137,20 +137,22 @@ class Collator:
             ) from error
 
     def _blame(self, rows: list[dict], places: Sequence[tuple[str, int]]) -> None:
-        """Say which row it is that no batch can be made of, or that is unlike the first one."""
-        shapes = None
+        """Say which row it is of which no batch can be made, or that is unlike the first one."""
+        shapes = []
         for row, (name, index) in zip(rows, places, strict=True):
             try:
-                batch = self([row])
+                inputs = self([row]).inputs
             except Exception as error:
                 raise UnlearningError(f"Row {index} of {name} cannot be read: {_lower(reason(error))}.") from error
-            found = {key: tuple(value.shape) for key, value in batch.inputs.items() if isinstance(value, Tensor)}
-            shapes = shapes or found
-            if odd := [key for key in found if found[key] != shapes.get(key)]:
-                raise UnlearningError(
-                    f"Row {index} of {name} has {odd[0]} of shape {found[odd[0]][1:]}, and row {places[0][1]} of {places[0][0]} "
-                    f"{shapes.get(odd[0], (0,))[1:]}; expected one shape for all, or a data_collator that makes them one."
-                )
+            shapes.append({key: tuple(value.shape)[1:] for key, value in inputs.items() if isinstance(value, Tensor)})
+        odd = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None and "input_ids" not in shapes[0]:
+            (first_name, first_index), (name, index) = places[0], places[odd]
+            key = next((key for key in shapes[0] if shapes[0][key] != shapes[odd].get(key)), "other inputs")
+            raise UnlearningError(
+                f"Row {index} of {name} has {key} of shape {shapes[odd].get(key)}, and row {first_index} of {first_name} of shape "
+                f"{shapes[0].get(key)}; expected one shape for all, or a data_collator that makes them one."
+            )
 
     def __call__(self, rows: list[dict]) -> Batch:
         if self.raw_columns is None:
@@ -193,15 +195,18 @@ class Collator:
     def _collate(self, rows: list[dict]) -> dict:
         if self.data_collator is not None:
             return dict(self.data_collator(rows))
+        return {**self._processed(rows), "labels": self._labels(rows)}
+
+    def _processed(self, rows: list[dict]) -> dict:
         if "input_ids" in rows[0] and self.tokenizer:
             keep = set(self.tokenizer.model_input_names)
-            inputs = self.tokenizer.pad([{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt")
-            return {**inputs, "labels": self._labels(rows)}
-        keep = [key for key, value in rows[0].items() if key == self.label_column or self._is_input(key, value)]
+            return self.tokenizer.pad([{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt")
+        labels = {self.label_column, "labels"}
+        keep = [key for key, value in rows[0].items() if key not in labels and self._is_input(key, value)]
         return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
 
     def _is_input(self, name: str, value: Any) -> bool:
-        return name == "labels" or name in self.accepts if self.accepts else not isinstance(value, str)
+        return name in self.accepts if self.accepts else not isinstance(value, str)
 
     def _labels(self, rows: list[dict]) -> Tensor:
         column = self.label_column if self.label_column in rows[0] else "labels"  # a transform may have renamed it

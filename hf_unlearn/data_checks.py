@@ -23,11 +23,11 @@ STREAMED = 256  # and samples of a stream, for their labels and for the stream b
 
 def number_classes(sources: Iterable[Source], config: PreTrainedConfig) -> None:
     """Number the classes of every set as the model does, by name where both have names, and check every label."""
-    classes, notes = Classes.of_model(config), {}
+    notes: dict[str, list[str]] = {}
     for source in sources:
         if not source.has_classes:
             continue
-        source.numbering = Numbering(classes, source.class_names, source.has_text_labels)
+        source.numbering = Numbering(Classes.of_model(config), source.class_names, source.has_text_labels)
         if not source.is_stream:
             _check_labels(source)
         if note := source.numbering.note:
@@ -103,7 +103,7 @@ def looked_at(source: Source) -> list[int]:
 
 def _check_padding(collate: Collator, model: nn.Module) -> None:
     tokenizer = collate.tokenizer
-    if not tokenizer or not collate.holds_tokens or not models.task_of(model) == "text-classification":
+    if not tokenizer or not collate.holds_tokens or models.task_of(model) != "text-classification":
         return
     padding, known = tokenizer.pad_token_id, models.base_of(model).config.pad_token_id
     if padding != known and (known is not None or models.finds_end_by_padding(model)):

@@ -416,9 +416,12 @@ def _forget_choice(
                 f"forget_labels names classes, and the samples of a {task} model have none; expected forget_ids, "
                 "forget_where or forget_fraction."
             )
-        named = Source(train, "train_split", Columns(label=args.label_column)).class_names
-        numbers = {} if named else model.config.label2id
-        return {"labels": [numbers.get(label, label) for label in recipe.forget_labels]}
+        source, config = Source(train, "train_split", Columns(label=args.label_column)), model.config
+        if source.has_text_labels:
+            meant = config.id2label  # a number is the model's, where the dataset has none
+        else:
+            meant = {} if source.class_names else config.label2id or {}
+        return {"labels": [meant.get(label, label) for label in recipe.forget_labels]}
     return {"where": recipe.forget_where}
 
 

@@ -110,8 +110,8 @@ def _truths(values: Iterable[Any], what: str) -> list[bool]:
     truths = []
     for i, value in enumerate(values):
         if np.ndim(value) or isinstance(value, (str, bytes)) or value not in (0, 1):
-            kind = "text " if isinstance(value, str) else ""
-            raise UnlearningError(f"{what} {kind}{str(value)[:40]!r} in row {i}; expected true or false.")
+            shown = f"text ({value!r}, ...)" if isinstance(value, str) else f"{str(value)[:40]} in row {i}"
+            raise UnlearningError(f"{what} {shown}; expected true or false.")
         truths.append(bool(value))
     return truths
 
