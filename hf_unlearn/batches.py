@@ -203,7 +203,10 @@ class Collator:
             return self.tokenizer.pad([{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt")
         labels = {self.label_column, "labels"}
         keep = [key for key, value in rows[0].items() if key not in labels and self._is_input(key, value)]
-        return default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
+        batch = default_collate([{key: _tensor(row[key]) for key in keep} for row in rows])
+        if self.accepts and (odd := [key for key, value in batch.items() if not isinstance(value, Tensor)]):
+            raise UnlearningError(f"The column {odd[0]!r} holds {repr(rows[0][odd[0]])[:60]}; expected numbers.")
+        return batch
 
     def _is_input(self, name: str, value: Any) -> bool:
         return name in self.accepts if self.accepts else not isinstance(value, str)

@@ -32,8 +32,10 @@ def as_picture(value: Any, channels: int, rescales: bool = False) -> Any:
             "axis for the channels if there are several."
         )
     pixels = _eight_bits(array, rescales)
-    if array.ndim == 2 and pixels.dtype == np.uint8:
-        return as_picture(Image.fromarray(pixels), channels)
+    one = next((axis for axis in (0, array.ndim - 1) if array.ndim == 3 and array.shape[axis] == 1), None)
+    grey = pixels if array.ndim == 2 else None if one is None else pixels.squeeze(one)
+    if grey is not None and grey.dtype == np.uint8:
+        return as_picture(Image.fromarray(grey), channels)
     return value if pixels is array else pixels
 
 

@@ -310,10 +310,7 @@ def load_data(
             "such as train[90%:]."
         )
     names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
-    train, unseen, test = (
-        name and take_split(splits, name, key)
-        for key, name in names.items()
-    )
+    train, unseen, test = (name and take_split(splits, name, key) for key, name in names.items())
     parts = split_dataset(
         train,
         **_forget_choice(recipe, train, model, args),
@@ -417,10 +414,8 @@ def _forget_choice(
                 "forget_where or forget_fraction."
             )
         source, config = Source(train, "train_split", Columns(label=args.label_column)), model.config
-        if source.has_text_labels:
-            meant = config.id2label  # a number is the model's, where the dataset has none
-        else:
-            meant = {} if source.class_names else config.label2id or {}
+        named = {} if source.class_names else config.label2id or {}
+        meant = config.id2label if source.has_text_labels else named  # a number is the model's where the data has none
         return {"labels": [meant.get(label, label) for label in recipe.forget_labels]}
     return {"where": recipe.forget_where}
 

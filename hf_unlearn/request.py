@@ -189,6 +189,8 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dic
         if source.is_stream and args.retain_size is None:
             raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")
         if source.is_stream and (type(args.retain_size) is not int or args.retain_size < 1):
-            raise UnlearningError(f"retain_size is {args.retain_size!r}; expected the number of samples in the stream.")
+            raise UnlearningError(
+                f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
+            )
         sources[name] = source
     return sources

@@ -1,7 +1,6 @@
 """Splits, columns, streams, augmentation and the checks of the data, without any training."""
 
 import io
-import logging
 import random
 
 import datasets

@@ -340,17 +340,17 @@ class TestNotFinite:
             refused(tmp_path / which, message, **{which: self.poisoned(data[which])})
 
     def test_nan_inputs_deep_in_a_set(self, tmp_path):
-        data = request(n_forget=40, n_retain=60, n_unseen=48)
+        data = request(n_forget=60, n_retain=64, n_unseen=64)
         for which in data:
             message = f"outputs for row 3 of {which} are NaN or infinite; check that sample"
             refused_late(tmp_path / which, message, **(data | {which: self.poisoned(data[which])}))
 
     def test_nan_inputs_unmeasured(self, tmp_path):
-        data = request(n_forget=40)
+        data = request(n_forget=60)
         data["forget"] = self.poisoned(data["forget"])
         args = {"measure": False, "logging_strategy": "steps", "logging_steps": 1}
         message = r"loss was NaN or infinite by step \d \(learning rate 0.001\).*start again from the original"
-        args |= {"per_device_train_batch_size": 64}  # the poisoned sample is in the first step
+        args |= {"per_device_train_batch_size": 128}  # the poisoned sample is in the first step
         refused_late(tmp_path, message, method="random_label", args=args, **data)
 
     @pytest.mark.parametrize("model", [tiny_vit, tiny_resnet])
