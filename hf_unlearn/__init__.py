@@ -11,7 +11,6 @@ _MODULES = {
     "arguments": ["UnlearningArguments"],
     "audits.audit": ["audit"],
     "audits.report": ["AuditReport"],
-    "data": ["split_dataset"],
     "errors": ["UnlearningError"],
     "hardness": ["HardnessReport", "measure_hardness"],
     "methods": [
@@ -22,6 +21,7 @@ _MODULES = {
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
+    "splits": ["split_dataset"],
     "trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .arguments import UnlearningArguments
     from .audits.audit import audit
     from .audits.report import AuditReport
-    from .data import split_dataset
     from .errors import UnlearningError
     from .hardness import HardnessReport, measure_hardness
     from .methods import (
@@ -64,6 +63,7 @@ if TYPE_CHECKING:
     )
     from .methods.multitask import Multitask, MultitaskConfig
     from .multitask_model import MultiTaskModel, MultiTaskModelConfig
+    from .splits import split_dataset
     from .trainer import UnlearningTrainer
 
 

@@ -117,7 +117,7 @@ def hardness(argv: Sequence[str]) -> None:
     sets = {}
     for name in ("forget", "retain"):
         data = recipe.read_set(getattr(options, name), name)
-        sets[name] = recipe.number_labels(recipe.drawn(data, options.max_samples), model, name, options.label_column)
+        sets[name] = recipe.drawn(data, options.max_samples)
     columns = {
         f"{name}_column": getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")
     }
@@ -225,7 +225,7 @@ def audit(argv: Sequence[str]) -> None:
     original.config.name_or_path = options.before
     for name in ("forget", "retain", "unseen", "test"):
         if data := getattr(options, name):
-            sets[name] = recipe.number_labels(recipe.read_set(data, name), original, name, options.label_column)
+            sets[name] = recipe.read_set(data, name)
     report = run_audit(
         original,
         options.after,

@@ -28,6 +28,8 @@ class CompletionCollator(Collator):
     allows is cut off on the right, where the padding is too.
     """
 
+    pads = False  # by itself, with any token: what is padding has no label
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         tokenizer = self.processing_class
@@ -51,11 +53,12 @@ class CompletionCollator(Collator):
         def padded(values: list[Tensor], padding: int) -> Tensor:
             return pad_sequence(values, batch_first=True, padding_value=padding)
 
-        return Batch(
+        batch = Batch(
             input_ids=padded([torch.tensor(ids, dtype=torch.long) for ids, _ in samples], self.padding),
             attention_mask=padded([torch.ones(len(ids), dtype=torch.long) for ids, _ in samples], 0),
             labels=padded([torch.tensor(labels, dtype=torch.long) for _, labels in samples], IGNORED),
         )
+        return self.checked(batch)
 
     def _tokenized(self, rows: list[dict]) -> list[tuple[list[int], list[int]]]:
         prompts, wholes = zip(*map(self._texts, rows), strict=True)
@@ -110,8 +113,8 @@ class CompletionCollator(Collator):
         for start in tqdm(
             starts, desc=f"tokens of {source.name}", leave=False, disable=not progress or len(starts) < 8
         ):
-            rows = source.rows(range(start, min(start + chunk, len(source))))
-            labels = self(rows).get("labels")
+            rows = range(start, min(start + chunk, len(source)))
+            labels = self.read(source, rows).get("labels")
             if labels is None or labels.ndim != 2 or len(labels) != len(rows):
                 raise UnlearningError(
                     f"The data collator made labels of shape {None if labels is None else tuple(labels.shape)} of "

@@ -1,15 +1,14 @@
 """Forget, retain and unseen data: from the user's datasets to batches of model inputs.
 
-A dataset is a `datasets.Dataset`, a torch `Dataset` of dicts, or (retained data only) a `datasets.IterableDataset`. Its
-rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
+A dataset is a `datasets.Dataset`, a pandas table, a list or a torch `Dataset` of dicts, or (retained data only) a
+`datasets.IterableDataset`. Its rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
 completion, or a text), or are processed already.
 """
 
 import hashlib
 import io
 import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
 from .errors import UnlearningError
+from .labels import Numbering
 from .randomness import seeded
-
-logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img")
 TEXT_COLUMNS = ("text", "sentence", "content", "review")
@@ -40,79 +39,6 @@ MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Splitting
-
-
-def split_dataset(
-    dataset: datasets.Dataset,
-    *,
-    indices: Sequence[int] | None = None,
-    labels: int | str | Sequence[int | str] | None = None,
-    where: str | Callable[[dict], bool] | None = None,
-    fraction: float | None = None,
-    seed: int = 0,
-    label_column: str | None = None,
-) -> datasets.DatasetDict:
-    """Split `dataset` into `forget` and `retain`.
-
-    Args:
-        indices: rows to forget.
-        labels: forget all rows with this label, or one of these labels (numbers or class names).
-        where: forget the rows where this column is true, or where this function of a row is.
-        fraction: forget this share of the rows, drawn at random; together with `labels` or `where`, this share of the
-            rows they choose.
-        seed: seed of that draw.
-        label_column: name of the label column, if it is not label or labels.
-    """
-    given = [name for name, value in (("indices", indices), ("labels", labels), ("where", where)) if value is not None]
-    if len(given) > 1 or (not given and fraction is None):
-        raise UnlearningError(
-            f"split_dataset got {' and '.join(given) or 'no choice of rows'}; expected one of indices, labels, where "
-            "or a fraction, alone or beside labels or where."
-        )
-    source = Source(dataset, "the dataset", Columns(label=label_column))
-    if not isinstance(dataset, datasets.Dataset):
-        raise UnlearningError(f"split_dataset got a {type(dataset).__name__}; expected a datasets.Dataset.")
-    if indices is not None:
-        chosen = np.unique(np.asarray(indices))
-        if len(chosen) and chosen.dtype.kind not in "iu":
-            raise UnlearningError(f"indices are of type {chosen.dtype}; expected row numbers.")
-        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(dataset)):
-            bad = chosen[(chosen < 0) | (chosen >= len(dataset))][0]
-            raise UnlearningError(f"Row {bad} is asked for, but the dataset has rows 0 to {len(dataset) - 1}.")
-    elif labels is not None:
-        chosen = np.flatnonzero(np.isin(source.labels, _label_ids(source, labels)))
-    elif isinstance(where, str):
-        if where not in dataset.column_names:
-            raise UnlearningError(f"There is no column {where!r}; the dataset has {', '.join(dataset.column_names)}.")
-        values = dataset.with_format(None)[where][:]
-        if texts := [value for value in values if isinstance(value, str)]:
-            raise UnlearningError(f"The column {where!r} holds text ({texts[0]!r}, ...); expected true or false.")
-        chosen = np.flatnonzero(np.asarray(values).astype(bool))
-    elif where is not None:
-        chosen = np.flatnonzero([bool(where(row)) for row in dataset])
-    else:
-        chosen = np.arange(len(dataset))
-    if fraction is not None:
-        if indices is not None:
-            raise UnlearningError(
-                "Both indices and a fraction are given; the rows named by indices are forgotten whole."
-            )
-        if not 0 < fraction < 1:
-            raise UnlearningError(f"fraction is {fraction}; expected a share between 0 and 1.")
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, round(fraction * len(chosen)), replace=False))
-    if len(chosen) == 0:
-        raise UnlearningError("No row is chosen to be forgotten: check the labels, rows, column or fraction given.")
-    rest = np.setdiff1d(np.arange(len(dataset)), chosen)
-    return datasets.DatasetDict(forget=dataset.select(chosen), retain=dataset.select(rest))
-
-
-def _label_ids(source: "Source", labels: Any) -> list[int]:
-    labels = [labels] if isinstance(labels, str) or np.ndim(labels) == 0 else list(labels)
-    names = source.class_names
-    for label in labels:
-        if isinstance(label, str) and (names is None or label not in names):
-            raise UnlearningError(f"There is no class named {label!r}; the dataset knows {names or 'numbers only'}.")
-    return [names.index(label) if isinstance(label, str) else int(label) for label in labels]
 
 
 def split_unseen(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +63,26 @@ class Columns:
     label: str | None = None
 
 
+def as_dataset(data: Any, name: str) -> Any:
+    """A pandas table as a `datasets.Dataset`; anything else as it is, unless it is several sets, or columns."""
+    if isinstance(data, pd.DataFrame):
+        try:
+            return datasets.Dataset.from_pandas(data, preserve_index=False)
+        except Exception as error:  # of arrow, one for each kind of column
+            raise UnlearningError(
+                f"{name} is a table that cannot be made a datasets.Dataset ({reason(error)}); pass a datasets.Dataset, or a list "
+                "of dicts."
+            ) from error
+    if isinstance(data, datasets.Dataset) and data.format["type"] in ("arrow", "pandas", "polars"):
+        return data.with_format(None)  # rows of tables are no dicts
+    if isinstance(data, Mapping):
+        held = f"{name} is a {type(data).__name__} with {', '.join(map(str, data))}"
+        if any(isinstance(part, (datasets.Dataset, datasets.IterableDataset)) for part in data.values()):
+            raise UnlearningError(f"{held}; pass one of them.")
+        raise UnlearningError(f"{held}; expected rows. Make it a dataset with datasets.Dataset.from_dict().")
+    return data
+
+
 class Source:
     """One of the user's datasets: rows by index, labels, and what identifies a row.
 
@@ -151,79 +97,63 @@ class Source:
         size: int | None = None,
         task: str = "image-classification",
     ):
-        self.dataset, self.name, self.given, self.task = dataset, name, columns or Columns(), task
+        self.dataset, self.name, self.given, self.task = as_dataset(dataset, name), name, columns or Columns(), task
         self.has_classes = task.endswith("classification")
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
-        if isinstance(dataset, (datasets.DatasetDict, Mapping)):
-            raise UnlearningError(f"{name} is a {type(dataset).__name__} with {', '.join(dataset)}; pass one of them.")
-        if not self.is_stream and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        if not self.is_stream and not (hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")):
             raise UnlearningError(
                 f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
             )
         self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
-        self.num_labels: int | None = None  # of the model
         self.task_columns: list[str] = []  # the labels of a multi-task model
-        self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
         self._digests: np.ndarray | None = None
+        self.numbering: Numbering | None = None  # of the classes, as the model numbers them
 
     def __len__(self) -> int:
         return self._size if self.is_stream else len(self.dataset)
 
     def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
         rows = self._read(indices, epoch)
-        if self.is_stream and self.num_labels is not None:
-            for row in rows:
-                self._check_label(row)
-        return rows if self._class_numbers is None else [self._renumbered(row) for row in rows]
+        if self.numbering and (self.is_stream or self.numbering.are_text or not self.numbering.is_identity):
+            return [self._numbered(row) for row in rows]
+        return rows
 
     def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
         if self.is_stream:
-            return [self._reader.row(epoch, index) for index in indices]
+            rows = [self._reader.row(epoch, index) for index in indices]
+        else:
+            try:
+                rows = self._stored(indices)
+            except Exception as error:  # of a file that is no image, of a transform of the user's, ...
+                if len(indices) > 1:
+                    return [self._read([index], epoch)[0] for index in indices]
+                raise unreadable(indices[0], self.name, error) from error
+        if odd := [row for row in rows if not isinstance(row, Mapping)]:
+            raise UnlearningError(
+                f"A row of {self.name} is a {type(odd[0]).__name__}; expected a dict such as {{'image': ..., 'label': ...}}."
+            )
+        return rows
+
+    def _stored(self, indices: Sequence[int]) -> list[dict]:
         if not isinstance(self.dataset, datasets.Dataset):
             return [self.dataset[int(index)] for index in indices]
-        try:
-            columns = self.dataset[list(indices)]
-        except (OSError, SyntaxError) as error:  # what PIL raises for a file that is no image, or half of one
-            if len(indices) > 1:
-                return [self._read([index], epoch)[0] for index in indices]
-            raise _unreadable(indices[0], self.name, error) from None
+        columns = self.dataset[list(indices)]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def align_labels(self, label2id: Mapping[str, int]) -> None:
-        """Number the classes as the model does, if the dataset has the very same names in another order."""
-        names = self.class_names
-        if names is None or set(names) != set(label2id) or set(label2id.values()) != set(range(len(names))):
-            return
-        numbers = np.asarray([label2id[name] for name in names])
-        if (numbers != np.arange(len(names))).any():
-            self._class_numbers = numbers
-            logger.warning(
-                f"The classes of {self.name} are numbered in another order than the model's ({names[0]!r} is 0 there and "
-                f"{numbers[0]} in model.config.label2id): its labels are matched by name."
-            )
-
-    def _check_label(self, row: dict) -> None:
-        """Labels of a stream can only be checked as they come."""
-        label = row[self.label_column]
-        if label is None or isinstance(label, str) or not 0 <= int(label) < self.num_labels:
-            raise UnlearningError(
-                f"A sample of {self.name} has the label {label!r}; expected 0 to {self.num_labels - 1}, the classes of the "
-                "model's head."
-            )
-
-    def _renumbered(self, row: dict) -> dict:
+    def _numbered(self, row: dict) -> dict:
+        """With the model's class as its label. Labels of a stream can only be checked as they come."""
         column = self.label_column if self.label_column in row else "labels"
-        return {**row, column: int(self._class_numbers[int(row[column])])}
+        number = self.numbering.number(row.get(column))
+        if self.is_stream and not 0 <= number < self.numbering.classes.size:
+            raise UnlearningError(
+                f"A sample of {self.name} has the label {row.get(column)!r}; expected {self.numbering.classes}."
+            )
+        return {**row, column: number}
 
     @cached_property
     def first_row(self) -> dict:
         with seeded(0):  # the same in every run, whatever transform draws random numbers
-            row = next(iter(self.dataset)) if self.is_stream else self._read([0], 0)[0]
-        if not isinstance(row, Mapping):
-            raise UnlearningError(
-                f"A row of {self.name} is a {type(row).__name__}; expected a dict such as {{'image': ..., 'label': ...}}."
-            )
-        return row
+            return self._read([0], 0)[0]
 
     @cached_property
     def column_names(self) -> list[str]:
@@ -245,10 +175,18 @@ class Source:
             return known
         return [name for name in self.first_row if name not in self.task_columns]
 
-    @property
+    @cached_property
     def class_names(self) -> list[str] | None:
+        """The names of a `datasets.ClassLabel`, or of labels that are text; None of numbers alone."""
         features = getattr(self.dataset, "features", None) or {}
-        return getattr(features.get(self.label_column), "names", None)
+        names = getattr(features.get(self.label_column), "names", None)
+        if names or self.is_stream:
+            return names
+        return sorted({str(label) for label in self._stored_labels if isinstance(label, str)}) or None
+
+    @cached_property
+    def has_text_labels(self) -> bool:
+        return not self.is_stream and any(isinstance(label, str) for label in self._stored_labels)
 
     @cached_property
     def input_columns(self) -> list[str]:
@@ -296,37 +234,62 @@ class Source:
         return [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
 
     @cached_property
-    def labels(self) -> np.ndarray:
-        """All labels as integers; -1 where a label is missing."""
-        if not self.has_classes:
-            return np.zeros(len(self), np.int64)
+    def _stored_labels(self) -> list:
+        """As they are. Two columns that may both be the labels have to be the same."""
         column = self.label_column
+        other = next(
+            (c for c in LABEL_COLUMNS if c != column and c in self.column_names and not self.given.label), None
+        )
         if isinstance(self.dataset, datasets.Dataset):
-            values = self.dataset.with_format(None)[column][:]
+            plain = self.dataset.with_format(None)
+            found = [plain[c][:] if c else None for c in (column, other)]
         else:
-            values = [self.dataset[i][column] for i in range(len(self))]
-        if texts := [value for value in values if isinstance(value, str)]:
+            rows = [self._read([i], 0)[0] for i in range(len(self))]
+            found = [[row.get(c) for row in rows] for c in (column, other)]
+        if (
+            other
+            and (odd := next((i for i, pair in enumerate(zip(*found, strict=True)) if _differ(*pair)), None))
+            is not None
+        ):
             raise UnlearningError(
-                f"The labels of {self.name} are text ({texts[0]!r}, ...); expected class numbers. Use "
-                f"dataset.class_encode_column({column!r}) or map them with model.config.label2id."
+                f"{self.name} has the columns {column} and {other}, which differ (row {odd}: {found[0][odd]!r} and "
+                f"{found[1][odd]!r}); remove one of them, or say which is meant with label_column=."
             )
+        return found[0]
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """All labels as integers, by their own numbers or their place in `class_names`; -1 where one is missing."""
+        values = self._stored_labels
+        if self.has_text_labels:
+            places = {name: i for i, name in enumerate(self.class_names)}
+            odd = next((value for value in values if value is not None and not isinstance(value, str)), None)
+            if odd is not None:
+                raise UnlearningError(
+                    f"The labels of {self.name} are partly text ({self.class_names[0]!r}) and partly not ({odd!r}); expected "
+                    "class numbers, or names."
+                )
+            return np.asarray([-1 if value is None else places[value] for value in values], np.int64)
         try:
             numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.float64)
-        except (TypeError, ValueError):  # nothing, or not the same number of labels, for every sample
+        except (TypeError, ValueError, RuntimeError):  # nothing, or not the same number of labels, for every sample
             numbers = np.empty((0, 0))
         if numbers.ndim != 1:
             raise UnlearningError(
-                f"The labels of {self.name} are not one class number a sample ({values[0]!r}); tasks with several "
+                f"The labels of {self.name} are not one class number a sample ({str(values[0])[:60]}); tasks with several "
                 "labels a sample are not supported."
             )
         numbers[np.isnan(numbers)] = -1
-        if (numbers != np.round(numbers)).any():
+        if (numbers != np.round(numbers)).any() or np.isinf(numbers).any():
             raise UnlearningError(f"The labels of {self.name} are fractions; expected class numbers, one a sample.")
-        labels = numbers.astype(np.int64)
-        if self._class_numbers is not None:
-            known = (labels >= 0) & (labels < len(self._class_numbers))
-            labels[known] = self._class_numbers[labels[known]]
-        return labels
+        return numbers.astype(np.int64)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """All labels as integers, as the model numbers its classes if it has been asked; -1 where a label is missing."""
+        if not self.has_classes:
+            return np.zeros(len(self), np.int64)
+        return self.positions if self.numbering is None else self.numbering.apply(self.positions)
 
     def digests(self) -> np.ndarray:
         """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones.
@@ -340,8 +303,8 @@ class Source:
 
     def _stored_inputs(self) -> Iterator[list]:
         if not isinstance(self.dataset, datasets.Dataset):
-            rows = (self.dataset[i] for i in range(len(self)))
-            return ([row[column] for column in self.input_columns] for row in rows)
+            rows = (self._read([i], 0)[0] for i in range(len(self)))
+            return ([row.get(column) for column in self.input_columns] for row in rows)
         stored = self.dataset.with_format(None).select_columns(self.input_columns)
         for column, feature in stored.features.items():
             if isinstance(feature, datasets.Image):
@@ -355,20 +318,11 @@ class Source:
 
     def _digest(self, values: list, index: int) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
-        for value in values:
-            if value is None:
-                raise _unreadable(index, self.name, "nothing is stored")
-            if isinstance(value, dict):  # a stored image
-                digest.update(_image_bytes(value, index, self.name))
-            elif is_conversation(value):
-                digest.update(json.dumps(value, sort_keys=True).encode())
-            elif isinstance(value, str):
-                digest.update(value.encode() + b"\0")
-            elif isinstance(value, Image.Image):
-                digest.update(repr((value.mode, value.size)).encode() + value.tobytes())
-            else:
-                array = np.ascontiguousarray(value)
-                digest.update(repr(array.shape).encode() + array.tobytes())
+        try:
+            for value in values:
+                digest.update(_stored_bytes(value))
+        except Exception as error:  # PIL raises a different type for every file format
+            raise unreadable(index, self.name, error) from error
         return digest.digest()
 
 
@@ -377,17 +331,60 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and isinstance(value[0], Mapping)
 
 
-def _image_bytes(stored: dict, index: int, name: str) -> bytes:
-    try:
-        content = stored["bytes"] or Path(stored["path"]).read_bytes()
-        Image.open(io.BytesIO(content)).verify()
-    except Exception as error:  # PIL raises a different type for every file format
-        raise _unreadable(index, name, error) from None
+def _stored_bytes(value: Any) -> bytes:
+    if value is None:
+        raise UnlearningError("nothing is stored")
+    if isinstance(value, dict):  # a stored image
+        return _image_bytes(value)
+    if is_conversation(value):
+        return json.dumps(value, sort_keys=True).encode()
+    if isinstance(value, str):
+        return value.encode() + b"\0"
+    if isinstance(value, Image.Image):
+        return repr((value.mode, value.size)).encode() + value.tobytes()
+    array = np.ascontiguousarray(value)
+    if array.dtype == object:
+        raise UnlearningError(f"it is a {type(value).__name__}, and no array of numbers")
+    return repr(array.shape).encode() + array.tobytes()
+
+
+def _image_bytes(stored: dict) -> bytes:
+    if not {"bytes", "path"} & set(stored):
+        raise UnlearningError(f"it is a dictionary of {', '.join(map(str, stored))}, and no picture")
+    if not (stored.get("bytes") or stored.get("path")):
+        raise UnlearningError("nothing is stored")
+    content = stored.get("bytes") or Path(stored["path"]).read_bytes()
+    image = Image.open(io.BytesIO(content))
+    image.verify()  # reads the checksums of a PNG, and of other formats hardly more than the header
+    whole = image.format == "PNG" or (image.format == "JPEG" and content.rstrip(b"\0").endswith(b"\xff\xd9"))
+    if not whole and not (image.format == "WEBP" and len(content) >= int.from_bytes(content[4:8], "little") + 8):
+        Image.open(io.BytesIO(content)).load()
     return content
 
 
-def _unreadable(index: int, name: str, why: Any) -> UnlearningError:
-    return UnlearningError(f"Row {index} of {name} cannot be read ({why}); remove the row or replace its file.")
+def unreadable(index: int, name: str, why: Exception) -> UnlearningError:
+    return UnlearningError(
+        f"Row {index} of {name} cannot be read ({reason(why)}); remove the row or replace its content."
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line; its kind too, unless it is our own."""
+    if isinstance(error, UnlearningError):
+        return str(error).rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[0][:150].rstrip(". ")
+    if isinstance(error, OSError) and said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two labels are not the same; a missing one is like another."""
+    if a is None or b is None:
+        return a is not b
+    a, b = np.asarray(a), np.asarray(b)
+    return not np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
 
 
 class StreamReader:
@@ -397,17 +394,23 @@ class StreamReader:
         self.stream, self.epoch, self.position, self.iterator = stream, None, 0, None
 
     def row(self, epoch: int, position: int) -> dict:
-        if epoch != self.epoch or position < self.position:
-            if hasattr(self.stream, "set_epoch"):
-                self.stream.set_epoch(epoch)
-            self.epoch, self.position, self.iterator = epoch, 0, iter(self.stream)
-        for row in self.iterator:
-            self.position += 1
-            if self.position > position:
-                return row
+        try:
+            if epoch != self.epoch or position < self.position:
+                if hasattr(self.stream, "set_epoch"):
+                    self.stream.set_epoch(epoch)
+                self.epoch, self.position, self.iterator = epoch, 0, iter(self.stream)
+            for row in self.iterator:
+                self.position += 1
+                if self.position > position:
+                    return row
+        except Exception as error:
+            raise UnlearningError(
+                f"Sample {self.position} of the stream of retained samples cannot be read ({reason(error)}); leave it out, or "
+                "mend the stream."
+            ) from error
         raise UnlearningError(
             f"The stream of retained samples ended after {self.position} samples, but retain_size says that there are "
-            f"more than {position}; pass its true size."
+            f"more than {position}; pass its true size, and a stream that can be read again in every epoch."
         )
 
 

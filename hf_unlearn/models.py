@@ -457,6 +457,29 @@ def inputs(model: nn.Module) -> set[str]:
     return set(inspect.signature(_network(model).forward).parameters)
 
 
+def limits(model: nn.Module) -> dict[str, Any]:
+    """What the model can read, for a `Collator`."""
+    return {
+        "image_channels": image_channels(model),
+        "max_tokens": max_tokens(model),
+        "accepts": inputs(model),
+        "vocabulary": vocabulary(model),
+    }
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """The number of tokens that a model of texts knows."""
+    network = _network(model)
+    embeddings = network.get_input_embeddings() if isinstance(network, PreTrainedModel) else None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
+
+
+def finds_end_by_padding(model: nn.Module) -> bool:
+    """Whether a classifier reads the last token before the padding, which it knows by `config.pad_token_id` alone."""
+    forward = inspect.unwrap(type(base_of(model)).forward)
+    return task_of(model) == "text-classification" and "pad_token_id" in forward.__code__.co_names
+
+
 def max_tokens(model: nn.Module) -> int | None:
     """The longest text that the model has positions for."""
     config = getattr(_network(model), "config", None)

@@ -27,13 +27,14 @@ from .arguments import UnlearningArguments
 from .audits.audit import TASKS as AUDITED_TASKS
 from .audits.report import AuditReport
 from .checks import check_arguments
-from .data import Columns, Source, split_dataset
+from .data import Columns, Source
 from .errors import UnlearningError
 from .fields import check_fields
 from .hub.revisions import check_names
 from .methods import METHODS, Method, MethodConfig, get_method
 from .output import check_result_folder
 from .settings import Setting, read_settings, settable, show_default, typed, words
+from .splits import split_dataset
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
@@ -316,10 +317,7 @@ def load_data(
             "such as train[90%:]."
         )
     names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
-    train, unseen, test = (
-        name and number_labels(take_split(splits, name, key), model, key, args.label_column)
-        for key, name in names.items()
-    )
+    train, unseen, test = (name and take_split(splits, name, key) for key, name in names.items())
     parts = split_dataset(
         train,
         **_forget_choice(recipe, train, model, args),
@@ -432,24 +430,6 @@ def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.D
     return data.select(np.sort(np.random.default_rng(seed).choice(len(data), size, replace=False)))
 
 
-def number_labels(
-    data: datasets.Dataset, model: PreTrainedModel, key: str, label_column: str | None = None
-) -> datasets.Dataset:
-    """A classifier's labels that are text become its class numbers."""
-    if not models.task_of(model).endswith("classification"):
-        return data
-    column = Source(data, key, Columns(label=label_column)).label_column
-    feature, label2id = data.features[column], model.config.label2id
-    if not (isinstance(feature, datasets.Value) and feature.dtype.endswith("string")):
-        return data
-    if unknown := sorted(set(data.unique(column)) - {None} - set(label2id)):
-        raise UnlearningError(
-            f"The label {unknown[0]!r} in the column {column!r} is no class of the model, which knows "
-            f"{', '.join(list(label2id)[:10])}; write class numbers, or save the model with the right id2label."
-        )
-    return data.cast_column(column, datasets.ClassLabel(names=sorted(label2id, key=label2id.get)))
-
-
 def _forget_choice(
     recipe: RecipeArguments, train: datasets.Dataset, model: PreTrainedModel, args: UnlearningArguments
 ) -> dict[str, Any]:
@@ -462,9 +442,10 @@ def _forget_choice(
                 f"forget_labels names classes, and the samples of a {task} model have none; expected forget_ids, "
                 "forget_where or forget_fraction."
             )
-        named = Source(train, "train_split", Columns(label=args.label_column)).class_names
-        numbers = {} if named else model.config.label2id
-        return {"labels": [numbers.get(label, label) for label in recipe.forget_labels]}
+        source, config = Source(train, "train_split", Columns(label=args.label_column)), model.config
+        named = {} if source.class_names else config.label2id or {}
+        meant = config.id2label if source.has_text_labels else named  # a number is the model's where the data has none
+        return {"labels": [meant.get(label, label) for label in recipe.forget_labels]}
     return {"where": recipe.forget_where}
 
 

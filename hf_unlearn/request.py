@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from .arguments import UnlearningArguments
 from .data import Source, check_overlap, split_unseen
+from .data_checks import number_classes
 from .errors import UnlearningError
 from .methods import Method
 from .tasks import Tasks, request_mask
@@ -56,9 +57,7 @@ class Request:
         self.sources = _open(datasets, args, task)
         for source in self.sources.values():
             source.task_columns = tasks.names if tasks else []
-            if source.has_classes:
-                source.align_labels(config.label2id)
-                check_labels(source, config.num_labels)
+        number_classes(self.sources.values(), config)
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
@@ -189,19 +188,9 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dic
             )
         if source.is_stream and args.retain_size is None:
             raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")
+        if source.is_stream and (type(args.retain_size) is not int or args.retain_size < 1):
+            raise UnlearningError(
+                f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
+            )
         sources[name] = source
     return sources
-
-
-def check_labels(source: Source, num_labels: int) -> None:
-    source.num_labels = num_labels
-    if source.is_stream:
-        return
-    bad = np.flatnonzero((source.labels < 0) | (source.labels >= num_labels))
-    if len(bad):
-        label = source.labels[bad[0]]
-        what = "no label" if label == -1 else f"label {label}"
-        raise UnlearningError(
-            f"{len(bad)} of the {len(source)} samples of {source.name} have labels the model does not have (row {bad[0]}: "
-            f"{what}); expected 0 to {num_labels - 1}, the classes of the model's head."
-        )

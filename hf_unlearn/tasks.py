@@ -134,7 +134,8 @@ class TaskCollator(Collator):
 
     def _collate(self, rows: list[dict]) -> dict:
         inputs = [{key: value for key, value in row.items() if key not in self.tasks.names} for row in rows]
-        return {**super()._collate(inputs), "labels": self._labels(rows)}
+        collate = self.data_collator or self._processed
+        return {**collate(inputs), "labels": self._labels(rows)}
 
 
 def request_mask(tasks: Any, names: Sequence[str], n_forget: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from .checks import (
     check_values,
 )
 from .completions import CompletionCollator
+from .data_checks import check_samples
 from .errors import UnlearningError
 from .evaluation import Evaluator, Measurement, evaluating, to_model
 from .gradients import clip_
@@ -278,17 +279,14 @@ class UnlearningTrainer(ResumableTrainer):
                 "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
             )
 
-        limits = {
-            "image_channels": models.image_channels(model),
-            "max_tokens": models.max_tokens(model),
-            "accepts": None if own_losses else models.inputs(model),
-        }
+        limits = models.limits(model) | ({"accepts": None} if own_losses else {})
         collator = CompletionCollator if self.task == "causal-lm" else Collator
         if self.tasks:
             collator = functools.partial(TaskCollator, self.tasks)
         self.collate = collator(self.sources["forget"], processing_class, data_collator, **limits)
         for source in self.sources.values():
             self.collate.check(source)
+        check_samples(self.sources.values(), self.collate, model)
         self.sizes = (
             self.request.sizes if self.tasks else self.collate.sizes(self.sources, progress=not args.disable_tqdm)
         )

@@ -437,7 +437,7 @@ class TestModels:
         forward = type(original).forward
 
         def counting(self, pixel_values=None, **more):
-            run.append(len(pixel_values))
+            run.append(len(pixel_values) if pixel_values.device.type != "meta" else 0)  # of shapes alone
             return forward(self, pixel_values, **more)
 
         monkeypatch.setattr(type(original), "forward", counting)

@@ -505,7 +505,7 @@ class TestRefused:
 
     def test_missing_completion(self, tmp_path):
         self.run(tmp_path, "Row 4 of retain cannot be read .nothing is stored", retain=self.changed())
-        self.run(tmp_path, "A completion is None; expected text", retain=self.changed(), overlap="allow")
+        self.run(tmp_path, "a completion is None; expected text", retain=self.changed(), overlap="allow")
 
     def test_stream(self, tmp_path):
         retain = questions(8).to_iterable_dataset()

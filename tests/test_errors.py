@@ -13,6 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainingArguments, ViTConfig, ViTModel
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn.data import Source
+from hf_unlearn.data_checks import looked_at
 from hf_unlearn.methods import LotusConfig, RandomLabelConfig
 from hf_unlearn.models import load_model
 from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
@@ -110,7 +112,7 @@ class TestData:
         rows = [{**row, "label": label if i == 20 else int(row["label"])} for i, row in enumerate(request()["retain"])]
         retain = datasets.IterableDataset.from_generator(lambda: iter(rows))
         message = f"A sample of retain has the label {label!r}; expected 0 to 3, the classes of the model's head"
-        refused_late(tmp_path, message, args={"retain_size": 24}, **(request() | {"retain": retain}))
+        refused(tmp_path / "out", message, args={"retain_size": 24}, retain=retain)
 
     def test_unreadable_image(self, tmp_path):
         broken = pictures(6).cast_column("image", datasets.Image(decode=False))
@@ -334,21 +336,30 @@ class WarmUp(TrainerCallback):
 
 class TestNotFinite:
     def poisoned(self, data) -> datasets.Dataset:
+        """In a row that is not among those looked at before the first pass, if there are more than these."""
+        assert len(data) < 17 or 3 not in looked_at(Source(data, "data"))
         return data.map(
             lambda row, i: {"pixel_values": row["pixel_values"] * float("nan" if i == 3 else 1)}, with_indices=True
         )
 
     def test_nan_inputs(self, tmp_path):
         data = request()
+        for which in ("forget", "unseen"):
+            message = f"The pixel_values of row 3 of {which} are NaN or infinite; mend or remove that sample"
+            refused(tmp_path / which, message, **{which: self.poisoned(data[which])})
+
+    def test_nan_inputs_deep_in_a_set(self, tmp_path):
+        data = request(n_forget=60, n_retain=64, n_unseen=64)
         for which in data:
             message = f"outputs for row 3 of {which} are NaN or infinite; check that sample"
             refused_late(tmp_path / which, message, **(data | {which: self.poisoned(data[which])}))
 
     def test_nan_inputs_unmeasured(self, tmp_path):
-        data = request() | {"forget": self.poisoned(request()["forget"])}
+        data = request(n_forget=60)
+        data["forget"] = self.poisoned(data["forget"])
         args = {"measure": False, "logging_strategy": "steps", "logging_steps": 1}
         message = r"loss was NaN or infinite by step \d \(learning rate 0.001\).*start again from the original"
-        args |= {"per_device_train_batch_size": 32}  # the poisoned sample is in the first step
+        args |= {"per_device_train_batch_size": 128}  # the poisoned sample is in the first step
         refused_late(tmp_path, message, method="random_label", args=args, **data)
 
     @pytest.mark.parametrize("model", [tiny_vit, tiny_resnet])

@@ -18,9 +18,9 @@ from ..adapters import is_adapted, merged
 from ..batches import Collator, DrawnSamples, TrainingCollator, is_deterministic
 from ..completions import CompletionCollator
 from ..data import Columns, Source, split_unseen
+from ..data_checks import check_samples, number_classes
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
-from ..request import check_labels
 from . import evidence, exchange, passes
 from .context import AuditContext
 from .report import AuditReport
@@ -96,7 +96,8 @@ def audit(
 
     config = models.base_of(loaded["original"]).config
     sets = {"forget": forget, "retain": retain, "unseen": unseen, "test": test}
-    sources = {name: _source(data, name, columns, task, config) for name, data in sets.items() if data is not None}
+    sources = {name: _source(data, name, columns, task) for name, data in sets.items() if data is not None}
+    number_classes(sources.values(), config)
     if "forget" not in sources:
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":
@@ -105,12 +106,11 @@ def audit(
         sources["forget"],
         processing_class,
         None,
-        image_channels=models.image_channels(loaded["original"]),
-        max_tokens=models.max_tokens(loaded["original"]),
-        accepts=models.inputs(loaded["original"]),
+        **models.limits(loaded["original"]),
     )
     for source in sources.values():
         collator.check(source)
+    check_samples(sources.values(), collator, loaded["original"])
     if task == "causal-lm":
         collator.sizes(sources)  # refuses samples without a completion
 
@@ -360,15 +360,12 @@ def _name(given: Any, model: nn.Module) -> str:
 # Data
 
 
-def _source(data: Any, name: str, columns: Columns | None, task: str, config: Any) -> Source:
+def _source(data: Any, name: str, columns: Columns | None, task: str) -> Source:
     source = Source(data, name, columns, task=task)
     if source.is_stream:
         raise UnlearningError(f"{name} is a stream; expected a datasets.Dataset, or a torch Dataset of dicts.")
     if len(source) == 0:
         raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
-    if source.has_classes:
-        source.align_labels(config.label2id)
-        check_labels(source, config.num_labels)
     return source
 
 

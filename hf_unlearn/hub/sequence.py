@@ -11,9 +11,9 @@ from huggingface_hub import hf_hub_download
 
 from ..batches import DrawnSamples
 from ..data import Source
+from ..data_checks import check_samples, number_classes
 from ..errors import UnlearningError
 from ..evaluation import figures
-from ..request import check_labels
 from .canonical import body, digest_of, read_receipt
 from .names import RECEIPT
 from .weights import HUB_ERRORS, fetch_weights, relative_distance
@@ -119,10 +119,9 @@ def _source(trainer: Any, item: Mapping[str, Any]) -> Source:
     source = Source(item["forget"], f"the earlier request {item['name']!r}", trainer.args.columns, task=trainer.task)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
-    if source.has_classes:
-        source.align_labels(trainer.model.config.label2id)
-        check_labels(source, trainer.num_labels)
+    number_classes([source], trainer.model.config)
     trainer.collate.check(source)
+    check_samples([source], trainer.collate, trainer.model)
     retain = trainer.sources.get("retain")
     if retain and not retain.is_stream:
         shared = np.isin(source.digests(), retain.digests()).sum()
