@@ -32,6 +32,7 @@ class Request:
             the two halves of unseen: `control`, which may steer the method, and `evidence`, which is only measured.
         forget_classes: the labels in the forget set; of a language model, whose samples have none, the 0 of them all.
         is_class: whether whole classes are forgotten: none of them is among the retained samples.
+        is_split: whether the halves of unseen are measured, by `args.split_seed`; with a test set, all of unseen may steer.
 
     Of a multi-task model also:
         mask: which label of which forget sample must go: bool [forget samples, tasks]; None for other models.
@@ -72,6 +73,7 @@ class Request:
             raise UnlearningError(
                 f"tasks is given, and the model is for {task}; expected a multi-task model, or no tasks."
             )
+        self.is_split = "unseen" in self.sources and "test" not in self.sources
         self.indices = self._measured(args)
         if tasks is not None:
             self._check_control(tasks.names)
@@ -123,11 +125,11 @@ class Request:
             indices["retain"] = ("retain", np.sort(chosen))
         if "test" in sources:
             indices["evidence"] = ("test", np.arange(len(sources["test"])))
-        if "unseen" in sources and "test" in sources:
-            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
-        elif "unseen" in sources:
-            control, evidence = split_unseen(sources["unseen"].labels, args.seed)
+        if self.is_split:
+            control, evidence = split_unseen(sources["unseen"].labels, args.split_seed)
             indices["control"], indices["evidence"] = ("unseen", control), ("unseen", evidence)
+        elif "unseen" in sources:
+            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
         return {split: value for split, value in indices.items() if len(value[1])}
 
     def _is_class(self, method: Method) -> bool:

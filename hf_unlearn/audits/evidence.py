@@ -697,14 +697,13 @@ def _planted_members(ctx: AuditContext, original: dict[str, Matched], trace: flo
 
 def conventions(ctx: AuditContext) -> list[str]:
     """How the figures were made, and what is taken for granted."""
-    unseen = {"unseen": "the evidence half of the unseen samples, which no method may use", "test": "the test set"}
     said = ["Natural logarithms; statistics in float64 after the forward pass."]
     processor = ctx.collator.processing_class
     if isinstance(processor, BaseImageProcessor) and ctx.collator.raw_columns:
         backend = getattr(processor, "backend", "its own")  # that of timm has none
         said.append(f"Images are read by {type(processor).__name__}; backend: {backend}.")
     if "unseen" in ctx.sets:
-        said.append(f"Unseen samples are {unseen[ctx.sets['unseen'][0]]}.")
+        said.append(f"Unseen samples are {ctx.split}.")
         said.append(
             "They are taken for what the forget samples would be to a model that was never trained on these. Mislabelled, "
             "poisoned or hand-picked forget samples need unseen samples of the same kind."

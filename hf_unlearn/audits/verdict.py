@@ -28,8 +28,9 @@ PLAIN = {
 }
 # Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
 TELLING = (
-    *("recognition", "canaries", "membership", "accuracy", "relative", "paired_accuracy", "harm_retain", "harm_unseen"),
-    *("extraction", "min_k", "loss", "paired_loss", "rmia", "relearning", "probe", "quantization", "entropy", "spread"),
+    *("recognition", "canaries", "membership", "accuracy", "relative", "paired_accuracy"),
+    *("harm_retain", "harm_unseen", "extraction", "min_k", "loss", "paired_loss"),
+    *("rmia", "relearning", "probe", "quantization", "entropy", "spread"),
 )
 
 
