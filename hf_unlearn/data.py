@@ -164,6 +164,7 @@ class Source:
         self.num_labels: int | None = None  # of the model
         self.task_columns: list[str] = []  # the labels of a multi-task model
         self._class_numbers: np.ndarray | None = None  # the model's number of each of the dataset's classes
+        self._digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._size if self.is_stream else len(self.dataset)
@@ -327,7 +328,9 @@ class Source:
         return labels
 
     def digests(self) -> np.ndarray:
-        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones."""
+        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones. Made once."""
+        if self._digests is not None:
+            return self._digests
         if not isinstance(self.dataset, datasets.Dataset):
             inputs = ([self.dataset[i][c] for c in self.input_columns] for i in range(len(self)))
         else:
@@ -338,7 +341,8 @@ class Source:
                 elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
                     stored = stored.with_format("numpy")  # nested lists would be much slower
             inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
-        return np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
+        self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
+        return self._digests
 
     def _holds_conversations(self, column: str) -> bool:
         return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])
@@ -401,14 +405,25 @@ class StreamReader:
         )
 
 
-def check_overlap(forget: Source, others: Sequence[Source]) -> None:
-    """Refuse forget samples whose stored bytes stand in another set as well."""
-    forgotten = forget.digests()
-    for other in others:
-        shared = np.flatnonzero(np.isin(forgotten, other.digests()))
-        if len(shared):
+# Pairs of sets that may share no sample: what was to go would stay or be called unseen, what is called unseen would have been
+# trained on, and what judges would have steered.
+APART = (
+    *(("forget", "retain"), ("forget", "unseen"), ("forget", "test")),
+    *(("unseen", "retain"), ("test", "retain"), ("test", "unseen")),
+)
+
+
+def check_overlaps(sources: Mapping[str, Source]) -> None:
+    """Refuse samples whose stored bytes stand in two of the sets, by the sets' names. A stream is not looked at."""
+    digests = {name: source.digests() for name, source in sources.items() if not source.is_stream}
+    for one, other in APART:
+        if (
+            one in digests
+            and other in digests
+            and len(shared := np.flatnonzero(np.isin(digests[one], digests[other])))
+        ):
             rows = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
             raise UnlearningError(
-                f"{len(shared)} of the {len(forget)} forget samples stand in {other.name} too (rows {rows} of forget); "
-                f'remove them from {other.name}, or pass overlap="allow" if you mean it.'
+                f"{len(shared)} of the {len(digests[one])} {one} samples stand in {other} too (rows {rows} of {one}); "
+                f'remove them from one of the two, or pass overlap="allow" if you mean it.'
             )

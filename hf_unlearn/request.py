@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedConfig
 
 from .arguments import UnlearningArguments
-from .data import Source, check_overlap, split_unseen
+from .data import Source, check_overlaps, split_unseen
 from .errors import UnlearningError
 from .methods import Method
 from .tasks import Tasks, request_mask
@@ -65,8 +65,7 @@ class Request:
         if overlap not in ("error", "allow"):
             raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
         if overlap == "error":
-            others = [s for name, s in self.sources.items() if name != "forget" and not s.is_stream]
-            check_overlap(self.forget, others)
+            check_overlaps(self.sources)
         if tasks is not None:
             self._take_tasks(tasks, asked, args)
         elif asked is not None:

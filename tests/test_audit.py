@@ -257,7 +257,11 @@ def findings_of(measured, task="image-classification"):
     tests = stand_out(measured["unlearned"]["forget"], measured["unlearned"]["unseen"], task)
     beside = [evidence._relative(evidence._gap(ctx)), *plain.retrained_findings(ctx, control=True)]
     called = plain.attack(measured["unlearned"], task)
-    found = [*beside, *evidence.membership_findings(tests, called, row, task, True, beside), *evidence.harm_findings(ctx)]
+    found = [
+        *beside,
+        *evidence.membership_findings(tests, called, row, task, True, beside),
+        *evidence.harm_findings(ctx),
+    ]
     correct(found)
     return found
 

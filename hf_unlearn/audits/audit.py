@@ -17,7 +17,7 @@ from .. import models
 from ..adapters import is_adapted, merged
 from ..batches import Collator, DrawnSamples, TrainingCollator, is_deterministic
 from ..completions import CompletionCollator
-from ..data import Columns, Source, split_unseen
+from ..data import Columns, Source, check_overlaps, split_unseen
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
 from ..request import check_labels
@@ -386,26 +386,6 @@ def _source(data: Any, name: str, columns: Columns | None, task: str, config: An
         source.align_labels(config.label2id)
         check_labels(source, config.num_labels)
     return source
-
-
-def check_overlaps(sources: dict[str, Source]) -> None:
-    """Refuses samples whose stored bytes stand in two sets: unseen ones would have been seen, forgotten ones kept."""
-    digests = {name: source.digests() for name, source in sources.items()}
-    for one, other in (
-        ("forget", "retain"),
-        ("forget", "unseen"),
-        ("forget", "test"),
-        ("unseen", "retain"),
-        ("test", "retain"),
-    ):
-        if one in digests and other in digests:
-            shared = np.flatnonzero(np.isin(digests[one], digests[other]))
-            if len(shared):
-                rows = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
-                raise UnlearningError(
-                    f"{len(shared)} of the {len(digests[one])} {one} samples stand in {other} too (rows {rows} of {one}); "
-                    f'remove them from one of the two, or pass overlap="allow" if you mean it.'
-                )
 
 
 def _measured(sources: dict[str, Source], seed: int, split_seed: int | None) -> dict[str, tuple[str, np.ndarray]]:
