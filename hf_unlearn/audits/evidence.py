@@ -726,6 +726,8 @@ def conventions(ctx: AuditContext) -> list[str]:
     said += [
         "MIA: logistic regression on the entropy, members are retained samples, fitted on one half and asked on the other, "
         "halves swapped; the share of forget samples called members.",
+        *([plain.CONVENTION] if "unseen" in ctx.sets else []),
+        *([plain.BESIDE] if "retrained" in ctx.models else []),
         f"Harm: accuracy on the same samples, more than {100 * HARM['retain']:.0f} points (retained) or {100 * HARM['unseen']:.0f} "
         f"(unseen) below the {'retrained' if 'retrained' in ctx.models else 'original'} model's.",
         f"All tests that may fail the model are corrected together (Holm): a model that has never seen the forget samples "

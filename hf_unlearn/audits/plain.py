@@ -34,6 +34,14 @@ ASKED = {
     "accuracy": "Is the model right on more forget samples than unseen ones, or on fewer?",
     "loss": "Is the loss of more forget samples, or of fewer, as low as that of retained ones?",
 }
+CONVENTION = (
+    "Plainest attacks: shares of forget and of unseen samples that are classified right, and whose loss is at most the mean of "
+    "the retained ones, classes weighted by forget samples; exact within classes (hypergeometric)."
+)
+BESIDE = (
+    f"Beside the retrained model: on the same forget samples, an accuracy more than {100 * SEEDS_APART:.0f} points apart, as "
+    "two seeds are fewer; and by how much its loss is undercut, against unseen samples of the same class (van Elteren)."
+)
 
 
 @dataclass(frozen=True)
