@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from damp import Cnn5Config, Cnn5ForImageClassification
-from study import record
+from study import mean, record
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -224,7 +224,8 @@ def run_small(seed: int, wrong: float) -> dict[str, dict[str, dict]]:
 
 
 def by_size(found: list[dict[str, dict[str, dict]]]) -> dict[str, dict[str, dict]]:
-    """Of each number of forget samples and row, over the seeds: how often a test of memory failed it, and the outcomes."""
+    """Of each number of forget samples and row, over the seeds: how often a test of memory failed it, the outcomes, what failed
+    in each, and the mean figures of both models."""
     table: dict[str, dict[str, dict]] = {}
     for size, rows in found[0].items():
         table[size] = {}
@@ -232,7 +233,9 @@ def by_size(found: list[dict[str, dict[str, dict]]]) -> dict[str, dict[str, dict
             runs = [of[size][row] for of in found]
             failed = sum(bool({"residual", "over"} & set(run["kinds"])) for run in runs)
             outcomes = dict(Counter(run["outcome"] for run in runs))
-            table[size][row] = {"of": len(runs), "failed": failed, "outcomes": outcomes, "runs": runs}
+            figures = {model: mean([run[model] for run in runs]) for model in ("original", "figures")}
+            about = {"of": len(runs), "failed": failed, "outcomes": outcomes, **figures}
+            table[size][row] = about | {"runs": [", ".join(run["failed"]) for run in runs]}
     return table
 
 
