@@ -88,7 +88,7 @@ class UnlearningResult:
     ) -> "AuditReport":
         """What is left of the forget samples, on the sets of this run; see `hf_unlearn.audit` for the arguments.
 
-        Of the unseen samples only those are read that no method may use: the evidence half, or `test`.
+        Of the unseen samples only those are read that could not steer the run: the evidence half, or `test`.
         """
         from .audits.audit import audit_result
 
@@ -211,7 +211,7 @@ def unlearn(
         teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
             folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
-        overlap: `"error"` refuses forget samples that stand in another set too; `"allow"` does not look.
+        overlap: `"error"` refuses samples that stand in two of the sets; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.
         resume_from_checkpoint: a checkpoint, or True for the newest complete one in the output folder. It must be of this
             very run: the same original, sets, method and settings, but for what leaves the weights the same.

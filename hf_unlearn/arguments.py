@@ -10,7 +10,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from .data import Columns
+from .data import SPLIT_SEED, Columns
 from .errors import UnlearningError, in_one_sentence
 from .fields import check_fields
 
@@ -60,6 +60,10 @@ class UnlearningArguments(TrainingArguments):
     retain_size: int | None = field(default=None, metadata={"help": "number of samples in a streaming retained set"})
     retain_eval_size: int = field(
         default=10_000, metadata={"help": "retained samples that are measured at most (drawn once, by the seed)"}
+    )
+    split_seed: int = field(
+        default=SPLIT_SEED,
+        metadata={"help": "which half of the unseen samples may steer; an audit must split them by the same one"},
     )
     image_column: str | None = field(default=None, metadata={"help": "column of the image, if not image or img"})
     text_column: str | None = field(default=None, metadata={"help": "column of the text, if it has an unusual name"})

@@ -186,7 +186,7 @@ def audit(argv: Sequence[str]) -> None:
     parser.add_argument("--forget", metavar="DATA", required=True, help=f"what had to go: {what}")
     parser.add_argument("--retain", metavar="DATA", help="what had to stay, named in the same way")
     parser.add_argument(
-        "--unseen", metavar="DATA", help="what no model was trained on; half of it is read, by the seed"
+        "--unseen", metavar="DATA", help="what no model was trained on; of it, the half is read that steered nothing"
     )
     parser.add_argument("--test", metavar="DATA", help="the same, read whole instead")
     parser.add_argument("--retrained", metavar="MODEL", help="a model trained without the forget samples")
@@ -203,6 +203,9 @@ def audit(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--batch-size", type=int, help="samples of one forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of whatever is drawn")
+    parser.add_argument(
+        "--split-seed", type=int, help="of the halves of unseen; default: what the release of AFTER says, else 42"
+    )
     for column in ("image", "text", "text-pair", "label"):
         parser.add_argument(f"--{column}-column", metavar="NAME", help="if it has an unusual name")
     parser.add_argument("--json", metavar="FILE", help="write the whole report to this file too")
@@ -236,6 +239,7 @@ def audit(argv: Sequence[str]) -> None:
         base_model=options.base_model,
         level=options.level,
         seed=options.seed,
+        split_seed=options.split_seed,
         batch_size=options.batch_size,
         columns=Columns(**columns),
         canaries=options.canaries,

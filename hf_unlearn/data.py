@@ -35,13 +35,14 @@ PAIR_COLUMNS = (
 PROMPT_COLUMNS = ("prompt", "completion")
 LABEL_COLUMNS = ("labels", "label")
 MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
+SPLIT_SEED = 42  # of the halves of unseen samples: the same in all runs and audits, whatever else is drawn anew
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Splitting
 
 
-def split_unseen(labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split_unseen(labels: np.ndarray, seed: int = SPLIT_SEED) -> tuple[np.ndarray, np.ndarray]:
     """Two disjoint halves of the unseen samples, balanced class by class: control (for methods), evidence (metrics)."""
     rng = np.random.default_rng([seed, 2])
     order = rng.permutation(len(labels))
@@ -414,14 +415,25 @@ class StreamReader:
         )
 
 
-def check_overlap(forget: Source, others: Sequence[Source]) -> None:
-    """Refuse forget samples whose stored bytes stand in another set as well."""
-    forgotten = forget.digests()
-    for other in others:
-        shared = np.flatnonzero(np.isin(forgotten, other.digests()))
-        if len(shared):
+# Pairs of sets that may share no sample: what was to go would stay or be called unseen, what is called unseen would have been
+# trained on, and what judges would have steered.
+APART = (
+    *(("forget", "retain"), ("forget", "unseen"), ("forget", "test")),
+    *(("unseen", "retain"), ("test", "retain"), ("test", "unseen")),
+)
+
+
+def check_overlaps(sources: Mapping[str, Source]) -> None:
+    """Refuse samples whose stored bytes stand in two of the sets, by the sets' names. A stream is not looked at."""
+    digests = {name: source.digests() for name, source in sources.items() if not source.is_stream}
+    for one, other in APART:
+        if (
+            one in digests
+            and other in digests
+            and len(shared := np.flatnonzero(np.isin(digests[one], digests[other])))
+        ):
             rows = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
             raise UnlearningError(
-                f"{len(shared)} of the {len(forget)} forget samples stand in {other.name} too (rows {rows} of forget); "
-                f'remove them from {other.name}, or pass overlap="allow" if you mean it.'
+                f"{len(shared)} of the {len(digests[one])} {one} samples stand in {other} too (rows {rows} of {one}); "
+                f'remove them from one of the two, or pass overlap="allow" if you mean it.'
             )

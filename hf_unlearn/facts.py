@@ -50,7 +50,11 @@ def describe_run(trainer: "UnlearningTrainer", model: nn.Module | None = None) -
             if split != "control"
         },
         "read": _read(trainer),
-        "seeds": {"unlearning": args.seed, "schedule": args.seed if args.data_seed is None else args.data_seed},
+        "seeds": {
+            "unlearning": args.seed,
+            "schedule": args.seed if args.data_seed is None else args.data_seed,
+            "split": args.split_seed if trainer.request.is_split else None,
+        },
         "device": torch.cuda.get_device_name(args.device) if cuda else args.device.type,
         "processes": args.world_size,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated(args.device) if cuda else None,

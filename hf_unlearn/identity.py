@@ -31,7 +31,7 @@ from .request import Request
 ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
     "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",
-    "neftune_noise_alpha", "tf32", "load_best_model_at_end",
+    "split_seed", "neftune_noise_alpha", "tf32", "load_best_model_at_end",
 )  # fmt: skip
 # And those that decide when the run is looked at, where what is seen then steers it.
 LOOKS = ("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay")

@@ -229,7 +229,7 @@ def commit_of(name_or_path: str | os.PathLike[str], revision: str | None = None)
     if os.path.isdir(name):
         return None
     try:
-        path = _find(name, "config.json", {"revision": revision} | _reachable(name))
+        path = find_file(name, "config.json", {"revision": revision} | _reachable(name))
     except _LOAD_ERRORS:
         return None
     return path and Path(path).parent.name  # in the cache: snapshots/COMMIT/config.json
@@ -293,15 +293,15 @@ def load_processor(
     try:
         if image_channels(model) is None:
             # Without a vocabulary AutoTokenizer makes up an empty tokenizer instead of failing.
-            if not any(_find(name, file, where) for file in TOKENIZER_FILES):
+            if not any(find_file(name, file, where) for file in TOKENIZER_FILES):
                 return None
             return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, **offline)
-        if _find(name, IMAGE_PROCESSOR, where):
+        if find_file(name, IMAGE_PROCESSOR, where):
             # Named, because in a local folder AutoImageProcessor prefers timm's entry in config.json to this file.
             return AutoImageProcessor.from_pretrained(
                 name, revision=revision, trust_remote_code=False, image_processor_filename=IMAGE_PROCESSOR, **offline
             )
-        config = _find(name, "config.json", where)
+        config = find_file(name, "config.json", where)
         if config is None or "pretrained_cfg" not in json.loads(Path(config).read_text()):
             return None
         return AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False, **offline)
@@ -571,7 +571,7 @@ def _check_keys(folder: Path, missing: Iterable[str], unexpected: Iterable[str])
             )
 
 
-def _find(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
+def find_file(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
     """The path of one file of a local folder or a Hub repository, or None where it does not have it."""
     if os.path.isdir(name):
         path = os.path.join(name, where.get("subfolder") or "", filename)
@@ -598,13 +598,13 @@ def _commit_of(name: str, where: Mapping[str, Any]) -> str | None:
 
 
 def _check_holds_model(name: str, where: Mapping[str, Any]) -> None:
-    if _find(name, ADAPTER_CONFIG, where):
+    if find_file(name, ADAPTER_CONFIG, where):
         raise UnlearningError(
             f"{name!r} holds a PEFT adapter and not a model: load its base model, then "
             f"PeftModel.from_pretrained(base, {name!r}), and pass that."
         )
-    if _find(name, "config.json", where) is None:
-        if _find(name, f"unlearn/{ADAPTER_CONFIG}", where):
+    if find_file(name, "config.json", where) is None:
+        if find_file(name, f"unlearn/{ADAPTER_CONFIG}", where):
             raise UnlearningError(
                 f"{name!r} holds the adapter of an unlearned model: load its base model, then PeftModel.from_pretrained(base, "
                 f'{name!r}, subfolder="unlearn"), with the revision if there is one, and pass that.'
@@ -613,7 +613,7 @@ def _check_holds_model(name: str, where: Mapping[str, Any]) -> None:
 
 
 def _check_has_weights(name: str, where: Mapping[str, Any]) -> None:
-    if _find(name, WEIGHTS, where) is None and _find(name, WEIGHTS_INDEX, where) is None:
+    if find_file(name, WEIGHTS, where) is None and find_file(name, WEIGHTS_INDEX, where) is None:
         raise UnlearningError(
             f"{name!r} has no {WEIGHTS}, and pickled weights are never loaded: convert them once, where you trust "
             "them, with from_pretrained(..., use_safetensors=False) and save_pretrained (timm: save_for_hf(..., "

@@ -8,7 +8,7 @@ from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedConfig
 
 from .arguments import UnlearningArguments
-from .data import Source, check_overlap, split_unseen
+from .data import Source, check_overlaps, split_unseen
 from .data_checks import number_classes
 from .errors import UnlearningError
 from .methods import Method
@@ -33,6 +33,7 @@ class Request:
             the two halves of unseen: `control`, which may steer the method, and `evidence`, which is only measured.
         forget_classes: the labels in the forget set; of a language model, whose samples have none, the 0 of them all.
         is_class: whether whole classes are forgotten: none of them is among the retained samples.
+        is_split: whether the halves of unseen are measured, by `args.split_seed`; with a test set, all of unseen may steer.
 
     Of a multi-task model also:
         mask: which label of which forget sample must go: bool [forget samples, tasks]; None for other models.
@@ -63,14 +64,14 @@ class Request:
         if overlap not in ("error", "allow"):
             raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
         if overlap == "error":
-            others = [s for name, s in self.sources.items() if name != "forget" and not s.is_stream]
-            check_overlap(self.forget, others)
+            check_overlaps(self.sources)
         if tasks is not None:
             self._take_tasks(tasks, asked, args)
         elif asked is not None:
             raise UnlearningError(
                 f"tasks is given, and the model is for {task}; expected a multi-task model, or no tasks."
             )
+        self.is_split = "unseen" in self.sources and "test" not in self.sources
         self.indices = self._measured(args)
         if tasks is not None:
             self._check_control(tasks.names)
@@ -122,11 +123,11 @@ class Request:
             indices["retain"] = ("retain", np.sort(chosen))
         if "test" in sources:
             indices["evidence"] = ("test", np.arange(len(sources["test"])))
-        if "unseen" in sources and "test" in sources:
-            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
-        elif "unseen" in sources:
-            control, evidence = split_unseen(sources["unseen"].labels, args.seed)
+        if self.is_split:
+            control, evidence = split_unseen(sources["unseen"].labels, args.split_seed)
             indices["control"], indices["evidence"] = ("unseen", control), ("unseen", evidence)
+        elif "unseen" in sources:
+            indices["control"] = ("unseen", np.arange(len(sources["unseen"])))
         return {split: value for split, value in indices.items() if len(value[1])}
 
     def _is_class(self, method: Method) -> bool:

@@ -16,11 +16,10 @@ from scipy.stats import ks_2samp, mannwhitneyu, norm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_unlearn import AuditReport, UnlearningError, audit, metrics, models, unlearn
-from hf_unlearn.audits import evidence, reference, relearning
+from hf_unlearn.audits import evidence, plain, reference, relearning
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.evidence import SCORES, stand_out, wrong_labels
 from hf_unlearn.audits.membership import (
-    Difference,
     Matched,
     matched_mean,
     matched_test,
@@ -28,6 +27,7 @@ from hf_unlearn.audits.membership import (
     paired_drop,
 )
 from hf_unlearn.audits.passes import completion_statistics, distance
+from hf_unlearn.audits.plain import Shares
 from hf_unlearn.audits.verdict import LEVEL, Finding, correct, decide, holm, smallest_auc
 from hf_unlearn.batches import Batch
 from hf_unlearn.cli import main
@@ -191,21 +191,22 @@ def test_the_headline_is_what_tells_most():
 
 def test_one_direction():
     """The same scores are never both too high and too low; the comparison with a retrained model is asked first."""
+    about = {"auc_low": 0.4, "auc_high": 0.6}, "image-classification", True
     tests = {
         "margin": Matched(0.5, 0.02, 1.0, 0.3, 1e-9, 60, 90, [], {}),
         "entropy": Matched(0.7, 0.02, 1e-9, 0.4, 1e-9, 60, 90, [], {}),
     }
-    row = {"auc_low": 0.4, "auc_high": 0.6}
 
-    def kinds(*gap):
-        return {f.kind for f in evidence.membership_findings(tests, row, "image-classification", True, *gap)}
+    def kinds(beside=(), **called):
+        return {finding.kind for finding in evidence.membership_findings(tests, called, *about, beside)}
 
     assert kinds() == {"residual"}
-    assert kinds(Difference(-0.1, -0.2, -0.05, 1e-4)) == {"over"}
-    assert kinds(Difference(-0.1, -0.2, 0.05, 0.4)) == {"residual"}
+    assert kinds([Finding("relative", "", "", p=1e-4, kind="over")]) == {"over"}
+    assert kinds([Finding("relative", "", "", p=0.4, kind="over")]) == {"residual"}
+    assert kinds(accuracy=Shares(0.5, 0.6, 1e-7)) == {"residual"} and kinds(loss=Shares(0.5, 0.6, 1e-10)) == {"over"}
     tests["margin"] = Matched(0.41, 0.05, 0.1, 0.3, 0.3, 60, 90, [], {})
     assert kinds() == {"over"}
-    found = evidence.membership_findings(tests, row, "image-classification", True)
+    found = evidence.membership_findings(tests, {}, *about)
     assert found[-1].sentence.endswith("in 70.0% of pairs, but not the higher margin: it is sure of wrong answers.")
 
 
@@ -230,17 +231,19 @@ def test_whole_classes_pay_nothing():
 
 def simulated(rng, n_classes=10):
     """What three models say of samples that are hard in the same way for all of them: the original has memorised forget
-    and retained samples, two retrained ones the retained ones only."""
+    and retained samples, two retrained ones the retained ones only, and one of these is surer of everything."""
     sizes, measured = {"forget": 120, "retain": 600, "unseen": 300}, {}
     labels = {name: rng.integers(0, n_classes, n) for name, n in sizes.items()}
     hardness = {name: rng.normal(size=n) + labels[name] / 5 for name, n in sizes.items()}
-    for model in ("original", "unlearned"):
+    for model in ("original", "unlearned", "retrained"):
         measured[model] = {}
         for name, n in sizes.items():
             known = name == "retain" or (name == "forget" and model == "original")
             margin = 0.5 + 2 * known - hardness[name] + 0.7 * rng.normal(size=n)
+            margin *= 1.5 if model == "retrained" else 1
             entropy = np.exp(-np.abs(margin)) + 0.1 * rng.normal(size=n)
             signals = {"margin": margin, "entropy": entropy, "correct": (margin > 0).astype(float)}
+            signals["loss"] = np.log1p(np.exp(-margin))
             measured[model][name] = Measurement(labels[name], signals, None)
     return measured
 
@@ -252,7 +255,13 @@ def findings_of(measured, task="image-classification"):
     ctx = AuditContext(named, None, sets, labels, False, task, 10, None, measured=measured)
     row = {"auc_low": 0.0, "auc_high": 1.0}
     tests = stand_out(measured["unlearned"]["forget"], measured["unlearned"]["unseen"], task)
-    found = [*evidence.membership_findings(tests, row, task, True), *evidence.harm_findings(ctx)]
+    beside = [evidence._relative(evidence._gap(ctx)), *plain.retrained_findings(ctx, control=True)]
+    called = plain.attack(measured["unlearned"], task)
+    found = [
+        *beside,
+        *evidence.membership_findings(tests, called, row, task, True, beside),
+        *evidence.harm_findings(ctx),
+    ]
     correct(found)
     return found
 
@@ -719,7 +728,10 @@ def test_statistics_are_quick(monkeypatch):
         figures, _ = evidence._figures(ctx)
         tests = {name: stand_out(of["forget"], of["unseen"], ctx.task) for name, of in measured.items()}
         assert len(evidence._by_class(ctx, tests["unlearned"])) == 1000
-        assert evidence._attack(ctx, True) and evidence._planted_members(ctx, tests, among=6)["planted"] > 8000
+        called = {name: plain.attack(of, ctx.task) for name, of in measured.items()}
+        trace = evidence._trace(ctx, tests["original"], called["original"])
+        planted = evidence._planted_members(ctx, tests["original"], trace, among=6)
+        assert evidence._attack(ctx, True) and planted["planted"] > 8000
         times.append(time.process_time() - started)
     assert set(tests["original"]) == set(SCORES["classifier"]) and figures["unlearned"]["auc_low"] < 0.5
     assert min(times) < 0.5

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from hf_unlearn import UnlearningArguments, UnlearningError, recipe, split_dataset, unlearn
 from hf_unlearn.batches import Batch, DrawnSamples, TrainingCollator
 from hf_unlearn.completions import CompletionCollator
-from hf_unlearn.data import Columns, Source, check_overlap
+from hf_unlearn.data import Columns, Source, check_overlaps
 from hf_unlearn.losses import cross_entropy
 from hf_unlearn.methods import list_methods
 from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
@@ -195,11 +195,18 @@ class TestCollator:
             for word in WORDS
         ]
         forget, other, same = (datasets.Dataset.from_list(part) for part in (rows[:5], rows[5:], rows[4:]))
-        check_overlap(Source(forget, "forget", task="causal-lm"), [Source(other, "retain", task="causal-lm")])
+        check_overlaps(
+            {"forget": Source(forget, "forget", task="causal-lm"), "retain": Source(other, "retain", task="causal-lm")}
+        )
         with pytest.raises(
             UnlearningError, match=r"1 of the 5 forget samples stand in retain too \(rows 4 of forget\)"
         ):
-            check_overlap(Source(forget, "forget", task="causal-lm"), [Source(same, "retain", task="causal-lm")])
+            check_overlaps(
+                {
+                    "forget": Source(forget, "forget", task="causal-lm"),
+                    "retain": Source(same, "retain", task="causal-lm"),
+                }
+            )
 
     @pytest.mark.parametrize(
         ("about", "labels"),

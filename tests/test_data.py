@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, TimmWrapperImageProcessor, def
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, split_dataset
 from hf_unlearn.batches import Batch, Collator, DrawnSamples, TrainingCollator, is_deterministic
-from hf_unlearn.data import Columns, Source, StreamReader, check_overlap, split_unseen
+from hf_unlearn.data import Columns, Source, StreamReader, check_overlaps, split_unseen
 from hf_unlearn.schedule import Draw, Schedule
 from hf_unlearn.teacher import OnlineTeacher, TableTeacher
 from tests.samples import arguments, for_trainer, images, pictures, request, sentences
@@ -477,16 +477,19 @@ def encoded(pixels: np.ndarray, kind: str = "png") -> bytes:
 
 
 class TestOverlap:
+    def looked_at(self, **sets):
+        check_overlaps({name: Source(rows, name) for name, rows in sets.items()})
+
     def refused(self, forget, other, shared, rows):
         with pytest.raises(
             UnlearningError, match=f"{shared} of the .* samples stand in retain too .rows {rows} of fo"
         ):
-            check_overlap(Source(forget, "forget"), [Source(other, "retain")])
+            self.looked_at(forget=forget, retain=other)
 
     @pytest.mark.parametrize("make", [images, pictures, sentences])
     def test_shared_rows_are_counted_and_named(self, make):
         data = make(20)
-        check_overlap(Source(data.select(range(8)), "forget"), [Source(data.select(range(8, 20)), "retain")])
+        self.looked_at(forget=data.select(range(8)), retain=data.select(range(8, 20)))
         self.refused(data.select(range(8)), data.select(range(6, 20)), 2, "6, 7")
 
     def test_ten_rows_are_named_at_most(self):
@@ -508,7 +511,7 @@ class TestOverlap:
             )
 
         forget, retain = pairs(("a", "b"), ("ab", "")), pairs(("a", "c"), ("b", "a"), ("", "ab"))
-        check_overlap(Source(forget, "forget"), [Source(retain, "retain")])
+        self.looked_at(forget=forget, retain=retain)
         self.refused(forget, pairs(("x", "y"), ("ab", "")), 1, "1")
 
     def test_images_on_disk_and_embedded(self, tmp_path):
@@ -526,12 +529,23 @@ class TestOverlap:
         rows = [{"pixel_values": torch.full((3, 2, 2), float(i)), "label": 0} for i in range(4)]
         self.refused(rows[:2], rows[1:], 1, "1")
 
-    @pytest.mark.parametrize("other", ["retain", "unseen", "test"])
-    def test_allow(self, tmp_path, other):
-        data = request()
-        data[other] = data["forget"].select([3])
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            *(("forget", "retain"), ("forget", "unseen"), ("forget", "test")),
+            *(("unseen", "retain"), ("test", "retain"), ("test", "unseen")),
+        ],
+    )
+    def test_allow(self, tmp_path, one, other):
+        """Any two of the sets: unseen samples that were trained on, and evidence that has steered, say nothing."""
+        data = request() | {"test": images(8, seed=9)}
+        data[other] = datasets.concatenate_datasets(
+            [data[other].with_format(None), data[one].with_format(None).select([3])]
+        )
+        data[other] = data[other].with_format("torch")
+        size = len(data[one])
         with pytest.raises(
-            UnlearningError, match=rf'1 of the 8 forget samples stand in {other} too \(rows 3 of .*"allow"'
+            UnlearningError, match=rf'1 of the {size} {one} samples stand in {other} too \(rows 3 of .*"allow"'
         ):
             UnlearningTrainer(tiny_vit(), arguments(tmp_path), **for_trainer(data))
         UnlearningTrainer(tiny_vit(), arguments(tmp_path), overlap="allow", **for_trainer(data))
@@ -556,7 +570,7 @@ class TestUnreadable:
     )
     def test_row_is_named_before_anything_is_read(self, content):
         with pytest.raises(UnlearningError, match=r"Row 2 of forget cannot be read \(.+\); remove the row or replace"):
-            check_overlap(Source(self.broken(content), "forget"), [])
+            check_overlaps({"forget": Source(self.broken(content), "forget")})
 
     @pytest.mark.parametrize(
         "content",

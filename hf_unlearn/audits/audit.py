@@ -17,13 +17,14 @@ from .. import models
 from ..adapters import is_adapted, merged
 from ..batches import Collator, DrawnSamples, TrainingCollator, is_deterministic
 from ..completions import CompletionCollator
-from ..data import Columns, Source, split_unseen
+from ..data import Columns, Source, check_overlaps, split_unseen
 from ..data_checks import check_samples, number_classes
 from ..errors import UnlearningError
 from ..evaluation import Evaluator
 from . import evidence, exchange, passes
 from .context import AuditContext
 from .report import AuditReport
+from .split import Split, split_of
 from .verdict import decide, short
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def audit(
     processing_class: Any = None,
     level: int = 0,
     seed: int = 0,
+    split_seed: int | None = None,
     batch_size: int | None = None,
     columns: Columns | None = None,
     canaries: str | Sequence[int] | Sequence[bool] | None = None,
@@ -61,7 +63,8 @@ def audit(
         retain: samples that had to stay; at most 10,000 of them are read, drawn by the seed. None: only unseen samples of
             other classes are asked what they have paid.
         unseen: samples that neither model was trained on, of the same kind as `forget`. Only their evidence half is read,
-            as in `unlearn()`, whose methods may have seen the other one. None: memory is not judged.
+            as in `unlearn()`, whose methods may have seen the other one: pass the samples that the run had, in their order.
+            None: memory is not judged.
         test: read, all of it, instead of that half.
         retrained: a model trained without the forget samples; everything is then also held against it.
         reference: of level 2, a model of the same kind that was never trained on the forget samples.
@@ -70,7 +73,9 @@ def audit(
         processing_class: image processor or tokenizer; default: the original's, where it is loaded from a name.
         level: 0: forward passes only. 1: also probes, rounding and relearning. 2: also attacks with a reference model,
             which is trained where none is given.
-        seed: of the evidence half and of whatever is drawn.
+        seed: of whatever is drawn.
+        split_seed: of the halves of `unseen`; default: what a saved result or a release says of its run, else that of
+            `unlearn()`, 42.
         batch_size: samples of one forward pass.
         columns: of the data, where they have unusual names.
         canaries: forget samples whose labels were planted wrong: their places, true or false for each, or the column that
@@ -102,6 +107,7 @@ def audit(
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":
         check_overlaps(sources)
+    split = split_of(unlearned, split_seed, {name: len(source) for name, source in sources.items()})
     collator = (CompletionCollator if task == "causal-lm" else Collator)(
         sources["forget"],
         processing_class,
@@ -128,10 +134,11 @@ def audit(
         loaded,
         Evaluator(accelerator, samples, TrainingCollator(collator), num_labels, size),
         sources,
-        _measured(sources, seed),
+        _measured(sources, seed, split.seed),
         task,
         _is_class(sources, task),
         seed,
+        split,
         reference_model,
         base_model,
     )
@@ -169,7 +176,8 @@ def audit_result(
     indices = {"unseen" if name == "evidence" else name: of for name, of in trainer.indices.items()}
     indices.pop("control", None)
     parts = trainer.evaluator, trainer.sources, indices, trainer.task, trainer.request.is_class
-    ctx = _context(loaded, *parts, trainer.args.seed, reference_model, base_model)
+    split = Split(trainer.args.split_seed if trainer.request.is_split else None)
+    ctx = _context(loaded, *parts, trainer.args.seed, split, reference_model, base_model)
     names = {"unlearned": trainer.method.info.name}
     names |= {name: _name(others.get(name), model) for name, model in loaded.items() if name != "unlearned"}
     if trainer.origin:
@@ -217,6 +225,7 @@ def _report(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "level": level,
         "seed": ctx.seed,
+        "split_seed": ctx.split.seed,
         "task": ctx.task,
         "request": judged.request | {"class_names": evidence.class_names(ctx.models["original"])},
         "models": names,
@@ -315,7 +324,7 @@ def check_level(level: int, reference: nn.Module | str | None = None, base_model
 
 
 def check_models(loaded: dict[str, nn.Module]) -> None:
-    """Refuses models that do not say the same kind of thing about a sample."""
+    """Refuses models that do not say the same kind of thing about a sample, and a stand-in for retraining that is none."""
     original = loaded["original"]
     task = models.task_of(original)
     if task not in TASKS:
@@ -341,6 +350,13 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
                 f"Class {row} is {maps[0][row]!r} in original and {maps[1][row]!r} in {name}; expected one label map "
                 "(config.id2label) in both."
             )
+        if name in ("retrained", "reference"):
+            apart = passes.distance(original, model)
+            if apart is not None and apart["total"] == 0:
+                raise UnlearningError(
+                    f"{name} has the weights of the original, which was trained on the forget samples; expected a model that "
+                    "was trained without them."
+                )
 
 
 def _outputs(model: nn.Module) -> int:
@@ -369,27 +385,7 @@ def _source(data: Any, name: str, columns: Columns | None, task: str) -> Source:
     return source
 
 
-def check_overlaps(sources: dict[str, Source]) -> None:
-    """Refuses samples whose stored bytes stand in two sets: unseen ones would have been seen, forgotten ones kept."""
-    digests = {name: source.digests() for name, source in sources.items()}
-    for one, other in (
-        ("forget", "retain"),
-        ("forget", "unseen"),
-        ("forget", "test"),
-        ("unseen", "retain"),
-        ("test", "retain"),
-    ):
-        if one in digests and other in digests:
-            shared = np.flatnonzero(np.isin(digests[one], digests[other]))
-            if len(shared):
-                rows = ", ".join(map(str, shared[:10])) + (", ..." if len(shared) > 10 else "")
-                raise UnlearningError(
-                    f"{len(shared)} of the {len(digests[one])} {one} samples stand in {other} too (rows {rows} of {one}); "
-                    f'remove them from one of the two, or pass overlap="allow" if you mean it.'
-                )
-
-
-def _measured(sources: dict[str, Source], seed: int) -> dict[str, tuple[str, np.ndarray]]:
+def _measured(sources: dict[str, Source], seed: int, split_seed: int | None) -> dict[str, tuple[str, np.ndarray]]:
     sets = {"forget": ("forget", np.arange(len(sources["forget"])))}
     if "retain" in sources:
         size = len(sources["retain"])
@@ -398,7 +394,7 @@ def _measured(sources: dict[str, Source], seed: int) -> dict[str, tuple[str, np.
     if "test" in sources:
         sets["unseen"] = ("test", np.arange(len(sources["test"])))
     elif "unseen" in sources:
-        sets["unseen"] = ("unseen", split_unseen(sources["unseen"].labels, seed)[1])
+        sets["unseen"] = ("unseen", split_unseen(sources["unseen"].labels, split_seed)[1])
     return {name: of for name, of in sets.items() if len(of[1])}
 
 
@@ -416,6 +412,7 @@ def _context(
     task: str,
     is_class: bool,
     seed: int,
+    split: Split,
     reference: nn.Module | None,
     base_model: str | None = None,
 ) -> AuditContext:
@@ -432,6 +429,7 @@ def _context(
         num_labels=evaluator.num_labels,
         collator=evaluator.collator.collator,
         seed=seed,
+        split=split,
         reference=reference,
         base_model=base_model,
     )

@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from ..batches import Batch, Collator, TrainingCollator
 from ..evaluation import Evaluator, Measurement, to_model
 from ..schedule import Draw
+from .split import Split
 
 
 @dataclass
@@ -29,6 +30,7 @@ class AuditContext:
         collator: rows to model inputs.
         reference: a model that has never seen the forget samples, if one was given.
         base_model: what the original was fine-tuned from, by its name; a reference model is trained from it.
+        split: how the unseen samples were split; None where there are none.
         passes: samples that have gone forward through a model so far, see `count`.
     """
 
@@ -44,6 +46,7 @@ class AuditContext:
     reference: nn.Module | None = None
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict)
     base_model: str | None = None
+    split: Split | None = None
     passes: int = 0
 
     def count(self, model: nn.Module) -> RemovableHandle:

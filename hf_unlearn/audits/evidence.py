@@ -14,7 +14,7 @@ from ..data import Source
 from ..errors import UnlearningError
 from ..evaluation import Measurement, figures
 from ..metrics import functional
-from . import passes
+from . import passes, plain
 from .context import AuditContext
 from .membership import (
     Difference,
@@ -25,7 +25,8 @@ from .membership import (
     paired_drop,
     share_above,
 )
-from .verdict import ENOUGH, LEVEL, Finding, decides, short, smallest_auc
+from .plain import Shares
+from .verdict import ENOUGH, LEVEL, Finding, decides, seen, short, smallest_auc
 
 # What a sample's score is called; higher for what is remembered. The first one decides what a fault is called.
 SCORES = {
@@ -82,10 +83,12 @@ def stand_out(forget: Measurement, unseen: Measurement, task: str) -> dict[str, 
     return found
 
 
-def noticed(tests: dict[str, Matched], among: int) -> bool:
-    """Whether the samples would be found to stand out above, as one of so many tests."""
-    lowest = min(p for test in tests.values() for p in (test.p, test.ks_p))
-    return lowest * among <= LEVEL and _first(tests).auc > 0.5
+def remembered(tests: dict[str, Matched], called: dict[str, Shares]) -> float:
+    """The smallest p-value by which samples stand out above unseen ones; 1 where they do not."""
+    found = [shares.p for shares in called.values() if shares.forget > shares.unseen]
+    if _first(tests).auc > 0.5:
+        found += [p for test in tests.values() for p in (test.p, test.ks_p)]
+    return min(found, default=1.0)
 
 
 def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0) -> Judged:
@@ -100,15 +103,19 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
         name: stand_out(of["forget"], of["unseen"], ctx.task) if "unseen" in of else {}
         for name, of in measured.items()
     }
+    called = {name: plain.attack(of, ctx.task) if tests[name] else {} for name, of in measured.items()}
     matched = bool(tests["unlearned"])
-    control, gap = matched, None
+    control, beside = matched, []
     if matched and "retrained" in tests:
-        known = tests["retrained"].values()
-        control = min(test.p for test in known) * len(known) >= UNMATCHED
-        gap = _gap(ctx)
-        findings.append(_relative(gap))
+        known = [test.p for test in (*tests["retrained"].values(), *called["retrained"].values())]
+        control = min(known) * len(known) >= UNMATCHED
+        beside.append(_relative(_gap(ctx)))
+    if "retrained" in measured:
+        beside += plain.retrained_findings(ctx, control)
+    findings += beside
     if matched:
-        findings += membership_findings(tests["unlearned"], rows["unlearned"], ctx.task, control, gap)
+        about = tests["unlearned"], called["unlearned"], rows["unlearned"], ctx.task
+        findings += membership_findings(*about, control, beside)
         findings += _tails(measured["unlearned"])
     findings += _quality(ctx)
     if ctx.is_class:
@@ -122,11 +129,12 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
         findings.append(_head(ctx, distance))
 
     among = max(1, sum(decides(finding) for finding in findings) + deeper)
-    prevented, left_out = _cannot(ctx, tests, control, among)
+    trace = _trace(ctx, tests["original"], called["original"]) if matched else 1.0
     if canaries is not None:
         canary = _planted_labels(canary_tests["original"], len(canaries), among)
     else:
-        canary = _planted_members(ctx, tests, among)
+        canary = _planted_members(ctx, tests["original"], trace, among)
+    prevented, left_out = _cannot(ctx, tests, control, among, trace, canary)
     return Judged(
         request=_request(ctx),
         findings=findings,
@@ -149,31 +157,46 @@ def _first(tests: dict[str, Matched]) -> Matched:
     return next(iter(tests.values()))
 
 
+def _trace(ctx: AuditContext, tests: dict[str, Matched], called: dict[str, Shares]) -> float:
+    """The smallest p-value by which the original is found to remember the forget set."""
+    p = remembered(tests, called)
+    return min(p, _recognition(ctx, "original").p) if ctx.is_class else p
+
+
 def _cannot(
-    ctx: AuditContext, tests: dict[str, dict[str, Matched]], control: bool, among: int
+    ctx: AuditContext,
+    tests: dict[str, dict[str, Matched]],
+    control: bool,
+    among: int,
+    trace: float,
+    canary: dict[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Why an absence of faults would say nothing about memory, the gravest reason first; and what was left out."""
     if not tests["unlearned"]:
         return [_why_unmatched(ctx)], []
     main, prevented, left_out = _first(tests["unlearned"]), [], []
-    remembered = noticed(tests["original"], among)
-    if ctx.is_class:
-        remembered = remembered or _recognition(ctx, "original").p * among <= LEVEL
-    if not remembered:
+    auc, least = _first(tests["original"]).auc, smallest_auc(main.error, among)
+    if trace * among > LEVEL:
         prevented.append(
-            f"The original itself shows no memory of the forget set (AUC {short(_first(tests['original']).auc)}), so this "
-            "audit cannot see whether it was removed."
+            f"The original itself shows no memory of the forget set (AUC {short(auc)}), so this audit cannot see whether it "
+            "was removed."
         )
+    elif not seen(trace, among):
+        prevented.append(
+            f"The original's own memory of the forget set (AUC {short(auc)}) is less than what this audit sees in four of five "
+            f"cases (an AUC of {short(least)}), so it may miss a model from which nothing was removed."
+        )
+    if canary["auc"] is not None and not canary["noticed"]:
+        prevented.append(f"The self-test failed, so that nothing was found says little. {canary['sentence']}")
     if not control:
         prevented.append(
             "The retrained model, too, tells forget samples from the unseen ones, so these are no matched control; "
             "only the comparison with the retrained model counts."
         )
-    least = smallest_auc(main.error, among)
     if main.n_forget < ENOUGH or least >= 1:
-        seen = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
+        found = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
         prevented.append(
-            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {seen} "
+            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
             "would have been seen: that nothing was found says little."
         )
     if main.unmatched:
@@ -292,23 +315,30 @@ def _worst(ctx: AuditContext) -> dict[str, Any]:
 
 
 def membership_findings(
-    tests: dict[str, Matched], row: dict[str, float | None], task: str, control: bool, gap: Difference | None = None
+    tests: dict[str, Matched],
+    called: dict[str, Shares],
+    row: dict[str, float | None],
+    task: str,
+    control: bool,
+    beside: Sequence[Finding] = (),
 ) -> list[Finding]:
-    """Whether forget samples are where unseen ones are: by each score, and by the shape of the distribution of the first.
+    """Whether forget samples are where unseen ones are: by each score, by the shape of the distribution of the first, and by
+    the plainest attacks.
 
-    All of them are one kind of fault, told by the first that has a direction: that beside the retrained model (`gap`), then
-    the scores in their order. To be sure of wrong answers is not to remember: certainty is memory only where the margin is
-    no lower than that of unseen samples. The shape has no direction of its own.
+    All of them are one kind of fault, told by the first one `beside` the retrained model that is sure, else by the surest
+    that has a direction. To be sure of wrong answers is not to remember: certainty is memory only where the margin is no
+    lower than that of unseen samples. The shape has no direction of its own.
     """
     scores = SCORES["causal-lm" if task == "causal-lm" else "classifier"]
     of_their, of_its = ("", "") if task == "causal-lm" else (" of their class", " of its class")
     (first, main), *others = tests.items()
-    told = [(gap.p, gap.value)] if gap else []
-    told += [
+    told = [
         (test.p, (min(test.auc, main.auc) if name == "entropy" else test.auc) - 0.5) for name, test in tests.items()
     ]
-    above = next((above for p, above in told if p <= LEVEL), main.auc - 0.5)
-    side = "residual" if above >= 0 else "over"
+    told += [(shares.p, shares.forget - shares.unseen) for shares in called.values()]
+    surest, above = min(told, key=lambda one: one[0])
+    side = "residual" if (above if surest <= LEVEL else main.auc - 0.5) >= 0 else "over"
+    side = next((finding.kind for finding in beside if finding.p <= LEVEL), side)
     wrong = "entropy" in tests and main.auc < 0.5 < tests["entropy"].auc
     found = [
         Finding(
@@ -346,6 +376,7 @@ def membership_findings(
                 kind=side,
             )
         )
+    found += plain.matched_findings(called, side)
     return found if control else [replace(finding, kind="info") for finding in found]
 
 
@@ -606,20 +637,21 @@ def _planted_labels(test: Matched | None, planted: int, among: int) -> dict[str,
             "No unseen sample can be given one of the planted labels, so it is not known what this audit would notice."
         )
         return {"planted": planted, "auc": None, "noticed": False, "sentence": sentence}
-    seen = test.p * among <= LEVEL and test.auc > 0.5
-    stand = f"The {planted} planted wrong labels {'stand' if seen else 'do not stand'} out in the original"
-    end = "had they been left, this audit would have noticed" if seen else "this audit would not notice them"
+    found = test.p * among <= LEVEL and test.auc > 0.5
+    stand = f"The {planted} planted wrong labels {'stand' if found else 'do not stand'} out in the original"
+    end = "had they been left, this audit would have noticed" if found else "this audit would not notice them"
     return {
         "planted": planted,
         "auc": test.auc,
-        "noticed": seen,
+        "noticed": found,
         "sentence": f"{stand} (AUC {short(test.auc)}): {end}.",
     }
 
 
-def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], among: int) -> dict[str, Any]:
+def _planted_members(ctx: AuditContext, original: dict[str, Matched], trace: float, among: int) -> dict[str, Any]:
     """A self-test without known canaries: samples that the unlearned model was trained on, in the place of the forget
-    samples. In a class request there are none of that class, and the original stands in for a model that forgot nothing."""
+    samples. In a class request there are none of that class, and the original stands in for a model that forgot nothing:
+    by its tests, and the `trace` of what these find."""
     none = {"planted": 0, "auc": None, "noticed": False, "sentence": "There are no samples to plant."}
     if "unseen" not in ctx.sets:
         return none
@@ -637,22 +669,24 @@ def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], am
         if len(chosen):
             retain = of["retain"]
             signals = {name: values[chosen] for name, values in retain.signals.items()}
-            tested = stand_out(Measurement(retain.labels[chosen], signals, None), of["unseen"], ctx.task)
+            planted = Measurement(retain.labels[chosen], signals, None)
+            if tested := stand_out(planted, of["unseen"], ctx.task):
+                trace = remembered(tested, plain.attack(of, ctx.task, planted))
             what = (
                 f"Of {len(chosen)} retained samples, planted among the forget samples as ones that were not removed,"
             )
     else:
-        chosen, tested = ctx.labels["forget"], tests["original"]
+        chosen, tested = ctx.labels["forget"], original
         what = f"Of the {len(chosen)} forget samples in the original, where nothing is removed,"
     if not len(chosen) or not tested:
         return none
     main = _first(tested)
-    seen = noticed(tested, among)
-    end = "this audit would have noticed." if seen else "this audit would not have noticed."
+    found = trace * among <= LEVEL
+    end = "this audit would have noticed." if found else "this audit would not have noticed."
     return {
         "planted": main.n_forget,
         "auc": main.auc,
-        "noticed": seen,
+        "noticed": found,
         "sentence": f"{what} the AUC over unseen ones is {short(main.auc)}: {end}",
     }
 
@@ -663,14 +697,13 @@ def _planted_members(ctx: AuditContext, tests: dict[str, dict[str, Matched]], am
 
 def conventions(ctx: AuditContext) -> list[str]:
     """How the figures were made, and what is taken for granted."""
-    unseen = {"unseen": "the evidence half of the unseen samples, which no method may use", "test": "the test set"}
     said = ["Natural logarithms; statistics in float64 after the forward pass."]
     processor = ctx.collator.processing_class
     if isinstance(processor, BaseImageProcessor) and ctx.collator.raw_columns:
         backend = getattr(processor, "backend", "its own")  # that of timm has none
         said.append(f"Images are read by {type(processor).__name__}; backend: {backend}.")
     if "unseen" in ctx.sets:
-        said.append(f"Unseen samples are {unseen[ctx.sets['unseen'][0]]}.")
+        said.append(f"Unseen samples are {ctx.split}.")
         said.append(
             "They are taken for what the forget samples would be to a model that was never trained on these. Mislabelled, "
             "poisoned or hand-picked forget samples need unseen samples of the same kind."
@@ -693,6 +726,8 @@ def conventions(ctx: AuditContext) -> list[str]:
     said += [
         "MIA: logistic regression on the entropy, members are retained samples, fitted on one half and asked on the other, "
         "halves swapped; the share of forget samples called members.",
+        *([plain.CONVENTION] if "unseen" in ctx.sets else []),
+        *([plain.BESIDE] if "retrained" in ctx.models else []),
         f"Harm: accuracy on the same samples, more than {100 * HARM['retain']:.0f} points (retained) or {100 * HARM['unseen']:.0f} "
         f"(unseen) below the {'retrained' if 'retrained' in ctx.models else 'original'} model's.",
         f"All tests that may fail the model are corrected together (Holm): a model that has never seen the forget samples "

@@ -28,7 +28,8 @@ PLAIN = {
 }
 # Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
 TELLING = (
-    *("recognition", "canaries", "membership", "relative", "harm_retain", "harm_unseen", "extraction", "min_k"),
+    *("recognition", "canaries", "membership", "accuracy", "relative", "paired_accuracy"),
+    *("harm_retain", "harm_unseen", "extraction", "min_k", "loss", "paired_loss"),
     *("rmia", "relearning", "probe", "quantization", "entropy", "spread"),
 )
 
@@ -114,6 +115,19 @@ def smallest_auc(error: float, tests: int, sides: int = 2) -> float:
     0.556
     """
     return min(1.0, 0.5 + float(norm.isf(LEVEL / sides / tests) + norm.ppf(POWER)) * error)
+
+
+def seen(p: float, tests: int) -> bool:
+    """Whether what gave this two-sided p-value would be found in `POWER` of cases, as one of several tests.
+
+        z_{1−p/2} ≥ z_{1−α/(2·tests)} + z_power
+
+    An AUC of at least `smallest_auc` is; a p-value that is just significant would be in half of the cases.
+
+    >>> seen(0.05, tests=1), seen(0.004, tests=1), seen(0.004, tests=10)
+    (False, True, False)
+    """
+    return bool(norm.isf(p / 2) >= norm.isf(LEVEL / 2 / tests) + norm.ppf(POWER))
 
 
 def decide(

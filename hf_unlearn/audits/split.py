@@ -1,0 +1,86 @@
+"""Which of the unseen samples an audit reads: the half that the run it judges was not steered by."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import httpx
+from torch import nn
+
+from .. import models
+from ..data import SPLIT_SEED
+from ..errors import UnlearningError
+
+METRICS = "metrics.json"  # of a saved result or a release, with what the run was
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the unseen samples were split for an audit.
+
+    Attributes:
+        seed: of the halves; None where a test set is read whole.
+        doubt: why these samples may have steered the run all the same; None where they cannot.
+    """
+
+    seed: int | None
+    doubt: str | None = None
+
+    def __str__(self) -> str:
+        if self.seed is None:
+            return "the test set, all of it"
+        if self.doubt is None:
+            return f"their evidence half (split seed {self.seed}, as in the run), which no method may use"
+        return f"one half of them (split seed {self.seed}); {self.doubt}, so it is not known whether they steered it"
+
+
+def split_of(unlearned: nn.Module | str, given: int | None, sizes: dict[str, int]) -> Split:
+    """The split of the run that made the model, if its folder or repository tells of it; else `given`, or the default.
+
+    Args:
+        sizes: of the sets of the audit.
+    """
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        raise UnlearningError(f"split_seed is {given!r}; expected a whole number from 0 on.")
+    if "test" in sizes or "unseen" not in sizes:
+        return Split(None)
+    run = recorded_run(unlearned) if isinstance(unlearned, (str, os.PathLike)) else None
+    if run is None:
+        return Split(SPLIT_SEED if given is None else given, "no record of the run was found beside the model")
+    samples, seeds = run["request"]["samples"], run["seeds"]
+    if "unseen" in samples and "test" in samples:
+        raise UnlearningError(
+            f"{unlearned} was unlearned with a test set, so that all of its unseen samples may have steered it; pass the test "
+            "set, or other samples that the run did not have, as test=."
+        )
+    if "unseen" not in samples:
+        return Split(SPLIT_SEED if given is None else given)
+    seed = seeds.get("split", seeds["unlearning"])  # before it had a seed of its own, the run's split them
+    if given not in (None, seed):
+        raise UnlearningError(
+            f"split_seed is {given}, and the run of {unlearned} split its unseen samples by {seed}; leave split_seed out, or "
+            "pass samples that the run did not have as test=."
+        )
+    if samples["unseen"] != sizes["unseen"]:
+        return Split(seed, f"the run had {samples['unseen']} unseen samples and this audit {sizes['unseen']}")
+    return Split(seed)
+
+
+def recorded_run(name: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What `metrics.json` beside a model says of the run that made it; None where there is none."""
+    repo, revision = models.split_revision(name)
+    try:
+        path = models.find_file(repo, METRICS, {"revision": revision})
+    except (OSError, ValueError, httpx.HTTPError) as error:
+        raise UnlearningError(models.explain(error, repo, revision)) from error
+    if path is None:
+        return None
+    try:
+        run = json.loads(Path(path).read_text())["run"]
+        if isinstance(run["request"]["samples"], dict) and isinstance(run["seeds"]["unlearning"], int):
+            return run
+    except (ValueError, KeyError, TypeError):
+        pass
+    return None  # somebody else's metrics.json
