@@ -16,10 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from hf_unlearn import DampConfig, UnlearningError, cli, split_dataset, unlearn
-from hf_unlearn.hub import prepare, verify
+from hf_unlearn.hub import Parent, list_revisions, prepare, purge, purge_plan, push, rollback, tag, verify
 from hf_unlearn.hub.names import is_released
 from hf_unlearn.hub.receipt import SECRETS
-from hf_unlearn.hub import Parent, list_revisions, purge, purge_plan, push, rollback, tag
 from hf_unlearn.models import load_model, save_model, weights_digest
 from tests import samples, tiny
 from tests.hub.server import READER, WRITER
@@ -781,7 +780,8 @@ def test_purge(hub, original, pushed, capsys):
     hub.forget_requests()
     for confirm in (None, "yes", original, f"{original}@main", f"{original}@{BRANCH}"):
         with pytest.raises(
-            UnlearningError, match="Nothing was done; to do it, confirm with 'me/vit@unlearned/request-42:[0-9a-f]{12}'"
+            UnlearningError,
+            match="Nothing was done; to do it, confirm with 'me/vit@unlearned/request-42:[0-9a-f]{12}'",
         ):
             purge(original, BRANCH, confirm=confirm)
     assert cli.main(["purge", original, "--revision", BRANCH]) == 0
@@ -810,7 +810,9 @@ def test_purge_spares_what_a_tag_holds(hub, original, pushed):
 def test_purge_goes_on(hub, original, pushed):
     (gone,) = large(hub, original, pushed.commit)
     hub.fail("drop", fits="super-squash")
-    with pytest.raises(UnlearningError, match="was not purged completely, and a new plan goes on with it: the Hub can"):
+    with pytest.raises(
+        UnlearningError, match="was not purged completely, and a new plan goes on with it: the Hub can"
+    ):
         purge(original, BRANCH, confirm=purge_plan(original, BRANCH).confirmation)
     hub.recover()
     plan = purge(original, BRANCH, confirm=purge_plan(original, BRANCH).confirmation)

@@ -24,7 +24,12 @@ LISTS = re.compile(
 )
 SOME = "some classes"
 # And where it counts the samples of these classes, which there may be as many of in no other one.
-COUNTS = re.compile(r"(?<=beside )[\d,]+ (?=unseen ones)|(?<=The population has )[\d,]+(?= samples)")
+COUNTS = {
+    re.compile(r"With [\d,]+ forget samples (\(at least \d+ are wanted\)) beside [\d,]+ unseen ones"): (
+        r"With so few forget samples \1 or unseen ones of their classes"
+    ),
+    re.compile(r"The population has [\d,]+ samples"): "The population has too few samples",
+}
 
 
 def check_fewest(fewest: int) -> None:
@@ -103,8 +108,14 @@ def publishable(content: dict[str, Any], class_names: bool = False, fewest: int 
         content["classes"] = []
         for part in ("verdict", "reasons", "membership"):
             if part in content:
-                content[part] = each_text(content[part], lambda text: COUNTS.sub("", LISTS.sub(SOME, text)))
+                content[part] = each_text(content[part], _without_classes)
     return rounded(content)
+
+
+def _without_classes(text: str) -> str:
+    for counted, instead in COUNTS.items():
+        text = counted.sub(instead, text)
+    return LISTS.sub(SOME, text)
 
 
 def _withheld(samples: int, fewest: int) -> dict[str, Any]:
