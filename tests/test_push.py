@@ -22,23 +22,10 @@ from hf_unlearn.hub.receipt import SECRETS
 from hf_unlearn.models import load_model, save_model, weights_digest
 from tests import samples, tiny
 from tests.hub.server import READER, WRITER
+from tests.releases import contents, publish, write_release
 from tests.runs import request, tiny_multitask
 
 BRANCH = "unlearned/request-42"
-CONFIG = '{"method": "lotus", "config": {}}'
-CARD = b"---\ntags:\n- machine-unlearning\n---\n# A model\n"
-
-
-def write_release(folder, model, processor=None, unlearned=True):
-    """What a release has, around a model."""
-    save_model(model, folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
-    (folder / "README.md").write_bytes(CARD)
-    if unlearned:
-        for name in ("unlearning_config.json", "unlearning_receipt.json", "metrics.json", "audit.json", "audit.html"):
-            (folder / name).write_text("{}\n" if name != "unlearning_config.json" else CONFIG)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +41,6 @@ def folders(tmp_path_factory):
 def original(hub, folders):
     """A repository with the original on `main`; its name."""
     return publish(hub, "me/vit", folders / "original")
-
-
-def publish(hub, name, folder):
-    hub.put(name, contents(folder))
-    return name
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def added(hub, name, revision):

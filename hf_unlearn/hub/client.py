@@ -26,6 +26,7 @@ T = TypeVar("T")
 TRIES, WAIT = 4, 1.0  # seconds before the second try, twice as many before each further one
 TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 CONFLICTS = (408, 409)  # what may pass too, and the client does not try again by itself
+WRAPPING = (LocalEntryNotFoundError, RuntimeError)
 TOKEN = re.compile(r"[\x21-\x7e]+")
 # What the Hub client raises when something cannot be had.
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
@@ -87,7 +88,8 @@ def retry(call: Callable[..., T], *args: Any, on: tuple[int | None, ...] = (None
     for attempt in range(TRIES):
         try:
             return call(*args, **kwargs)
-        except (httpx.HTTPError, json.JSONDecodeError, LocalEntryNotFoundError) as error:  # an error page is no JSON
+        # An error page is no JSON; a file that is not in the cache either, and an upload, have the reason behind them.
+        except (httpx.HTTPError, json.JSONDecodeError, *WRAPPING) as error:
             if attempt == TRIES - 1 or not may_pass(error) or status(error) not in on:
                 raise
             time.sleep(WAIT * 2**attempt)
@@ -103,14 +105,17 @@ def chain(error: BaseException) -> list[BaseException]:
 
 
 def status(error: BaseException) -> int | None:
-    """What the Hub answered, if it did: of a file that is not in the cache either, the reason is behind the error."""
-    answers = chain(error) if isinstance(error, LocalEntryNotFoundError) else [error]
+    """What the Hub answered, if it did."""
+    answers = chain(error) if isinstance(error, WRAPPING) else [error]
     return next((cause.response.status_code for cause in answers if isinstance(cause, HfHubHTTPError)), None)
 
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same request may be answered another time."""
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain(error)):
+    causes = chain(error)
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+        return False
+    if isinstance(error, WRAPPING) and not any(isinstance(cause, httpx.HTTPError) for cause in causes):
         return False
     return status(error) in (None, *TRANSIENT)
 

@@ -59,7 +59,7 @@ ROOTS = (
     *("projects", "nobackup", "dev/shm", "run/user"),
 )
 LOCAL_PATH = re.compile(
-    rf"(?<![\w./~\-)\]}}])/(?:{'|'.join(ROOTS)})/[\w.~-]|(?<![A-Za-z])[A-Za-z]:\\{{1,2}}[\w.]|(?<!\\)\\\\[\w.-]+\\\w|\bfile://"
+    rf"(?<![\w./~\-)\]}}])/(?:{'|'.join(ROOTS)})/[\w.~-]|(?<![A-Za-z])[A-Za-z]:\\{{1,2}}[\w. -]+\\|(?<!\\)\\\\[\w.-]+\\\w|\bfile://"
 )
 WHOLE_PATH = re.compile(r"/[^/\s]+/\S.*|~[/\\].*|[A-Za-z]:[\\/].*|\\\\[\w.-]+\\.*")  # the whole of a text in JSON
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from ..errors import UnlearningError
-from .client import check_token, client, is_absent, reader, reading, telling
+from .client import CONFLICTS, check_token, client, is_absent, reader, reading, retry, telling
 from .contents import (
     Files,
     check_private,
@@ -148,7 +148,8 @@ def push(
             kept = _kept(others, content)
             removals = [CommitOperationDelete(name, is_folder=False) for name in sorted(others - kept)]
             meant = content | as_meant({name: before[name] for name in kept})
-            repository.api.preupload_lfs_files(repo_id, additions, revision=revision, free_memory=False)
+            upload = {"revision": revision, "free_memory": False}
+            retry(repository.api.preupload_lfs_files, repo_id, additions, **upload, on=CONFLICTS)
             title = message or f"Unlearned revision {revision}"
             commit = repository.commit(revision, [*additions, *removals], title, start, meant, is_new)
         elif _holds(repository.tree(head), content):  # a push whose last answer was lost is repeated
