@@ -132,34 +132,47 @@ def push(
             _check_public(repository, named_repositories(files) | ({parent.repo_id} if parent else set()))
         parent = parent or Parent(repo_id, start)  # which the command says: main may go on
         files |= _addressed_card(folder, files, repo_id, revision, token)
-        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-        content = {operation.path_in_repo: blobs_of(operation) for operation in additions}
-        head, is_new = refs["branches"].get(revision), False
-        if head is None:
-            is_new = repository.create_branch(revision, start)
-        if head in (None, start):
-            check_tag(tag, refs, None)
-            if revision != MAIN and not any(map(is_weights, before)):
-                logger.warning(
-                    f"{repo_id} holds no model where {revision!r} begins: who leaves out the revision may get none; to_main=True "
-                    "(--to-main) pushes to main."
-                )
-            others = before.keys() - content.keys()
-            kept = _kept(others, content)
-            removals = [CommitOperationDelete(name, is_folder=False) for name in sorted(others - kept)]
-            meant = content | as_meant({name: before[name] for name in kept})
-            upload = {"revision": revision, "free_memory": False}
-            retry(repository.api.preupload_lfs_files, repo_id, additions, **upload, on=CONFLICTS)
-            title = message or f"Unlearned revision {revision}"
-            commit = repository.commit(revision, [*additions, *removals], title, start, meant, is_new)
-        elif _holds(repository.tree(head), content):  # a push whose last answer was lost is repeated
-            commit = head
-            check_tag(tag, refs, commit)
-        else:
-            raise UnlearningError(moved(repo_id, revision, head, start))
+        commit = _commit_of_release(repository, revision, files, start, before, refs, tag, message)
         if tag:
             repository.tag(tag, commit)
     return Pushed(repo_id, revision, commit, repository.url(revision))
+
+
+def _commit_of_release(
+    repository: Repository,
+    revision: str,
+    files: Files,
+    start: str,
+    before: Mapping[str, Blob],
+    refs: dict[str, dict[str, str]],
+    tag: str | None,
+    message: str | None,
+) -> str:
+    """The commit with these files, on a branch that begins at `start`; the one that is there, if the push is a repeated one."""
+    additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+    content = {operation.path_in_repo: blobs_of(operation) for operation in additions}
+    head, is_new = refs["branches"].get(revision), False
+    if head not in (None, start):
+        if not _holds(repository.tree(head), content):
+            raise UnlearningError(moved(repository.name, revision, head, start))
+        check_tag(tag, refs, head)
+        return head  # the last answer of a push was lost
+    check_tag(tag, refs, None)
+    if head is None:
+        is_new = repository.create_branch(revision, start)
+    if revision != MAIN and not any(map(is_weights, before)):
+        logger.warning(
+            f"{repository.name} holds no model where {revision!r} begins: who leaves out the revision may get none; to_main=True "
+            "(--to-main) pushes to main."
+        )
+    others = before.keys() - content.keys()
+    kept = _kept(others, content)
+    removals = [CommitOperationDelete(name, is_folder=False) for name in sorted(others - kept)]
+    meant = content | as_meant({name: before[name] for name in kept})
+    upload = {"revision": revision, "free_memory": False}
+    retry(repository.api.preupload_lfs_files, repository.name, additions, **upload, on=CONFLICTS)
+    title = message or f"Unlearned revision {revision}"
+    return repository.commit(revision, [*additions, *removals], title, start, meant, is_new)
 
 
 def push_command(
