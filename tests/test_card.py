@@ -19,7 +19,8 @@ from hf_unlearn import UnlearningError, UnlearningResult, metrics, unlearn
 from hf_unlearn.audits.report import AuditReport
 from hf_unlearn.hub import card, release
 from hf_unlearn.hub.card import base_model, controlled, figures_table, make_card, show, wilson, with_uis, write_card
-from hf_unlearn.hub.revisions import Parent
+from hf_unlearn.hub.repository import Parent
+from hf_unlearn.hub.withholding import SOME, coarse, publishable, rounded
 from tests.audit_contents import HOSTILE, audit_content
 from tests.runs import launch, make_trainer, request
 from tests.samples import arguments, fitted, images, learnt, same_bits, weights
@@ -79,8 +80,8 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(runs, tmp_path_factory) -> Path:
-    """A release without an audit."""
-    return release.prepare(runs(), tmp_path_factory.mktemp("release") / "vit")
+    """A release without an audit, with the figures of its eight samples."""
+    return release.prepare(runs(), tmp_path_factory.mktemp("release") / "vit", fewest=1)
 
 
 def sections(text: str) -> dict[str, str]:
@@ -174,8 +175,8 @@ class TestFigures:
         assert table.pop("") == ["original", "unlearned"]
         keys = {**{v: k for k, v in card.NAMES.items()}, "unseen acc. (never-seen control)": "unseen_accuracy"}
         assert {keys[name] for name in table} == {
-            *("forget_accuracy", "unseen_accuracy", "retain_accuracy", "mia", "auc", "uis"),
-        }  # and no RF-JSD, of eight samples
+            *("forget_accuracy", "unseen_accuracy", "retain_accuracy", "mia", "auc", "rf_jsd", "uis"),
+        }
         for name, shown in table.items():
             key = keys[name]
             for when, text in zip(("before", "after"), shown, strict=True):
@@ -201,14 +202,14 @@ class TestFigures:
         assert controlled(given) == {"forget_a": 1.0, "unseen_a": 0.5}
         data = learnt() | {"unseen": None}
         result = unlearn(fitted(), **data, method="finetune", args=arguments(tmp_path / "run"))
-        out = release.prepare(result, tmp_path / "release")
+        out = release.prepare(result, tmp_path / "release", fewest=1)
         found = check_card((out / "README.md").read_text())
         assert "forget acc." not in found["Before and after"] and "retain acc." in found["Before and after"]
         assert "is not shown, because there is nothing of unseen samples" in found["Before and after"]
         assert [r.dataset_type for r in ModelCard.load(out / "README.md").data.eval_results] == ["unlearning-retain"]
 
     def test_tasks(self, runs, tmp_path):
-        out = release.prepare(runs("multitask"), tmp_path / "release")
+        out = release.prepare(runs("multitask"), tmp_path / "release", fewest=1)
         after = json.loads((out / "metrics.json").read_text())["after"]
         table = cells(sections((out / "README.md").read_text())["Before and after"])
         for task in ("colour", "shape", "size"):
@@ -299,9 +300,22 @@ class TestMetadata:
             data = make_card(folder, **about, parent=Parent(name, hub.branches(name)["main"])).data
             assert data.license is None and data.base_model == name
 
-    def test_a_parent_that_cannot_be_reached(self, folder, caplog):
-        data = make_card(folder, parent=Parent("me/unreachable", "0" * 40)).data
-        assert data.base_model == "me/unreachable" and "The card of me/unreachable could not be read" in caplog.text
+    def test_a_parent_that_cannot_be_read(self, hub, folder):
+        """No card says that a licence is not stated which nobody has asked for."""
+        hub.put("me/parent", {"README.md": b"---\nlicense: mit\n---\n"})
+        parent = Parent("me/parent", hub.branches("me/parent")["main"])
+        hub.fail("drop")
+        with pytest.raises(
+            UnlearningError, match="The card of me/parent, whose licence goes on, cannot be read: the Hub"
+        ):
+            make_card(folder, parent=parent)
+        hub.recover()
+        hub.fail(409, times=1)
+        assert make_card(folder, parent=parent).data.license == "mit"
+        with pytest.raises(
+            UnlearningError, match="The card of me/none, whose licence goes on, cannot be read: there is"
+        ):
+            make_card(folder, parent=Parent("me/none", "0" * 40))
 
 
 class TestLoading:
@@ -417,7 +431,7 @@ class TestAudit:
         report = AuditReport(audit_content(level=0, layers=0))
         out = release.prepare(runs(), tmp_path / "release", report=report)
         assert "[audit.html](audit.html)" in check_card((out / "README.md").read_text())["Audit"]
-        assert AuditReport.from_json(out / "audit.json").content == release.publishable(report.content)
+        assert AuditReport.from_json(out / "audit.json").content == publishable(report.content)
         assert report.content["verdict"]["headline"] in (out / "audit.html").read_text()
         assert {"audit.json", "audit.html"} < json.loads((out / "unlearning_receipt.json").read_text())["files"].keys()
 
@@ -425,31 +439,53 @@ class TestAudit:
         content = audit_content()
         content["request"] |= {"forget_classes": [3, 4], "class_names": [HOSTILE]}
         content["models"] |= {"original": "/data/me/vit", "unlearned": "me/vit", "retrained": "me/vit@c0ffee"}
-        content["classes"] = [{"class": c, "name": f"class {c}", "forget": n} for c, n in ((3, 9), (4, 10))]
-        found = release.publishable(content)
-        assert found["request"]["forget_classes"] == [] and found["request"]["class_names"] is None
+        for asked in (False, True):  # of single samples, no class is told though it were asked for
+            found = publishable(content, class_names=asked)
+            assert found["request"]["forget_classes"] == found["classes"] == []
+            assert found["request"]["class_names"] is None
         assert found["models"] == {"original": "original", "unlearned": "me/vit", "retrained": "me/vit@c0ffee"}
-        assert [(row["class"], row["name"]) for row in found["classes"]] == [(4, None)]
         content["request"]["kind"] = "class"
-        found = release.publishable(content)
+        found = publishable(content)
         assert found["request"]["forget_classes"] == found["classes"] == []
-        found = release.publishable(content, class_names=True)
-        assert found["request"]["class_names"] == [HOSTILE] and found["classes"] == content["classes"]
+        found = publishable(content, class_names=True)
+        assert found["request"]["class_names"] == [HOSTILE] and found["classes"] == rounded(content["classes"])
 
-    @pytest.mark.parametrize("n", [9, 10])
+    @pytest.mark.parametrize("n", [29, 30])
     def test_of_few_samples_no_figure_tells_a_guess_from_another(self, n):
         content = audit_content()
         content["request"]["samples"]["forget"] = n
         content["figures"]["original"] |= {"forget_loss": 2.34567891, "forget_accuracy": 2 / 3, "unseen_loss": 1 / 7}
-        found = release.publishable(content)
+        found = publishable(content)
         row = found["figures"]["original"]
-        assert row["forget_loss"] == (None if n < 10 else 2.346)
-        assert (row["forget_accuracy"], row["unseen_loss"]) == (0.6667, 0.1429)
-        for part in ("distributions", "connectivity"):
-            assert (part in found) == (n >= 10) and part in content
-        metrics = release.coarse({"forget_loss": 2.34567891, "rf_jsd": 0.1, "mia": 0.25}, n)
-        few = {"forget_loss": None, "rf_jsd": None, "mia": 0.25}
-        assert metrics == (few if n < 10 else {"forget_loss": 2.346, "rf_jsd": 0.1, "mia": 0.25})
+        assert row["unseen_loss"] == 0.1429 and (row.get("forget_accuracy"), row.get("forget_loss")) == (
+            (None, None) if n < 30 else (0.6667, 2.346)
+        )
+        assert all(all(key.startswith("unseen_") for key in row) for row in found["figures"].values()) is (n < 30)
+        for part in (
+            "distributions",
+            "connectivity",
+            "locality",
+            "worst",
+            "stages",
+            "relearning",
+            "canary",
+            "membership",
+        ):
+            assert (part in found) == (n >= 30) and part in content
+        assert found["verdict"]["outcome"] == ("cannot judge" if n < 30 else content["verdict"]["outcome"])
+        assert "findings" not in found["verdict"] or bool(found["verdict"]["findings"]) == (n >= 30)
+        few = {"unseen_accuracy": 0.25}
+        given = {"forget_loss": 2.34567891, "retain_accuracy": 1.0, "rf_jsd": 0.1, "mia": 0.25} | few
+        assert coarse(given, n) == (few if n < 30 else given | {"forget_loss": 2.346})
+        assert coarse(given, n, fewest=10)["mia"] == 0.25 and coarse(given, n, fewest=100) == few
+
+    def test_how_few_is_checked(self, runs, tmp_path):
+        for fewest in (0, -1, True, 2.5, "30", None):
+            with pytest.raises(
+                UnlearningError, match="fewest is .*; expected a whole number of forget samples, from 1 on"
+            ):
+                release.prepare(runs(), tmp_path / "release", fewest=fewest)
+        assert not (tmp_path / "release").exists()
 
     def test_sentences_that_name_classes(self, tmp_path):
         """A forget class without unseen samples, with telling names: the audit says which, the release does not."""
@@ -463,9 +499,14 @@ class TestAudit:
             report = unlearn(model, **data, method="finetune", args=args).audit()
             said = json.dumps(report.content["verdict"])
             assert "secret" in said
-            found = release.publishable(report.content)
-            assert "secret" not in json.dumps(found) and release.SOME in json.dumps(found["verdict"])
-            named = release.publishable(report.content, class_names=True)["verdict"]
+            found = publishable(report.content)
+            assert "secret" not in json.dumps(found) and SOME in json.dumps(found["verdict"])
+            assert not re.search(
+                r"beside \d|With \d", json.dumps(found["verdict"])
+            )  # a number of one class may be its name
+            assert publishable(report.content, class_names=True) == found
+            report.content["request"]["kind"] = "class"
+            named = publishable(report.content, class_names=True)["verdict"]
             said = [
                 [finding["sentence"] for finding in verdict["findings"]]
                 for verdict in (named, report.content["verdict"])
@@ -491,8 +532,8 @@ class TestPrepare:
         note = "Stage 1: nothing was removed for class 1, whose mean lies within 0.02 of its length"  # as damp's are
         result.trainer.method.notes.append(note)
         try:
-            one = release.prepare(result, tmp_path / "one", parent=None)
-            two = release.prepare(result, tmp_path / "two", class_names=True)
+            one = release.prepare(result, tmp_path / "one", parent=None, fewest=1)
+            two = release.prepare(result, tmp_path / "two", class_names=True, fewest=1)
         finally:
             result.model.config.id2label[1] = "LABEL_1"
             result.trainer.method.notes.remove(note)
@@ -508,7 +549,7 @@ class TestPrepare:
         data = learnt() | {"unseen": images(16, num_labels=2)}
         result = unlearn(fitted(), **data, method="finetune", args=arguments(tmp_path / "run"))
         assert re.search(r"\[[\d, ]+\]", result.metrics["reasons"]["rf_jsd"])
-        out = release.prepare(result, tmp_path / "release")
+        out = release.prepare(result, tmp_path / "release", fewest=1)
         saved = json.loads((out / "metrics.json").read_text())
         assert saved["reasons"]["rf_jsd"] == "no unseen sample of some classes"
         assert not any(re.search(r"\[\d", why) for why in saved["reasons"].values()) and "report" not in saved

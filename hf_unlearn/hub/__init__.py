@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "card": ["make_card"],
     "metrics": ["push_metric"],
+    "purging": ["purge", "purge_plan"],
     "receipt": ["check_inclusion", "make_receipt", "prove"],
     "release": ["prepare"],
-    "revisions": ["Parent", "Pushed", "list_revisions", "purge", "purge_plan", "push", "rollback", "tag"],
+    "repository": ["Parent"],
+    "revisions": ["Pushed", "list_revisions", "push", "rollback", "tag"],
     "sequence": ["evaluate_earlier"],
     "verification": ["Verification", "verify"],
 }
@@ -20,9 +22,11 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from .card import make_card
     from .metrics import push_metric
+    from .purging import purge, purge_plan
     from .receipt import check_inclusion, make_receipt, prove
     from .release import prepare
-    from .revisions import Parent, Pushed, list_revisions, purge, purge_plan, push, rollback, tag
+    from .repository import Parent
+    from .revisions import Pushed, list_revisions, push, rollback, tag
     from .sequence import evaluate_earlier
     from .verification import Verification, verify
 

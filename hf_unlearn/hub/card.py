@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +13,19 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from ..audits.report import AuditReport
+from ..errors import UnlearningError
 from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
 from ..report import NAMES, SCORES
+from .client import check_token, reading, retry
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
 
 if TYPE_CHECKING:
-    from .revisions import Parent
+    from .repository import Parent
 
 logger = logging.getLogger(__name__)
 
@@ -205,19 +203,22 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def read_parent_card(repo_id: str, commit: str | None, token: str | bool | None = None) -> dict[str, Any]:
-    """The metadata of a card on the Hub; nothing, with a warning, where it cannot be had."""
+    """The metadata of a card on the Hub; nothing where there is none, and with a warning where it is no YAML."""
+    check_token(token)
     try:
-        return read_card(hf_hub_download(repo_id, CARD, revision=commit, token=token))
-    except LocalEntryNotFoundError as error:
-        problem = error
-    except EntryNotFoundError:
-        return {}
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, yaml.YAMLError) as error:
-        problem = error
-    logger.warning(
-        f"The card of {repo_id} could not be read ({type(problem).__name__}): its licence, languages and datasets are "
-        "not in the new card."
-    )
+        with reading(f"The card of {repo_id}, whose licence goes on,"):
+            path = retry(hf_hub_download, repo_id, CARD, revision=commit, token=token)
+    except UnlearningError as error:
+        if isinstance(error.__cause__, RemoteEntryNotFoundError):
+            return {}
+        raise
+    try:
+        return read_card(path)
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning(
+            f"The card of {repo_id} has metadata that are no YAML ({type(error).__name__}): its licence, languages and datasets "
+            "are not in the new card."
+        )
     return {}
 
 
@@ -269,6 +270,8 @@ def make_card(
             "method": method["name"],
             **({"parent": original, "parent_revision": commit} if original else {}),
             **({"receipt": RECEIPT} if receipt else {}),
+            **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
+            **({"revision": revision} if revision else {}),
         },
     )
     training = config.get("training") or {}
@@ -352,4 +355,5 @@ def _template() -> jinja2.Template:
         autoescape=False,  # it is Markdown, see `escape`
     )
     environment.filters |= {"plain": escape, "json": functools.partial(json.dumps, indent=2, sort_keys=True)}
+    environment.filters["shell"] = shlex.quote
     return environment.get_template("card.md")

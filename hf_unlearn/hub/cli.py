@@ -1,13 +1,14 @@
 """The commands of `hf-unlearn` that work on revisions of a Hub repository."""
 
 import argparse
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UnlearningError
 
 if TYPE_CHECKING:
-    from .revisions import Parent
+    from .repository import Parent
 
 
 def push(argv: Sequence[str]) -> None:
@@ -23,6 +24,9 @@ def push(argv: Sequence[str]) -> None:
     parser.add_argument("--create", choices=("private", "public"), help="create the repository if it does not exist")
     parser.add_argument("--message", help="the title of the commit")
     parser.add_argument("--tag", help="a tag for the commit")
+    parser.add_argument(
+        "--name-private-parent", action="store_true", help="let a public release name a parent that is private"
+    )
     options = parser.parse_args(argv)
     from . import revisions
 
@@ -35,6 +39,7 @@ def push(argv: Sequence[str]) -> None:
         message=options.message,
         tag=options.tag,
         to_main=options.to_main,
+        name_private_parent=options.name_private_parent,
     )
     print(f"{pushed.url}\ncommit {pushed.commit} of {pushed.revision}")
 
@@ -86,22 +91,22 @@ def purge(argv: Sequence[str]) -> None:
     parser.add_argument("repository", help="OWNER/NAME")
     parser.add_argument("--revision", metavar="BRANCH", required=True)
     parser.add_argument(
-        "--confirm", metavar="OWNER/NAME@BRANCH", help="do it; without this, only say what would be gone"
+        "--confirm", metavar="PLAN", help="do what was shown, by its name; without this, only say what would be gone"
     )
     options = parser.parse_args(argv)
-    from . import revisions
+    from . import purging
 
     if options.confirm is None:
-        plan = revisions.purge_plan(options.repository, options.revision)
-        print(f"{plan.describe()}\nNothing was done. To do it: --confirm {plan.confirmation}")
+        plan = purging.purge_plan(options.repository, options.revision)
+        print(f"{plan.describe()}\nNothing was done. To do it: --confirm {shlex.quote(plan.confirmation)}")
         return
-    plan = revisions.purge(options.repository, options.revision, confirm=options.confirm)
+    plan = purging.purge(options.repository, options.revision, confirm=options.confirm)
     print(f"Done: {len(plan.commits)} commits and {len(plan.files)} large files are gone from {options.repository}.")
 
 
 def read_parent(text: str, repository: str) -> "Parent":
     """`OWNER/NAME@COMMIT`, or a commit of the repository itself."""
-    from .revisions import Parent
+    from .repository import Parent
 
     name, _, commit = text.rpartition("@")
     if not commit:

@@ -5,10 +5,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd
+
 from .. import metrics
 from ..errors import UnlearningError
 from ..metrics import functional
-from .revisions import client, telling
+from .client import client, retry, telling
+from .names import MAIN
+from .repository import Repository, as_meant, blobs_of
+from .weights import files_in
 
 
 def write_space(name: str, repo_id: str, folder: str | Path) -> Path:
@@ -39,10 +44,12 @@ def push_metric(name: str, repo_id: str, token: str | None = None, private: bool
             f"The repository is {repo_id!r}; expected NAMESPACE/{name}, because evaluate.load looks for a script with the "
             "name of the repository."
         )
-    about = {"repo_id": repo_id, "repo_type": "space"}
     with telling(f"The metric {name} was not pushed to {repo_id}"), tempfile.TemporaryDirectory() as folder:
-        api = client(token)
+        space = Repository(client(token), repo_id, "space")
         write_space(name, repo_id, folder)
-        api.create_repo(**about, space_sdk="gradio", private=private, exist_ok=True)
-        api.upload_folder(**about, folder_path=folder, commit_message=f"The metric {name} of hf_unlearn")
-    return f"{api.endpoint}/spaces/{repo_id}"
+        retry(space.api.create_repo, repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        start = space.head(MAIN)
+        additions = [CommitOperationAdd(file, Path(folder, file)) for file in files_in(Path(folder))]
+        meant = as_meant(space.tree(start)) | {add.path_in_repo: blobs_of(add) for add in additions}
+        space.commit(MAIN, additions, f"The metric {name} of hf_unlearn", start, meant)
+    return f"{space.api.endpoint}/spaces/{repo_id}"

@@ -5,15 +5,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from .. import models
 from ..adapters import is_adapted, own_adapters
 from ..errors import UnlearningError
-from .release import prepare
-from .revisions import MAIN, Parent, Pushed, check_names, default_branch, pinned, push, push_command, status
-from .weights import HUB_ERRORS
+from .client import HUB_ERRORS, UnreadableError, check_token, is_absent, reader, retry
+from .names import MAIN, check_names
+from .release import prepare, where_it_is_written
+from .repository import Parent
+from .revisions import Pushed, default_branch, pinned, push
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RELEASE = "release"  # inside the output folder
-OPTIONS = ("class_names", "sign_key", "dataset", "earlier")  # of `prepare` and `make_receipt`
+OPTIONS = ("class_names", "fewest", "sign_key", "dataset", "earlier")  # of `prepare` and `make_receipt`
 
 
 def publish(
@@ -39,11 +41,17 @@ def publish(
     private: bool | None = None,
     message: str | None = None,
     tag: str | None = None,
+    name_private_parent: bool = False,
     **release: Any,
 ) -> Pushed | None:
-    """What `UnlearningResult.push_to_hub` does."""
+    """What `UnlearningResult.push_to_hub` does.
+
+    A release names its parent, with the digests of its weights and its receipt. Where these cannot be read, no release is
+    made without them: the model is saved, and the error says where.
+    """
     trainer = result.trainer
     check_names(repo_id, revision, tag, to_main)
+    check_token(token)
     if unknown := sorted(release.keys() - set(OPTIONS)):
         raise UnlearningError(
             f"push_to_hub was given {', '.join(unknown)}; expected, of a release, only {', '.join(OPTIONS)}. The card is made from "
@@ -55,19 +63,21 @@ def publish(
         parent = Parent(trainer.origin["repo"], trainer.origin["revision"])
     folder = Path(folder or Path(trainer.args.output_dir, RELEASE))
     try:
-        parent = parent and pinned(parent, token)
-    except UnlearningError as error:
-        if status(error.__cause__) == 404:  # a name that is not there
-            raise
-        folder = prepare(result, folder, **about)
+        if parent:
+            found = [parent]
+            where_it_is_written(trainer, lambda: found.insert(0, pinned(parent, token)))
+            parent = found[0]
+        folder, parent = _prepare(result, folder, parent, **about)
+    except UnreadableError as error:
+        saved = result.save(folder.with_name(f"{folder.name}-unfinished"))
         raise UnlearningError(
-            f"{str(error).rstrip('.')}; {folder} is complete but for the parent, which its receipt does not name (it would, if the "
-            f"result were pushed again), and this pushes it: {push_command(folder, repo_id, branch, parent, private, tag, message)}"
-        ) from error
-    folder, parent = _prepare(result, folder, parent, **about)
+            f"{str(error).rstrip('.')}; nothing was pushed, the model is saved in {saved}, and the same call makes the release and "
+            "pushes it, once that can be read."
+        ) from error.__cause__
     if not trainer.args.should_save:
         return None
     where = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
+    where["name_private_parent"] = name_private_parent
     return push(folder, repo_id, revision=None if to_main else branch, **where)
 
 
@@ -82,6 +92,8 @@ def _prepare(
     for claim in claimed:
         try:
             return prepare(result, folder, parent=claim, **about), claim
+        except UnreadableError:  # it may be the one all the same
+            raise
         except UnlearningError as error:
             why = error
     if claimed and is_adapted(result.model) and not own_adapters(result.model):
@@ -105,10 +117,10 @@ def _claimed_parents(trainer: "UnlearningTrainer", token: str | None) -> list[Pa
         return []
     cache = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
     try:
-        heads = {ref.name: ref.target_commit for ref in HfApi(token=token).list_repo_refs(name).branches}
+        heads = {ref.name: ref.target_commit for ref in retry(reader(token).list_repo_refs, name).branches}
         cached = {branch: commit for branch, commit in heads.items() if (cache / commit).is_dir()}
-    except HUB_ERRORS:
-        heads, cached = {MAIN: models.commit_of(name)}, {}
+    except HUB_ERRORS as error:
+        heads, cached = {MAIN: None if is_absent(error) else models.commit_of(name)}, {}
     noted = getattr(base.config, "_commit_hash", None)
     commits = [noted, cached.pop(MAIN, None), *cached.values(), heads.get(MAIN)]
     return [Parent(name, commit) for commit in dict.fromkeys(commits) if commit]

@@ -6,7 +6,6 @@ be forgotten, to method, configuration and figures, and to every other file of t
 
 import hashlib
 import json
-import logging
 import os
 import secrets as random
 from bisect import bisect_left
@@ -31,12 +30,12 @@ from ..errors import UnlearningError
 from ..facts import describe_run
 from . import merkle
 from .canonical import FORMAT, KIND, body, canonical, digest_of, read_json, read_receipt
-from .names import ADAPTER_CONFIG, CONFIG, LEGAL, METRICS, RECEIPT, WEIGHTS_INDEX, is_released
+from .client import check_token, reading
+from .names import ADAPTER_CONFIG, CONFIG, METRICS, RECEIPT, WEIGHTS_INDEX, is_legal, is_released
 from .sequence import drift
 from .signing import sign
-from .weights import HUB_ERRORS, adapter_files, fetch_weights, files_in, saved_digest, weight_files
-
-logger = logging.getLogger(__name__)
+from .weights import adapter_files, fetch_weights, files_in, saved_digest, weight_files
+from .withholding import FEWEST
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 SECRETS = "receipt_secrets.json"
 
 # What may be written anew after the release, such as the card, which itself is made from the receipt.
-DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore", *LEGAL)
+DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,6 +171,7 @@ def make_receipt(
     earlier: Sequence[Mapping[str, Any]] | None = None,
     sign_key: str | Path | None = None,
     token: str | None = None,
+    fewest: int = FEWEST,
 ) -> dict[str, Any]:
     """Write the receipt of a release into its folder, and its secrets beside the run; gives the receipt.
 
@@ -184,7 +184,9 @@ def make_receipt(
             the fingerprint that `datasets` gives to a choice of rows lets anyone try out which rows were chosen.)
         earlier: what `evaluate_earlier` gave for the samples of earlier requests. Their names are published.
         sign_key: a PEM file with an Ed25519 private key.
+        fewest: samples of an earlier request below which its figures are left out.
     """
+    check_token(token)
     folder, trainer = Path(folder), result.trainer
     where, origin = _find_parent(parent, trainer.origin, token)
     if origin and is_adapted(result.model) and not own_adapters(result.model) and adapter_files(files_in(origin)):
@@ -214,7 +216,7 @@ def make_receipt(
         "image_processor": _image_processor(trainer.processing_class),
         "dataset": dict(dataset) if dataset else None,
         "metrics": {when: figures.get(when) for when in ("before", "after")},
-        "earlier": [_published(row) for row in earlier or []],
+        "earlier": [_published(row, fewest) for row in earlier or []],
         "files": file_digests(folder),
     }
     receipt["digest"] = digest_of(receipt)
@@ -234,9 +236,14 @@ def method_digests(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _published(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What `evaluate_earlier` found, without the exact losses: with few samples, those tell a good guess from a bad one."""
-    coarse = {when: {key: value for key, value in row[when].items() if key != "loss"} for when in ("before", "after")}
+def _published(row: Mapping[str, Any], fewest: int) -> dict[str, Any]:
+    """What `evaluate_earlier` found, without the exact losses, and without any figure of few samples: with those, a good
+    guess of the samples can be told from a bad one."""
+    enough = row["samples"] >= fewest
+    coarse = {
+        when: {key: value if enough else None for key, value in row[when].items() if key != "loss"}
+        for when in ("before", "after")
+    }
     return {"name": row["name"], "samples": row["samples"], **coarse}
 
 
@@ -253,7 +260,11 @@ def file_digest(path: Path) -> str:
 def fixed_files(names: Sequence[str]) -> list[str]:
     """Those that may not change: all but the receipt, documents, and weights, whose tensors have a digest."""
     others = {RECEIPT, *weight_files(names), WEIGHTS_INDEX}
-    return [name for name in names if name not in others and not any(map(PurePosixPath(name).match, DOCUMENTS))]
+    return [
+        name
+        for name in names
+        if name not in others and not is_legal(name) and not any(map(PurePosixPath(name).match, DOCUMENTS))
+    ]
 
 
 def _find_parent(
@@ -268,14 +279,8 @@ def _find_parent(
         where = {"repo": origin["repo"], "commit": origin["revision"]}
     else:
         return None, None
-    try:
+    with reading(f"The parent {where['repo']}@{where['commit']}, whose weights and receipt go into the receipt,"):
         return where, fetch_weights(where["repo"], where["commit"], token)
-    except HUB_ERRORS as error:
-        logger.warning(
-            f"The parent's weights and receipt cannot be had, so the receipt says less of them than it could: "
-            f"{models.explain(error, where['repo'], where['commit'])}"
-        )
-        return where, None
 
 
 def _keep_secrets(trainer: Any, path: Path) -> Secrets:
@@ -299,17 +304,15 @@ def _image_processor(processor: Any) -> dict[str, str | None] | None:
 
 
 def _link(where: dict[str, str] | None, origin: Path | None) -> dict[str, str | None] | None:
-    """What names the predecessor: where its receipt is, and its digest, which is None if the parent could not be read."""
-    if origin is None:
-        return where and {**where, "receipt": None}
-    if not (origin / RECEIPT).is_file():
+    """What names the predecessor: where its receipt is, and its digest."""
+    if origin is None or not (origin / RECEIPT).is_file():
         return None
     receipt = digest_of(body(read_receipt(origin)))
     return {**(where or {"repo": None, "commit": None}), "receipt": receipt}
 
 
 def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | None) -> str | None:
-    """The digest of the original's saved weights; None if the parent cannot be read and the original was not kept."""
+    """The digest of the original's saved weights; None if no parent is named and the original was not kept."""
     about = read_json(Path(trainer.args.output_dir, PRIVATE, "original.json"))
     kept = Path(trainer.args.output_dir, PRIVATE, about["folder"]) if about["folder"] else None
     if origin is None:

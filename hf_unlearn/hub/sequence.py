@@ -15,8 +15,9 @@ from ..data_checks import check_samples, number_classes
 from ..errors import UnlearningError
 from ..evaluation import figures
 from .canonical import body, digest_of, read_receipt
+from .client import UnreadableError, reading, retry
 from .names import RECEIPT
-from .weights import HUB_ERRORS, fetch_weights, relative_distance
+from .weights import fetch_weights, relative_distance
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -31,7 +32,7 @@ def predecessors(receipt: Mapping[str, Any], token: str | None = None) -> Iterat
     a local folder (its link names no repository) ends the way.
     """
     while (link := receipt["previous"]) and link["repo"] and link["receipt"]:
-        path = hf_hub_download(link["repo"], RECEIPT, revision=link["commit"], token=token)
+        path = retry(hf_hub_download, link["repo"], RECEIPT, revision=link["commit"], token=token)
         receipt = read_receipt(Path(path).parent)
         yield link, receipt
         if not is_named(receipt, link):
@@ -48,7 +49,7 @@ def drift(
 ) -> dict[str, float | None]:
     """The relative L2 distance of a release to its parent, and to the original of the first request.
 
-    None where those weights cannot be had, or are other tensors (an adapter beside a whole model).
+    None where those weights are not there any more, or are other tensors (an adapter beside a whole model).
 
     Args:
         origin: the folder of the parent.
@@ -60,11 +61,14 @@ def drift(
     if previous is None:
         return {"parent": parent, "first": parent}
     try:
-        first = [previous, *(receipt for _, receipt in predecessors(previous, token))][-1]
-        if first["previous"] or not first["parent"]:
-            return {"parent": parent, "first": None}
-        begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token)
-    except HUB_ERRORS:
+        with reading("The first original of this chain of requests"):
+            first = [previous, *(receipt for _, receipt in predecessors(previous, token))][-1]
+            if first["previous"] or not first["parent"]:
+                return {"parent": parent, "first": None}
+            begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token)
+    except UnreadableError:
+        raise
+    except UnlearningError:  # it is not there, or holds no weights
         return {"parent": parent, "first": None}
     return {"parent": parent, "first": relative_distance(begun, folder)}
 

@@ -21,6 +21,7 @@ from ..errors import UnlearningError
 from . import merkle, signing
 from .canonical import body, canonical, digest_of, read_json, read_receipt
 from .card import read_card, results, with_uis
+from .client import check_token
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, METRICS, PROCESSORS, RECEIPT, WEIGHTS_INDEX, fits
 from .receipt import Secrets, file_digest, fixed_files, method_digests, record_digests
 from .sequence import is_named, predecessors
@@ -110,6 +111,7 @@ def verify(
             or a Hub id with the commit behind an @.
         public_key: a PEM file with the Ed25519 key that must have signed the receipt.
     """
+    check_token(token)
     if (forget is None) != (secrets is None):
         raise UnlearningError(
             f"{'secrets' if forget is None else 'forget'} is given alone; expected the records and the secrets of the "

@@ -4,18 +4,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import httpx
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnlearningError
 from ..models import TIMM_PREFIX, digest_tensors
+from .client import CONFLICTS, reader, retry
+from .client import HUB_ERRORS as HUB_ERRORS  # what fetch_weights raises
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECEIPT, SHARDS, WEIGHTS
-
-# What the Hub client raises when something cannot be had.
-HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
@@ -34,12 +31,16 @@ def adapter_files(names: Iterable[str]) -> list[str]:
 
 def fetch_weights(repo: str, commit: str, token: str | None = None) -> Path:
     """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS."""
-    # Asked first, because without a connection a download gives whatever part of the revision is in the cache.
-    names = HfApi(token=token).list_repo_files(repo, revision=commit)
+    # File by file: without a connection, a download of all gives whatever part of the revision is in the cache.
+    names = retry(reader(token).list_repo_files, repo, revision=commit, on=CONFLICTS)
     files = weight_files(names)
     configs = [str(PurePosixPath(file).with_name(ADAPTER_CONFIG)) for file in adapter_files(files)]
-    wanted = [*files, *configs, "config.json", RECEIPT]
-    return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted, token=token))
+    wanted = sorted({*files, *configs, "config.json", RECEIPT} & set(names))
+    if not wanted:
+        raise UnlearningError(f"{repo} at {commit} holds no {WEIGHTS}, shards of it or {ADAPTER_WEIGHTS}.")
+    for file in wanted:
+        path = Path(retry(hf_hub_download, repo, file, revision=commit, token=token))
+    return path.parents[file.count("/")]
 
 
 def files_in(folder: Path) -> list[str]:

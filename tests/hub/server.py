@@ -21,6 +21,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -550,16 +551,32 @@ def item(commit: dict[str, Any], path: str) -> dict[str, Any]:
 @route("POST", "/api/{kind}/{id}/preupload/{rev}")
 @writing
 def preupload(hub: LocalHub, handler: Handler, repo: Repo, rev: str) -> Any:
-    present = repo.commit(rev)["files"]
+    present, asked = repo.commit(rev)["files"], handler.json()
+    patterns = asked.get("gitIgnore")
+    if patterns is None and ".gitignore" in present:
+        patterns = repo.content(present[".gitignore"]).decode()
     answers = []
-    for file in handler.json()["files"]:
+    for file in asked["files"]:
         entry = present.get(file["path"], {})
         mode = "lfs" if is_large(file["path"], file["size"]) else "regular"
         answers.append(
-            {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+            {"path": file["path"], "uploadMode": mode, "shouldIgnore": is_ignored(file["path"], patterns or "")}
             | {"oid": entry.get("sha256") or entry.get("oid")}
         )
     return {"files": answers}
+
+
+def is_ignored(path: str, patterns: str) -> bool:
+    """By the lines of a `.gitignore`, the last that fits: names, wildcards, folders and exceptions."""
+    ignored = False
+    for line in (line.strip() for line in patterns.splitlines()):
+        pattern = line.removeprefix("!").strip("/")
+        if not pattern or line.startswith("#"):
+            continue
+        names = [path, *parents(path)] if "/" in pattern else path.split("/")
+        if any(fnmatchcase(name, pattern) for name in names):
+            ignored = not line.startswith("!")
+    return ignored
 
 
 @route("POST", "/{prefix}{id}.git/info/lfs/objects/batch")

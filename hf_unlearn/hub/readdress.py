@@ -1,0 +1,43 @@
+"""A card for another address: what it says of where the model is changes, and what somebody has written into it stays."""
+
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from ..errors import UnlearningError
+from .card import make_card, read_card, read_parent_card
+from .names import CARD
+from .repository import Parent
+
+
+def readdressed(folder: Path, repo_id: str, revision: str, token: str | bool | None = None) -> str | None:
+    """The card of a release for another repository or branch; None where it is for this one, or is not one of ours."""
+    data = read_card(folder / CARD)
+    ours = data.get("hf_unlearn")
+    old = (ours.get("repository"), ours.get("revision")) if isinstance(ours, dict) else None
+    if old in (None, (repo_id, revision)):
+        return None
+    parent = Parent(ours["parent"], ours["parent_revision"]) if ours.get("parent_revision") else None
+    parent_card = read_parent_card(parent.repo_id, parent.commit, token) if parent else data
+    before, after = (
+        str(make_card(folder, repo_id=name, revision=branch, parent=parent, parent_card=parent_card)).splitlines()
+        for name, branch in (old, (repo_id, revision))
+    )
+    return _merged((folder / CARD).read_text().splitlines(), before, after)
+
+
+def _merged(text: list[str], before: list[str], after: list[str]) -> str:
+    """A text with the changes from one version of it to the next, each of which is looked for between its neighbours."""
+    for tag, i, j, k, m in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag == "equal":
+            continue
+        # A line on each side says where it is: else two equal lines could not be told apart.
+        old = before[max(i - 1, 0) : j + 1]
+        new = before[max(i - 1, 0) : i] + after[k:m] + before[j : j + 1]
+        places = [n for n in range(len(text) - len(old) + 1) if text[n : n + len(old)] == old]
+        if len(places) != 1:
+            raise UnlearningError(
+                f"{CARD} was written for another address, and edited where that stands ({old[0] or old[-1]!r}); write it anew with "
+                "hub.card.write_card(folder, repo_id=..., revision=...), and edit that"
+            )
+        text = text[: places[0]] + new + text[places[0] + len(old) :]
+    return "\n".join(text) + "\n"
