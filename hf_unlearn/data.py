@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -326,7 +326,18 @@ class Source:
         return labels
 
     def digests(self) -> np.ndarray:
-        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones."""
+        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones.
+
+        Receipts of format 1 commit to these (see `hub.records`), so they stay as they are.
+        """
+        return np.asarray([self._digest(values) for values in self.stored()])
+
+    def stored(self, **numpy: Any) -> Iterator[list]:
+        """What is stored of every sample's input, a value for each input column; of an image the bytes of its file.
+
+        Args:
+            numpy: what `with_format("numpy")` is given: `dtype=None` keeps floats of more than 32 bits.
+        """
         if not isinstance(self.dataset, datasets.Dataset):
             inputs = ([self.dataset[i][c] for c in self.input_columns] for i in range(len(self)))
         else:
@@ -335,20 +346,21 @@ class Source:
                 if isinstance(feature, datasets.Image):
                     stored = stored.cast_column(column, datasets.Image(decode=False))
                 elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
-                    stored = stored.with_format("numpy")  # nested lists would be much slower
+                    stored = stored.with_format("numpy", **numpy)  # nested lists would be much slower
             inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
-        return np.asarray([self._digest(values, i) for i, values in enumerate(inputs)])
+        for index, values in enumerate(inputs):
+            if any(value is None for value in values):
+                raise _unreadable(index, self.name, "nothing is stored")
+            yield [_image_bytes(v, index, self.name) if isinstance(v, dict) else v for v in values]
 
     def _holds_conversations(self, column: str) -> bool:
         return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])
 
-    def _digest(self, values: list, index: int) -> bytes:
+    def _digest(self, values: list) -> bytes:
         digest = hashlib.blake2b(digest_size=16)
         for value in values:
-            if value is None:
-                raise _unreadable(index, self.name, "nothing is stored")
-            if isinstance(value, dict):  # a stored image
-                digest.update(_image_bytes(value, index, self.name))
+            if isinstance(value, bytes):  # of a stored image
+                digest.update(value)
             elif is_conversation(value):
                 digest.update(json.dumps(value, sort_keys=True).encode())
             elif isinstance(value, str):

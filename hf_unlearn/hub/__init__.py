@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 _MODULES = {
     "card": ["make_card"],
     "metrics": ["push_metric"],
-    "receipt": ["check_inclusion", "make_receipt", "prove"],
+    "receipt": ["make_receipt"],
+    "records": ["check_inclusion", "prove"],
     "release": ["prepare"],
     "revisions": ["Parent", "Pushed", "list_revisions", "purge", "purge_plan", "push", "rollback", "tag"],
     "sequence": ["evaluate_earlier"],
@@ -20,7 +21,8 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from .card import make_card
     from .metrics import push_metric
-    from .receipt import check_inclusion, make_receipt, prove
+    from .receipt import make_receipt
+    from .records import check_inclusion, prove
     from .release import prepare
     from .revisions import Parent, Pushed, list_revisions, purge, purge_plan, push, rollback, tag
     from .sequence import evaluate_earlier

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from ..errors import UnlearningError
 from .card import is_local, read_card, write_card
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_released
-from .receipt import make_receipt
+from .receipt import make_receipt, seal
 from .revisions import pinned
 from .weights import files_in
 
@@ -81,9 +81,10 @@ def prepare(
         if report is not None:
             _write_audit(report, unfinished, class_names)
         (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
-        make_receipt(result, unfinished, parent=origin, sign_key=sign_key, token=token, **receipt)
+        make_receipt(result, unfinished, parent=origin, token=token, **receipt)
         about = {"parent": address, "parent_card": parent_card, "token": token}
         write_card(unfinished, repo_id=repo_id, revision=revision, **about)
+        seal(unfinished, sign_key)
         _replace(folder, unfinished)
 
     _where_it_is_written(trainer, begin)

@@ -16,7 +16,7 @@ from ..evaluation import figures
 from ..request import check_labels
 from .canonical import body, digest_of, read_receipt
 from .names import RECEIPT
-from .weights import HUB_ERRORS, fetch_weights, relative_distance
+from .weights import HUB_ERRORS, TooLargeError, fetch_weights, parent_limit, relative_distance
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -63,8 +63,8 @@ def drift(
         first = [previous, *(receipt for _, receipt in predecessors(previous, token))][-1]
         if first["previous"] or not first["parent"]:
             return {"parent": parent, "first": None}
-        begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token)
-    except HUB_ERRORS:
+        begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token, limit=parent_limit(folder))
+    except (*HUB_ERRORS, TooLargeError):
         return {"parent": parent, "first": None}
     return {"parent": parent, "first": relative_distance(begun, folder)}
 
