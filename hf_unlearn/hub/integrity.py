@@ -201,7 +201,7 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
         release.uncovered.append(f"{HOW_TO_LOAD!r} of {CARD} tells to load from {repo}")
     if receipt["version"] != __version__:
         release.uncovered.append(
-            f"the title and {HOW_TO_LOAD!r} of {CARD}, which hf_unlearn {receipt['version']} wrote and {__version__} cannot write "
+            f"the title, the name in model-index and {HOW_TO_LOAD!r} of {CARD}, which hf_unlearn {receipt['version']} wrote and {__version__} cannot write "
             "again"
         )
         return
@@ -215,8 +215,8 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
     for what, expected in again.place.named().items():
         if card.place.named()[what] != expected:
             raise Failed(f"{what!r} in {CARD} was changed or is missing")
-    for key in PLACED:
-        if repo and card.metadata.get(key) != again.metadata.get(key):
+    for key in (*PLACED, "model-index"):
+        if card.metadata.get(key) != again.metadata.get(key):
             raise Failed(f"{key} in the metadata of {CARD} is not the one that belongs there")
 
 

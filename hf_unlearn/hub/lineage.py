@@ -25,8 +25,7 @@ class Origin:
     """The parent's folder, fetched when a check first asks for it."""
 
     def __init__(self, claimed: dict[str, str] | None, given: str | Path | None, release: Subject, limit: int | None):
-        self.claimed, self.given, self.token = claimed, given, release.token
-        self.limit = parent_limit(release.folder) if limit is None else limit
+        self.claimed, self.given, self.release, self.token, self.limit = claimed, given, release, release.token, limit
 
     @cached_property
     def folder(self) -> Path:
@@ -36,8 +35,9 @@ class Origin:
         if self.claimed is None:
             raise Unchecked("the receipt names no parent on the Hub; pass its folder as parent")
         repo, commit = self.claimed["repo"], self.claimed["commit"]
+        limit = parent_limit(self.release.folder) if self.limit is None else self.limit
         try:
-            return fetch_weights(repo, commit, self.token, self.limit)
+            return fetch_weights(repo, commit, self.token, limit)
         except HUB_ERRORS as error:
             raise Unchecked(models.explain(error, f"{repo}@{commit}", commit).rstrip(".")) from None
         except TooLargeError as error:
