@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from hf_unlearn import UnlearningError, cli, models
 from hf_unlearn.hub import Parent, make_receipt, prepare, verify
 from hf_unlearn.hub.canonical import body, canonical, digest_of
+from hf_unlearn.hub.card import write_card
 from hf_unlearn.hub.names import CARD, CONFIG, METRICS, RECEIPT, WEIGHTS, WEIGHTS_INDEX
+from hf_unlearn.hub.receipt import seal
 from hf_unlearn.hub.signing import sign
 from hf_unlearn.hub.weights import parent_limit
 from tests.samples import images
@@ -457,6 +459,24 @@ def test_a_card_of_another_version(made, release, tmp_path):
     assert found.ok and "and 'How to load' of README.md, which hf_unlearn 0.0.1 wrote" in found.line
     text(CARD, r"^(\| forget acc\. \| )\S+", r"\g<1>0.001")(release)
     assert verify(release).failed == ["card"]
+
+
+@pytest.mark.parametrize("repo", ["me/vit", "you/vit"], ids=["the parent's repository", "another"])
+@pytest.mark.parametrize("branch", [None, BRANCH])
+def test_a_card_that_is_made_again_for_another_place(made, tmp_path, repo, branch):
+    """The signature is of a card without a place, and holds for the same card anywhere."""
+    parent, parent_card = Parent("me/vit", "0" * 40), {"base_model": "google/vit", "license": "mit"}
+    folder = Path(shutil.copytree(made.release, tmp_path / "release"))
+    about = {"parent": parent, "parent_card": parent_card}
+    write_card(folder, **about)
+    seal(folder, made.key)
+    assert verify(folder, public_key=made.public).ok
+    write_card(folder, repo_id=repo, revision=branch, **about)
+    found = verify(folder, public_key=made.public)
+    assert found.ok and found.uncovered == []
+    base = "google/vit" if repo == "me/vit" else "me/vit"
+    text(CARD, f"base_model: {base}", "base_model: evil/vit")(folder)
+    assert verify(folder).failed == ["card"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
