@@ -274,6 +274,10 @@ def push_metric(argv: Sequence[str]) -> None:
 def verify(argv: Sequence[str]) -> int:
     """check a release against its receipt: verify REPO_OR_FOLDER [--revision REV]"""
     parser = _parser(verify)
+    parser.epilog = (
+        "Exit codes: 0 nothing failed; 1 something failed; 2 it could not be done; 3 nothing failed, but the receipt is signed "
+        "and no --public-key says by whom."
+    )
     parser.add_argument("release", metavar="REPO_OR_FOLDER", help="a Hub id or a local folder")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     what = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for one split or a slice, as train[:10%%]"
@@ -281,6 +285,9 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument("--secrets", metavar="FILE", help="receipt_secrets.json of that run, to look for them")
     parser.add_argument("--parent", help="a folder, or REPO@COMMIT, with what the model was unlearned from")
     parser.add_argument("--public-key", metavar="FILE", help="PEM file of the Ed25519 key that must have signed")
+    parser.add_argument(
+        "--max-parent-gb", type=float, metavar="GB", help="fetch a parent of up to this size to compare"
+    )
     options = parser.parse_args(argv)
     from .hub.verification import verify as check
 
@@ -296,9 +303,10 @@ def verify(argv: Sequence[str]) -> int:
         secrets=options.secrets,
         parent=options.parent,
         public_key=options.public_key,
+        max_parent_bytes=None if options.max_parent_gb is None else int(options.max_parent_gb * 1e9),
     )
     print(verification)
-    return 0 if verification.ok else 1
+    return verification.exit_code
 
 
 def env(argv: Sequence[str]) -> None:

@@ -295,24 +295,38 @@ class Source:
     def digests(self) -> np.ndarray:
         """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones.
 
-        All samples are read for it, once.
+        All samples are read for it, once. Receipts of format 1 commit to these (see `hub.records`), so they stay as they are.
         """
         if self._digests is None:
             with seeded(0):  # a torch Dataset with a random transform gives the same samples in every run
-                self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(self._stored_inputs())])
+                self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(self.stored())])
         return self._digests
 
-    def _stored_inputs(self) -> Iterator[list]:
+    def stored(self, **numpy: Any) -> Iterator[list]:
+        """What is stored of every sample's input, a value for each input column; of an image the bytes of its file.
+
+        Args:
+            numpy: what `with_format("numpy")` is given: `dtype=None` keeps floats of more than 32 bits.
+        """
         if not isinstance(self.dataset, datasets.Dataset):
             rows = (self._read([i], 0)[0] for i in range(len(self)))
-            return ([row.get(column) for column in self.input_columns] for row in rows)
-        stored = self.dataset.with_format(None).select_columns(self.input_columns)
-        for column, feature in stored.features.items():
-            if isinstance(feature, datasets.Image):
-                stored = stored.cast_column(column, datasets.Image(decode=False))
-            elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
-                stored = stored.with_format("numpy")  # nested lists would be much slower
-        return (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
+            inputs = ([row.get(column) for column in self.input_columns] for row in rows)
+        else:
+            stored = self.dataset.with_format(None).select_columns(self.input_columns)
+            for column, feature in stored.features.items():
+                if isinstance(feature, datasets.Image):
+                    stored = stored.cast_column(column, datasets.Image(decode=False))
+                elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
+                    stored = stored.with_format("numpy", **numpy)  # nested lists would be much slower
+            inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
+        for index, values in enumerate(inputs):
+            try:
+                values = [_image_bytes(value) if isinstance(value, dict) else value for value in values]
+            except Exception as error:  # PIL raises a different type for every file format
+                raise unreadable(index, self.name, error) from error
+            if any(value is None for value in values):
+                raise unreadable(index, self.name, UnlearningError("nothing is stored"))
+            yield values
 
     def _holds_conversations(self, column: str) -> bool:
         return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])
@@ -322,7 +336,7 @@ class Source:
         try:
             for value in values:
                 digest.update(_stored_bytes(value))
-        except Exception as error:  # PIL raises a different type for every file format
+        except Exception as error:
             raise unreadable(index, self.name, error) from error
         return digest.digest()
 
@@ -333,10 +347,8 @@ def is_conversation(value: Any) -> bool:
 
 
 def _stored_bytes(value: Any) -> bytes:
-    if value is None:
-        raise UnlearningError("nothing is stored")
-    if isinstance(value, dict):  # a stored image
-        return _image_bytes(value)
+    if isinstance(value, bytes):  # of a stored image
+        return value
     if is_conversation(value):
         return json.dumps(value, sort_keys=True).encode()
     if isinstance(value, str):

@@ -20,7 +20,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningError, UnlearningResult, cli, models, unlearn
-from hf_unlearn.hub import Parent, check_inclusion, evaluate_earlier, make_receipt, merkle, prepare, prove, verify
+from hf_unlearn.hub import (
+    Parent,
+    Verification,
+    check_inclusion,
+    evaluate_earlier,
+    make_receipt,
+    merkle,
+    prepare,
+    prove,
+    verify,
+)
 from hf_unlearn.hub.canonical import body, canonical, digest_of, read_json
 from hf_unlearn.hub.names import CARD, METRICS, RECEIPT
 from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
@@ -28,7 +38,8 @@ from hf_unlearn.hub.weights import relative_distance, saved_digest, weight_files
 from tests.samples import arguments, images, pictures, request, sentences
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_resnet, tiny_tokenizer, tiny_vit
 
-EVERYTHING = ["receipt", "signature", "weights", "metrics", "configuration", "files", "history", "parent", "chain"]
+CONTENTS = ["receipt", "signature", "weights", "metrics", "configuration", "files", "card"]
+EVERYTHING = [*CONTENTS, "history", "parent", "chain"]
 
 
 def run(folder: Path, model=None, **changes) -> UnlearningResult:
@@ -59,6 +70,10 @@ def made(tmp_path_factory) -> SimpleNamespace:
 def release(made, tmp_path) -> Path:
     """A copy of the release, to be changed."""
     return Path(shutil.copytree(made.release, tmp_path / "release"))
+
+
+def said(found: Verification, name: str) -> str:
+    return next(check.sentence for check in found.checks if check.name == name)
 
 
 def rewrite(path: Path, change) -> None:
@@ -194,7 +209,7 @@ def test_stored_images_in_any_form(tmp_path):
 
 def test_a_digest_that_ends_in_zeros_stays_whole(monkeypatch):
     monkeypatch.setattr("hf_unlearn.data.Source._digest", lambda *_: b"x" * 15 + b"\0")
-    assert record_digests({"text": "a"}, ["text"]) == [b"x" * 15 + b"\0"]
+    assert record_digests({"text": "a"}, ["text"], version=1) == [b"x" * 15 + b"\0"]
 
 
 def test_the_order_of_the_records_and_records_that_are_there_twice(made, tmp_path):
@@ -205,7 +220,8 @@ def test_the_order_of_the_records_and_records_that_are_there_twice(made, tmp_pat
         b"s" * 32, ["pixel_values"], sorted(record_digests(twice.select(range(8, -1, -1)), ["pixel_values"]))
     )
     assert kept.leaves == other.leaves and len(set(kept.leaves)) == 9
-    receipt = {"forget": {"root": merkle.root(kept.leaves).hex(), "count": 9}}
+    forget = {"root": merkle.root(kept.leaves).hex(), "count": 9, "columns": kept.columns, "canonical": 2}
+    receipt = {"forget": forget}
     assert check_inclusion(receipt, made.forget[3], prove(made.forget[3], kept))
 
 
@@ -297,7 +313,11 @@ def test_relative_distance(tmp_path):
 def test_what_is_in_it(made):
     receipt = read_json(made.release / RECEIPT)
     figures = read_json(made.release / METRICS)
-    assert receipt["weights"] == {"before": saved_digest(made.parent), "after": saved_digest(made.release)}
+    assert receipt["weights"] == {
+        "before": saved_digest(made.parent),
+        "after": saved_digest(made.release),
+        "metadata": [{"format": "pt"}],
+    }
     assert receipt["metrics"] == {"before": figures["before"], "after": figures["after"]}
     assert receipt["method"]["name"] == "finetune" and receipt["forget"]["count"] == 8
     assert receipt["drift"]["parent"] == receipt["drift"]["first"] == relative_distance(made.parent, made.release) > 0
@@ -338,7 +358,7 @@ def test_weights_that_are_cut_off(release):
 
 
 def test_a_name_that_would_forge_the_line(release):
-    forge(release, lambda content: content["files"].update({"x\nVerified: all of it.": "0"}))
+    forge(release, lambda content: content["files"].update({"x\nVerified: all of it.": "0" * 64}))
     line = verify(release).line
     assert "FAILED files: x?Verified" in line and "\n" not in line
 
@@ -367,27 +387,24 @@ def test_a_figure_that_is_gone(release):
 
 
 def test_a_figure_in_the_card(made, tmp_path):
-    """The Hub shows those in its metadata; the text may be written anew."""
+    """The Hub shows those in its metadata."""
     folder = prepare(made.result, tmp_path / "release", repo_id="me/vit", parent=made.parent, fewest=1)
     text = (folder / CARD).read_text()
-    assert (
-        verify(folder, parent=made.parent).checks[3].sentence
-        == "the figures are those of metrics.json and of README.md"
-    )
+    assert said(verify(folder, parent=made.parent), "card") == "README.md is the one that the receipt commits to"
     assert all(float(f"{float(value):.4g}") == float(value) for value in re.findall(r"value: (\S+)", text))
     others = text.replace(
         "results:",
         "results:\n  - task: {type: x}\n    dataset: {type: cats, name: c}\n    metrics: [{type: f1, value: 1}]",
     )
-    for changed, failed in (
-        (re.sub(r"value: \S+", "value: 0.9999", text, count=1), ["metrics"]),
-        (text.replace("type: mia", "type: other"), ["metrics"]),
-        (text.replace("---\n", "---\n[", 1), ["metrics"]),
-        (others, []),
-        ("# A card without metadata", []),
+    for changed in (
+        re.sub(r"value: \S+", "value: 0.9999", text, count=1),
+        text.replace("type: mia", "type: other"),
+        text.replace("---\n", "---\n[", 1),
+        others,
+        "# A card without metadata",
     ):
         (folder / CARD).write_text(changed)
-        assert changed != text and verify(folder, parent=made.parent).failed == failed
+        assert changed != text and verify(folder, parent=made.parent).failed == ["card"]
     (folder / CARD).write_text(re.sub(r"value: \S+", "value: 0.9999", text, count=1))
     assert "accuracy (unlearning-forget) is 0.9999 in README.md and" in verify(folder).line
 
@@ -440,10 +457,12 @@ def test_a_link_to_a_folder(made, release):
     assert "FAILED files: unlearn is not in the receipt" in verify(release).line
 
 
-def test_documents_may_change(release):
-    for name in ("README.md", "LICENSE", "figure.png", ".gitattributes"):
+def test_documents_beside_the_release(release):
+    for name in ("LICENSE", "figure.png", ".gitattributes"):
         (release / name).write_text("new")
-    assert verify(release).ok
+    found = verify(release)
+    assert found.ok and found.uncovered == [".gitattributes", "LICENSE", "figure.png"]
+    assert found.line.endswith("Not covered: .gitattributes; LICENSE; figure.png.")
 
 
 def test_another_parent(made, release, tmp_path):
@@ -475,7 +494,7 @@ def test_a_record_that_was_not_in_the_request(made, tmp_path):
         (lambda r: r["forget"].pop("root"), "root is missing"),
         (lambda r: r.update(parent={"repo": "me/vit"}), "commit is missing"),
         (lambda r: r.update(signature=None), "signature is missing or of another type"),
-        (lambda r: r.update(format=2), "of format 2; this version of hf_unlearn reads"),
+        (lambda r: r.update(format=3), "of format 3; this version of hf_unlearn reads"),
     ],
 )
 def test_a_receipt_that_is_none(release, change, sentence):
@@ -505,7 +524,8 @@ def test_it_tells_nothing_of_the_records(tmp_path):
     private += [data[name]._fingerprint for name in data]
     assert not [secret for secret in private if secret in text]
     values = list(numbers(json.loads(text)))
-    assert not [v for v in values if isinstance(v, list)]  # nothing per sample, and no labels
+    lists = [v for v in values if isinstance(v, list)]
+    assert lists == [["text"], [{"format": "pt"}]]  # nothing per sample, and no labels
     assert secrets["records"] == sorted(d.hex() for d in record_digests(data["forget"], ["text"]))
 
 
@@ -638,6 +658,7 @@ def test_on_the_hub(hub, made, release, tmp_path):
     # Swapped for a commit that is no ancestor, with the same weights; for one that is, with others; for one elsewhere.
     (made.parent / "README.md").write_text("A commit of its own.")
     aside = upload("me/vit", made.parent, "aside", first.commit)
+    (made.parent / "README.md").unlink()
     models.save_model(tiny_vit(seed=1), tmp_path / "other")
     HfApi().create_repo("me/other")
     elsewhere = upload("me/other", tmp_path / "other")
@@ -772,8 +793,8 @@ def test_a_chain_of_requests(hub, made, release, tmp_path):
         assert receipt["drift"]["first"] == pytest.approx(relative_distance(made.parent, folder))
     found = verify("me/vit", revision="unlearned/3")
     assert found.ok and found.unchecked == ["signature", "records"]
-    assert found.checks[8].sentence == "2 earlier receipts hold"
-    assert verify(folders[3], parent=folders[2]).checks[8].sentence == "2 earlier receipts hold"
+    assert said(found, "chain") == "2 earlier receipts hold"
+    assert said(verify(folders[3], parent=folders[2]), "chain") == "2 earlier receipts hold"
 
     def broken(change) -> str:
         copy = Path(shutil.copytree(folders[3], tmp_path / "broken", dirs_exist_ok=True))
@@ -830,7 +851,7 @@ def test_a_second_request_finds_its_parent(hub, made, tmp_path, load):
     assert found.receipt["parent"] == {"repo": "me/vit", "commit": commit}
     assert found.receipt["previous"] == {"repo": "me/vit", "commit": commit, "receipt": first["digest"]}
     assert hub.history("me/vit", "unlearned/b")[0]["parent"] == commit
-    assert found.ok and found.checks[8].sentence == "1 earlier receipts hold"
+    assert found.ok and said(found, "chain") == "1 earlier receipts hold"
 
 
 def test_a_model_that_was_changed_has_no_parent(hub, made, tmp_path, caplog):
@@ -872,7 +893,7 @@ def test_a_second_request_over_an_adapter(hub, adapter, tmp_path, kind, given):
     assert found.receipt["previous"] == {"repo": "me/vit", "commit": commit, "receipt": adapter["digest"]}
     assert found.receipt["drift"] == {"parent": None, "first": None} or kind == "merged"
     assert found.ok and found.unchecked == ["signature", "records"]
-    assert found.checks[8].sentence == "1 earlier receipts hold"
+    assert said(found, "chain") == "1 earlier receipts hold"
 
 
 def test_what_is_no_parent_of_what_lies_over_an_adapter(hub, adapter, tmp_path):

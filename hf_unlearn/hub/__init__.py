@@ -8,7 +8,8 @@ _MODULES = {
     "card": ["make_card"],
     "metrics": ["push_metric"],
     "purging": ["purge", "purge_plan"],
-    "receipt": ["check_inclusion", "make_receipt", "prove"],
+    "receipt": ["make_receipt"],
+    "records": ["check_inclusion", "prove"],
     "release": ["prepare"],
     "repository": ["Parent"],
     "revisions": ["Pushed", "list_revisions", "push", "rollback", "tag"],
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from .card import make_card
     from .metrics import push_metric
     from .purging import purge, purge_plan
-    from .receipt import check_inclusion, make_receipt, prove
+    from .receipt import make_receipt
+    from .records import check_inclusion, prove
     from .release import prepare
     from .repository import Parent
     from .revisions import Pushed, list_revisions, push, rollback, tag

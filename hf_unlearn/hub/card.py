@@ -175,15 +175,20 @@ def base_model(
     so of a parent that is not on the Hub."""
     if parent not in (None, repo_id):
         return {"base_model": parent, "base_model_relation": "adapter" if library == "peft" else "finetune"}
-    given = parent_card.get("base_model")
-    given = [given] if isinstance(given, str) else given or []
-    bases = [base for base in given if base != repo_id and not is_local(base)]
+    bases = [base for base in base_models(parent_card) if base != repo_id]
     if not bases:
         return {}
     relation = parent_card.get("base_model_relation")
     return {"base_model": bases[0] if len(bases) == 1 else bases} | (
         {"base_model_relation": relation} if relation else {}
     )
+
+
+def base_models(card: Mapping[str, Any]) -> list[str]:
+    """What a card names as `base_model`, but for places on this machine."""
+    given = card.get("base_model")
+    given = [given] if isinstance(given, str) else given or []
+    return [base for base in given if not is_local(base)]
 
 
 def is_local(name: str) -> bool:
@@ -269,6 +274,7 @@ def make_card(
         hf_unlearn={
             "method": method["name"],
             **({"parent": original, "parent_revision": commit} if original else {}),
+            **({"parent_base": bases} if (bases := base_models(parent_card)) else {}),
             **({"receipt": RECEIPT} if receipt else {}),
             **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
             **({"revision": revision} if revision else {}),

@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import secrets as random
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from peft import PeftModel, load_peft_weights
 from peft.utils import get_peft_model_state_dict
@@ -25,137 +23,24 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from .. import __version__, models
 from ..adapters import is_adapted, own_adapters
 from ..checkpoints import PRIVATE
-from ..data import Source
 from ..errors import UnlearningError
 from ..facts import describe_run
 from . import merkle
-from .canonical import FORMAT, KIND, body, canonical, digest_of, read_json, read_receipt
+from .canonical import CANONICAL, FORMAT, KIND, body, canonical, check_json, digest_of, read_json, read_receipt
+from .card_parts import read_parts
 from .client import check_token, reading
-from .names import ADAPTER_CONFIG, CONFIG, METRICS, RECEIPT, WEIGHTS_INDEX, is_legal, is_released
+from .names import ADAPTER_CONFIG, CARD, CONFIG, METRICS, RECEIPT, WEIGHTS_INDEX, is_legal, is_released
+from .records import SECRETS, Secrets, record_digests
 from .sequence import drift
 from .signing import sign
-from .weights import adapter_files, fetch_weights, files_in, saved_digest, weight_files
+from .weights import adapter_files, fetch_weights, files_in, saved_digest, saved_metadata, weight_files
 from .withholding import FEWEST
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
 
-SECRETS = "receipt_secrets.json"
-
-# What may be written anew after the release, such as the card, which itself is made from the receipt.
+# What may be beside a release without being of it, such as what a repository has of itself.
 DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The records
-
-
-def record_digests(data: Any, columns: Sequence[str]) -> list[bytes]:
-    """A digest of each record's input, as stored: of an image file its bytes, of a text its characters.
-
-    Args:
-        data: a dataset, or a single record: a dict whose values may also be the path (`pathlib.Path`) or the bytes of an
-            image file.
-        columns: those that hold the input.
-    """
-    if isinstance(data, Mapping) and not isinstance(data, datasets.DatasetDict):
-        data = [{name: _stored(value) for name, value in data.items()}]
-    source = Source(data, "the given data")
-    if missing := [name for name in columns if name not in source.column_names]:
-        raise UnlearningError(
-            f"The given data has the columns {', '.join(source.column_names)}; expected {missing[0]}, which the forgotten "
-            "records have."
-        )
-    source.input_columns = list(columns)
-    return [bytes(digest).ljust(16, b"\0") for digest in source.digests()]  # numpy cuts zeros off at the end
-
-
-def _stored(value: Any) -> Any:
-    """What `datasets` stores of an image file."""
-    if isinstance(value, bytes):
-        return {"bytes": value, "path": None}
-    return {"bytes": None, "path": str(value)} if isinstance(value, Path) else value
-
-
-class Secrets(NamedTuple):
-    """What shows that records are under a receipt's root. It stays with who made the receipt.
-
-    The records stand in the order of their digests, so that the root does not depend on the order of the dataset.
-    """
-
-    secret: bytes
-    columns: list[str]
-    records: list[bytes]
-
-    @property
-    def leaves(self) -> list[bytes]:
-        return [merkle.leaf(merkle.salt(self.secret, i), record) for i, record in enumerate(self.records)]
-
-    def place(self, record: bytes) -> int | None:
-        """Where a record is; None if it was not in the request."""
-        index = bisect_left(self.records, record)
-        return index if self.records[index : index + 1] == [record] else None
-
-    def save(self, path: Path) -> None:
-        content = {"format": FORMAT, "secret": self.secret.hex(), "columns": self.columns}
-        content["records"] = [record.hex() for record in self.records]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Secrets":
-        try:
-            content = json.loads(Path(path).read_text())
-            records = [bytes.fromhex(record) for record in content["records"]]
-            return cls(bytes.fromhex(content["secret"]), list(content["columns"]), records)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UnlearningError(
-                f"{str(path)!r} cannot be read as the secrets of a receipt ({type(error).__name__}); expected the "
-                f"{SECRETS} that was written beside the run, in its folder {PRIVATE}."
-            ) from error
-
-
-def prove(record: Any, secrets: "Secrets | str | Path") -> dict[str, Any]:
-    """What the holder of a record needs to check that it was in the request; it says nothing of other records.
-
-    Args:
-        record: a dict such as `{"text": "..."}` or `{"image": Path("me.jpg")}`, or a dataset of one row.
-        secrets: the file that was written beside the run.
-    """
-    secrets = secrets if isinstance(secrets, Secrets) else Secrets.load(secrets)
-    if (index := secrets.place(_one_digest(record, secrets.columns))) is None:
-        raise UnlearningError(
-            "The record was not in the request. (An image must be given as it was stored: the path or the bytes of its "
-            "file, or dataset.select([row]).)"
-        )
-    return {
-        "columns": secrets.columns,
-        "index": index,
-        "salt": merkle.salt(secrets.secret, index).hex(),
-        "path": [node.hex() for node in merkle.path(secrets.leaves, index)],
-    }
-
-
-def check_inclusion(receipt: Mapping[str, Any], record: Any, proof: Mapping[str, Any]) -> bool:
-    """Whether a record is among those that a receipt is about, by a proof that `prove` gave."""
-    try:
-        columns, index, salt = proof["columns"], proof["index"], bytes.fromhex(proof["salt"])
-        siblings = [bytes.fromhex(node) for node in proof["path"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UnlearningError(f"The proof cannot be read ({error}); expected what prove() gave.") from None
-    if len(salt) != merkle.SALT_BYTES:
-        return False
-    leaf = merkle.leaf(salt, _one_digest(record, columns))
-    found = merkle.root_of_path(leaf, index, receipt["forget"]["count"], siblings)
-    return found is not None and found.hex() == receipt["forget"]["root"]
-
-
-def _one_digest(record: Any, columns: Sequence[str]) -> bytes:
-    digests = record_digests(record, columns)
-    if len(digests) != 1:
-        raise UnlearningError(f"A proof is of one record, and {len(digests)} were given; pass dataset.select([row]).")
-    return digests[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,7 +60,7 @@ def make_receipt(
 ) -> dict[str, Any]:
     """Write the receipt of a release into its folder, and its secrets beside the run; gives the receipt.
 
-    Everything else but the card must be in the folder already.
+    Everything else must be in the folder already; a card that is written or changed later needs `seal`.
 
     Args:
         parent: the revision that the original was, with `repo_id` and `commit`; or its folder, whose path is not written;
@@ -188,6 +73,8 @@ def make_receipt(
     """
     check_token(token)
     folder, trainer = Path(folder), result.trainer
+    for name, given in (("dataset", dataset), ("earlier", earlier)):
+        check_json(given, name)
     where, origin = _find_parent(parent, trainer.origin, token)
     if origin and is_adapted(result.model) and not own_adapters(result.model) and adapter_files(files_in(origin)):
         raise UnlearningError(
@@ -207,9 +94,14 @@ def make_receipt(
         "task": trainer.task,
         "parent": where,
         "previous": previous,
-        "weights": {"before": before, "after": saved_digest(folder)},
+        "weights": {"before": before, "after": saved_digest(folder), "metadata": saved_metadata(folder)},
         "drift": drift(folder, origin, read_receipt(origin) if previous and origin else None, token),
-        "forget": {"root": merkle.root(records.leaves).hex(), "count": len(records.records)},
+        "forget": {
+            "root": merkle.root(records.leaves).hex(),
+            "count": len(records.records),
+            "columns": records.columns,
+            "canonical": CANONICAL,
+        },
         "method": method_digests(config),
         "seeds": run["seeds"],
         "versions": run["versions"],
@@ -219,6 +111,16 @@ def make_receipt(
         "earlier": [_published(row, fewest) for row in earlier or []],
         "files": file_digests(folder),
     }
+    return _write_sealed(receipt, folder, sign_key)
+
+
+def seal(folder: str | Path, sign_key: str | Path | None = None) -> dict[str, Any]:
+    """Have the receipt in a folder commit to the card that is there now, which was made from it; gives the receipt."""
+    return _write_sealed(body(read_receipt(Path(folder))), Path(folder), sign_key)
+
+
+def _write_sealed(receipt: dict[str, Any], folder: Path, sign_key: str | Path | None) -> dict[str, Any]:
+    receipt["card"] = read_parts(folder / CARD).digests() if (folder / CARD).is_file() else None
     receipt["digest"] = digest_of(receipt)
     if sign_key is not None:
         receipt["signature"] = sign(canonical(body(receipt)), sign_key)
@@ -248,8 +150,8 @@ def _published(row: Mapping[str, Any], fewest: int) -> dict[str, Any]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a release that is neither weights nor a document nor the receipt."""
-    return {name: file_digest(folder / name) for name in fixed_files(files_in(folder)) if is_released(name)}
+    """SHA-256 of every file of a release that is neither weights nor the receipt nor the card."""
+    return {name: file_digest(folder / name) for name in plain_files(files_in(folder)) if is_released(name)}
 
 
 def file_digest(path: Path) -> str:
@@ -257,14 +159,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fixed_files(names: Sequence[str]) -> list[str]:
-    """Those that may not change: all but the receipt, documents, and weights, whose tensors have a digest."""
-    others = {RECEIPT, *weight_files(names), WEIGHTS_INDEX}
-    return [
-        name
-        for name in names
-        if name not in others and not is_legal(name) and not any(map(PurePosixPath(name).match, DOCUMENTS))
-    ]
+def plain_files(names: Sequence[str]) -> list[str]:
+    """All but the receipt, the card, and the weights, of which more is known than the bytes of their files."""
+    others = {RECEIPT, CARD, *weight_files(names), WEIGHTS_INDEX}
+    return [name for name in names if name not in others]
+
+
+def is_document(name: str) -> bool:
+    """Whether no program reads a file of this name together with a model."""
+    return is_legal(name) or any(map(PurePosixPath(name).match, DOCUMENTS))
 
 
 def _find_parent(
@@ -289,7 +192,7 @@ def _keep_secrets(trainer: Any, path: Path) -> Secrets:
     records = sorted(record_digests(source.dataset, source.input_columns))
     if path.exists():
         kept = Secrets.load(path)
-        if (kept.columns, kept.records) == (source.input_columns, records):
+        if (kept.columns, kept.records, kept.version) == (source.input_columns, records, CANONICAL):
             return kept
         path.rename(path.with_stem(f"{path.stem}-{merkle.root(kept.leaves).hex()[:8]}"))
     fresh = Secrets(random.token_bytes(32), source.input_columns, records)
@@ -307,8 +210,9 @@ def _link(where: dict[str, str] | None, origin: Path | None) -> dict[str, str | 
     """What names the predecessor: where its receipt is, and its digest."""
     if origin is None or not (origin / RECEIPT).is_file():
         return None
-    receipt = digest_of(body(read_receipt(origin)))
-    return {**(where or {"repo": None, "commit": None}), "receipt": receipt}
+    receipt = read_receipt(origin)
+    signer = {"signer": receipt["signature"]["fingerprint"]} if "signature" in receipt else {}
+    return {**(where or {"repo": None, "commit": None}), "receipt": digest_of(body(receipt)), **signer}
 
 
 def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | None) -> str | None:

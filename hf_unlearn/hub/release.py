@@ -13,7 +13,7 @@ from ..errors import UnlearningError
 from .card import is_local, read_card, write_card
 from .client import UnreadableError, check_token
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_released
-from .receipt import make_receipt
+from .receipt import make_receipt, seal
 from .revisions import pinned
 from .weights import files_in
 from .withholding import FEWEST, check_fewest, each_text, publishable, publishable_metrics
@@ -78,9 +78,10 @@ def prepare(
             published.to_json(unfinished / AUDIT)
             published.to_html(unfinished / AUDIT_PAGE)
         (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
-        make_receipt(result, unfinished, parent=origin, sign_key=sign_key, token=token, fewest=fewest, **receipt)
+        make_receipt(result, unfinished, parent=origin, token=token, fewest=fewest, **receipt)
         about = {"parent": address, "parent_card": parent_card, "token": token}
         write_card(unfinished, repo_id=repo_id, revision=revision, **about)
+        seal(unfinished, sign_key)
         _replace(folder, unfinished)
 
     where_it_is_written(trainer, begin)

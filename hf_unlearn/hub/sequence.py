@@ -17,7 +17,7 @@ from ..evaluation import figures
 from .canonical import body, digest_of, read_receipt
 from .client import UnreadableError, reading, retry
 from .names import RECEIPT
-from .weights import fetch_weights, relative_distance
+from .weights import fetch_weights, parent_limit, relative_distance
 
 if TYPE_CHECKING:
     from ..api import UnlearningResult
@@ -65,10 +65,10 @@ def drift(
             first = [previous, *(receipt for _, receipt in predecessors(previous, token))][-1]
             if first["previous"] or not first["parent"]:
                 return {"parent": parent, "first": None}
-            begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token)
+            begun = fetch_weights(first["parent"]["repo"], first["parent"]["commit"], token, parent_limit(folder))
     except UnreadableError:
         raise
-    except UnlearningError:  # it is not there, or holds no weights
+    except UnlearningError:  # it is not there, holds no weights, or is too large
         return {"parent": parent, "first": None}
     return {"parent": parent, "first": relative_distance(begun, folder)}
 

@@ -36,6 +36,8 @@ def is_signed(content: bytes, signature: dict[str, str]) -> bool:
 
     try:
         public, value = (base64.b64decode(signature[name], validate=True) for name in ("public_key", "value"))
+        if any(base64.b64encode(b).decode() != signature[n] for n, b in (("public_key", public), ("value", value))):
+            return False  # other bits behind the end of the last byte
         ed25519.Ed25519PublicKey.from_public_bytes(public).verify(value, content)
     except (InvalidSignature, ValueError):
         return False

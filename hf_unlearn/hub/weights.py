@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import hf_hub_download
+from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,18 +30,42 @@ def adapter_files(names: Iterable[str]) -> list[str]:
     return [str(path) for path in paths if path.name == ADAPTER_WEIGHTS and len(path.parts) <= 2]
 
 
-def fetch_weights(repo: str, commit: str, token: str | None = None) -> Path:
-    """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS."""
-    # File by file: without a connection, a download of all gives whatever part of the revision is in the cache.
-    names = retry(reader(token).list_repo_files, repo, revision=commit, on=CONFLICTS)
-    files = weight_files(names)
+class TooLargeError(UnlearningError):
+    """More would have to be fetched than is allowed."""
+
+
+def fetch_weights(repo: str, commit: str, token: str | None = None, limit: int | None = None) -> Path:
+    """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS.
+
+    Args:
+        limit: bytes; if it is more, nothing is fetched.
+    """
+    tree = retry(lambda: list(reader(token).list_repo_tree(repo, revision=commit, recursive=True)), on=CONFLICTS)
+    sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
+    files = weight_files(sizes)
     configs = [str(PurePosixPath(file).with_name(ADAPTER_CONFIG)) for file in adapter_files(files)]
-    wanted = sorted({*files, *configs, "config.json", RECEIPT} & set(names))
+    wanted = sorted({*files, *configs, "config.json", RECEIPT} & set(sizes))
     if not wanted:
         raise UnlearningError(f"{repo} at {commit} holds no {WEIGHTS}, shards of it or {ADAPTER_WEIGHTS}.")
+    if limit is not None and (size := sum(sizes[name] for name in wanted)) > limit:
+        raise TooLargeError(
+            f"{repo} at {commit[:12]} would be {_gigabytes(size)} to fetch, and {_gigabytes(limit)} are allowed; pass "
+            "max_parent_bytes (--max-parent-gb), or a folder that has it as parent."
+        )
+    # File by file: without a connection, a download of all gives whatever part of the revision is in the cache.
     for file in wanted:
         path = Path(retry(hf_hub_download, repo, file, revision=commit, token=token))
     return path.parents[file.count("/")]
+
+
+def parent_limit(folder: Path) -> int:
+    """How much may be fetched as the parent of a release that somebody else has written: twice the weights of the release
+    (which may be stored in half the precision), but 1 GiB in any case."""
+    return max(2 * sum((folder / name).stat().st_size for name in weight_files(files_in(folder))), 2**30)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
 
 
 def files_in(folder: Path) -> list[str]:
@@ -92,6 +117,16 @@ def saved_digest(folder: str | Path) -> str:
     """`models.weights_digest` of saved weights: over tensors under the names in the files, not over the files."""
     with reading(Path(folder)) as tensors:
         return digest_tensors((name, tensors[name].read()) for name in sorted(tensors))
+
+
+def saved_metadata(folder: str | Path) -> list[dict[str, str]]:
+    """The different metadata that the headers of the weight files have."""
+    found = []
+    for name in weight_files(files_in(Path(folder))):
+        with safe_open(Path(folder, name), framework="pt") as file:
+            if (metadata := file.metadata() or {}) not in found:
+                found.append(metadata)
+    return sorted(found, key=lambda metadata: sorted(metadata.items()))
 
 
 def relative_distance(before: str | Path, after: str | Path) -> float | None:
