@@ -470,7 +470,10 @@ def limits(model: nn.Module) -> dict[str, Any]:
 def vocabulary(model: nn.Module) -> int | None:
     """The number of tokens that a model of texts knows."""
     network = _network(model)
-    embeddings = network.get_input_embeddings() if isinstance(network, PreTrainedModel) else None
+    try:
+        embeddings = network.get_input_embeddings() if isinstance(network, PreTrainedModel) else None
+    except NotImplementedError:  # of a class of the user's own
+        embeddings = None
     return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None
 
 

@@ -45,3 +45,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with PORT.serving(tmp_path / "hub") as hub:
         yield hub
+
+
+@pytest.fixture
+def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at some samples of every set before the run, so that a poisoned set comes as far as training."""
+    monkeypatch.setattr("hf_unlearn.trainer.check_samples", lambda *_: None)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, audit, unlearn
-from hf_unlearn.data import Source, check_overlap
+from hf_unlearn.data import Source, check_overlaps
 from hf_unlearn.pictures import as_picture
 from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
 from tests.test_data import encoded
@@ -180,7 +180,7 @@ class TestLabels:
             (lambda rows: {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": torch.ones(len(rows))}, "Row 0 of forget has the label 0 as it is stored, and 1.0 in a batch"),
             (lambda rows: 7, "Row 0 of forget cannot be read: TypeError"),
             (lambda rows: {}["x"], "Row 0 of forget cannot be read: KeyError: 'x'"),
-            ("default", "data_collator is a str; expected a function"),
+            ("default", "data_collator is 'default'; expected a function"),
         ],
     )  # fmt: skip
     def test_data_collators(self, tmp_path, collate, message):
@@ -237,7 +237,7 @@ class TestPictures:
         [
             (tiny_image_processor(20), r"The model cannot read forget, .*\(3, 20, 20\) .*own image processor"),
             (tiny_tokenizer(), "Row 0 of forget .*and the tokenizer reads text"),
-            ("google/vit", "processing_class is a str; expected AutoImageProcessor"),
+            ("google/vit", "processing_class is 'google/vit'; expected an image processor"),
         ],
     )
     def test_processing_classes(self, tmp_path, processing, message):
@@ -258,7 +258,7 @@ class TestPictures:
     def test_whole_files_are_fine(self, kind):
         pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         source = Source(stored({"bytes": encoded(pixels, kind), "path": None}), "forget")
-        check_overlap(source, [])
+        check_overlaps({"forget": source})
 
 
 class TestDepth:
@@ -452,8 +452,8 @@ class TestStreams:
     @pytest.mark.parametrize(
         ("size", "message"),
         [
-            (0, "retain_size is 0; expected the number of samples"),
-            (-3, "retain_size is -3; expected the number of samples"),
+            (0, "retain_size is 0; expected 1 or more"),
+            (-3, "retain_size is -3; expected 1 or more"),
             (25, "stream of retained samples ended after 24 samples, but retain_size"),
             (10_000, "stream of retained samples ended after 24 samples, but retain_size"),
         ],

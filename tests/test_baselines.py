@@ -72,7 +72,7 @@ def one_class(label: int = 0) -> dict[str, datasets.Dataset]:
 
 
 def poisoned(data: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
-    """One forget sample in a step, and every weight is NaN."""
+    """One forget sample in a step, and every weight is NaN; see `unlooked`."""
     poison = data["forget"].map(lambda row: {"pixel_values": row["pixel_values"] * float("nan")})
     return data | {"forget": poison}
 
@@ -287,7 +287,7 @@ class TestScrubTrains:
         before = dict(fitted().named_parameters())
         assert all(torch.allclose(before[name], p, atol=1e-5) for name, p in result.model.named_parameters())
 
-    def test_forget_samples_are_not_read_in_min_steps(self, tmp_path):
+    def test_forget_samples_are_not_read_in_min_steps(self, tmp_path, unlooked):
         with pytest.raises(UnlearningError, match="NaN or infinite"):
             run(tmp_path, "scrub", data=poisoned(learnt()), measure=False)
         model = run(tmp_path, ScrubConfig(max_epochs=0), data=poisoned(learnt()), measure=False).model
@@ -488,7 +488,7 @@ class TestL1Sparse:
         for start, a, b in zip(fitted().parameters(), with_it.parameters(), without.parameters(), strict=True):
             assert torch.allclose(a - b, -0.1 * 1e-2 * start.sign(), atol=1e-6)
 
-    def test_never_reads_a_forget_sample(self, tmp_path):
+    def test_never_reads_a_forget_sample(self, tmp_path, unlooked):
         model = run(tmp_path, "l1_sparse", data=poisoned(learnt()), measure=False).model
         assert all(tensor.isfinite().all() for tensor in weights(model).values())
 
@@ -627,7 +627,7 @@ class TestUnsir:
         assert metrics["after"]["forget_accuracy"] <= 0.25  # of a retrained model: 0
         assert metrics["after"]["retain_accuracy"] == 1
 
-    def test_no_forget_sample_is_read(self, tmp_path):
+    def test_no_forget_sample_is_read(self, tmp_path, unlooked):
         result = run(tmp_path, "unsir", fitted(flipped=False), poisoned(one_class()), measure=False)
         assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
         assert result.trainer.schedule.epochs == ["paired", "retain"]

@@ -203,7 +203,7 @@ class TestRetrain:
 
 class TestFinetune:
     @pytest.mark.parametrize("method", ["finetune", "retrain"])
-    def test_never_reads_a_forget_sample(self, tmp_path, method):
+    def test_never_reads_a_forget_sample(self, tmp_path, method, unlooked):
         """The forget samples are poison: one of them in a step, and every weight is NaN."""
         data = request()
         data["forget"] = data["forget"].map(lambda row: {"pixel_values": row["pixel_values"] * float("nan")})
@@ -211,7 +211,7 @@ class TestFinetune:
         model = unlearn(tiny_vit(), **data, method=method, base_model="scratch", args=args).model
         assert all(tensor.isfinite().all() for tensor in weights(model).values())
 
-    def test_poison_would_be_noticed(self, tmp_path):
+    def test_poison_would_be_noticed(self, tmp_path, unlooked):
         data = request()
         data["forget"] = data["forget"].map(lambda row: {"pixel_values": row["pixel_values"] * float("nan")})
         with pytest.raises(UnlearningError, match="NaN or infinite"):

@@ -324,14 +324,24 @@ class Watched(Multitask):
         return update
 
 
-def run_own(folder: Path, tasks=("a", "b", "c"), asked=None, method=None, data=None, model=None, args=None, **config):
+def run_own(
+    folder: Path,
+    tasks=("a", "b", "c"),
+    asked=None,
+    method=None,
+    data=None,
+    model=None,
+    args=None,
+    overlap="error",
+    **config,
+):
     model = model or Net(tasks).double()
     if not config.pop("fresh", False):
         model.load_state_dict(_known(tuple(tasks)))
     method = method or Watched(tasks, **{"batches": 6, "basis_batch_size": 4, **config})
     settings = {"learning_rate": 0.03, "max_steps": 3, **(args or {})}
     data = data or own_data(tasks)
-    return unlearn(model, **data, tasks=asked, method=method, args=arguments(folder, **settings))
+    return unlearn(model, **data, tasks=asked, method=method, args=arguments(folder, **settings), overlap=overlap)
 
 
 @pytest.mark.parametrize("mode", ["joint", "plain"])
@@ -521,7 +531,7 @@ class TestStopping:
 
     def test_nothing_to_do(self, tmp_path):
         result = run_own(tmp_path, asked=["a"], fresh=True, data=own_data() | {"unseen": own_data()["retain"]},
-                         method=Watched(), model=fit(Net().double(), [own_data()["retain"]], 200))  # fmt: skip
+                         method=Watched(), overlap="allow", model=fit(Net().double(), [own_data()["retain"]], 200))  # fmt: skip
         assert result.trainer.state.global_step == 0
 
     def test_of_a_run(self, tmp_path):

@@ -408,16 +408,15 @@ def test_the_checkpoints_of_another_request(models, texts, tmp_path, capsys):
     assert "forget has other samples than it had" in refused and "resume=false in a recipe" in refused
     assert all(torch.equal(tensor, first[name]) for name, tensor in weights(tmp_path / "out/model").items())
 
-    for name, argv in (("first", ["resume=true"]), ("second", [])):
+    for name, argv in (("first", ["resume=true"]), ("second", [f"output_dir={tmp_path / 'another'}"])):
         result = recipe.run(*recipe.parse([*settings, f"forget_ids={tmp_path / name}", *argv]))
+        out = Path(result.trainer.args.output_dir)
         prepare(result, tmp_path / "release")
         train = recipe.read_dataset(str(texts))["train"]
         forgotten = record_digests(train.select(rows[name]), ["text"])
-        records = Secrets.load(tmp_path / "out" / "_unlearn" / SECRETS).records
+        records = Secrets.load(out / "_unlearn" / SECRETS).records
         assert records == sorted(forgotten)
-        assert all(torch.equal(tensor, first[k]) for k, tensor in weights(tmp_path / "out/model").items()) == (
-            name == "first"
-        )
+        assert all(torch.equal(tensor, first[k]) for k, tensor in weights(out / "model").items()) == (name == "first")
 
 
 def test_nothing_is_measured_when_that_is_off(models, texts, tmp_path, capsys):

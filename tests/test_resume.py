@@ -444,6 +444,10 @@ def changed(name: str, change) -> dict:
     return data | {name: change(data[name])}
 
 
+def brighter(rows: list[dict]) -> list[dict]:
+    return [{**row, "pixel_values": row["pixel_values"] + 1} for row in rows]
+
+
 def relabelled(rows: list[dict]) -> list[dict]:
     return [{**rows[0], "labels": (rows[0]["labels"] + 1) % 3}, *rows[1:]]
 
@@ -460,7 +464,10 @@ ANOTHER = {
     "labels": ({"data": changed("retain", relabelled)}, "retain has other labels than it had"),
     "unseen": ({"data": changed("unseen", swapped)}, "unseen has other samples"),
     "no unseen": ({"data": changed("unseen", lambda rows: None), "method": "finetune"}, "unseen is not given now"),
-    "test": ({"data": request("vit") | {"test": half()["unseen"][:5]}}, "test is 'given' and was None"),
+    "test": (
+        {"data": request("vit") | {"test": brighter(half()["unseen"][:5])}},
+        "test is 'given' and was None",
+    ),
     "method": ({"method": "finetune"}, "method is 'finetune' and was 'lotus'"),
     "config": ({"method": LotusConfig(alpha=4.0)}, "alpha is 4.0 and was 2.0"),
     "seed": ({"seed": 1}, "seed is 1 and was 42"),

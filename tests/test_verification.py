@@ -40,7 +40,14 @@ def made(tmp_path_factory) -> SimpleNamespace:
     key, public = write_keys(root / "keys")
     result = run(root / "run")
     report = result.audit()
-    about = {"repo_id": "me/vit", "revision": BRANCH, "parent": root / "parent", "sign_key": key, "report": report}
+    about = {
+        "repo_id": "me/vit",
+        "revision": BRANCH,
+        "parent": root / "parent",
+        "sign_key": key,
+        "report": report,
+        "fewest": 1,
+    }
     return SimpleNamespace(
         result=result,
         release=prepare(result, root / "release", **about),

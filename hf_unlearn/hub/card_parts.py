@@ -19,6 +19,7 @@ from .names import CARD
 
 INTRODUCTION, HOW_TO_LOAD, BELOW = "the introduction", "How to load", "How to load, below the command"
 PLACED = ("base_model", "base_model_relation")  # the keys of the metadata that depend on the place
+ADDRESS = ("repository", "revision")  # and those of our own block in them
 COMMAND = re.compile(r"`(hf-unlearn verify [^`]+)`")
 
 
@@ -74,6 +75,8 @@ class CardParts:
         metadata = {key: value for key, value in self.metadata.items() if key not in PLACED}
         if "model-index" in metadata:
             metadata["model-index"] = self.results
+        if self.about:
+            metadata["hf_unlearn"] = {key: value for key, value in self.about.items() if key not in ADDRESS}
         sections = self.sections | ({} if COMMAND.search(self.place.how_to_load) else self.place.named())
         return {
             "metadata": {key: digest_of(value) for key, value in metadata.items()},

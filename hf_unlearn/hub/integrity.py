@@ -16,7 +16,7 @@ from .canonical import misfits, read_json
 from .card import make_card, results, with_uis
 from .card_parts import HOW_TO_LOAD, PLACED, CardParts, parts_of, read_parts
 from .client import HUB_ERRORS
-from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, METRICS, PROCESSORS, WEIGHTS_INDEX, fits
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, MAIN, METRICS, PROCESSORS, WEIGHTS_INDEX, fits
 from .receipt import file_digest, is_document, method_digests, plain_files
 from .repository import Parent
 from .subject import Failed, Subject, Unchecked
@@ -198,6 +198,12 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
         repo, revision = card.address()
     except UnlearningError as error:
         raise Failed(str(error).rstrip(".")) from error
+    about = card.about
+    if "repository" in about and (about["repository"], about.get("revision")) not in (
+        (repo, revision),
+        (repo, revision or MAIN),
+    ):
+        raise Failed(f"the address in the metadata of {CARD} is not the one that {HOW_TO_LOAD!r} gives")
     if release.repo and repo and repo != release.repo:
         release.uncovered.append(f"{HOW_TO_LOAD!r} of {CARD} tells to load from {repo}")
     if receipt["version"] != __version__:
