@@ -8,11 +8,11 @@ __version__ = "0.1.0.dev0"
 # Public names by the module that defines them. They are imported on first use, so that `import hf_unlearn` is quick.
 _MODULES = {
     "api": ["UnlearningResult", "unlearn"],
-    "arguments": ["UnlearningArguments"],
+    "training.arguments": ["UnlearningArguments"],
     "audits.audit": ["audit"],
     "audits.report": ["AuditReport"],
     "errors": ["UnlearningError"],
-    "hardness": ["HardnessReport", "measure_hardness"],
+    "training.hardness": ["HardnessReport", "measure_hardness"],
     "methods": [
         *("BadTeacherConfig", "DampConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
         *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
@@ -20,9 +20,9 @@ _MODULES = {
         *("ScrubConfig", "SimnpoConfig", "SsdConfig", "UnsirConfig", "get_method", "list_methods"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
-    "multitask_model": ["MultiTaskModelConfig", "MultiTaskModel"],
-    "splits": ["split_dataset"],
-    "trainer": ["UnlearningTrainer"],
+    "models.multitask": ["MultiTaskModelConfig", "MultiTaskModel"],
+    "data.splits": ["split_dataset"],
+    "training.trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -30,11 +30,10 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from .api import UnlearningResult, unlearn
-    from .arguments import UnlearningArguments
     from .audits.audit import audit
     from .audits.report import AuditReport
+    from .data.splits import split_dataset
     from .errors import UnlearningError
-    from .hardness import HardnessReport, measure_hardness
     from .methods import (
         BadTeacherConfig,
         DampConfig,
@@ -62,9 +61,10 @@ if TYPE_CHECKING:
         list_methods,
     )
     from .methods.multitask import Multitask, MultitaskConfig
-    from .multitask_model import MultiTaskModel, MultiTaskModelConfig
-    from .splits import split_dataset
-    from .trainer import UnlearningTrainer
+    from .models.multitask import MultiTaskModel, MultiTaskModelConfig
+    from .training.arguments import UnlearningArguments
+    from .training.hardness import HardnessReport, measure_hardness
+    from .training.trainer import UnlearningTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from . import adapters
-from .arguments import UnlearningArguments
-from .batches import seeded
-from .border import border
-from .checkpoints import _clear_write_errors as clear_write_errors
+from .data.samples import seeded
 from .errors import UnlearningError
-from .facts import describe_run
 from .methods import Method, MethodConfig
-from .output import METRICS, check_result_folder, taken_back
-from .report import table
-from .trainer import UnlearningTrainer
+from .metrics.tables import table
+from .models import adapters
+from .training.arguments import UnlearningArguments
+from .training.border import border
+from .training.checkpoints import clear_write_errors as clear_write_errors
+from .training.facts import describe_run
+from .training.output import METRICS, check_result_folder, taken_back
+from .training.trainer import UnlearningTrainer
 
 if TYPE_CHECKING:
     from .audits.report import AuditReport

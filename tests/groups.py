@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_unlearn.digits import Samples
+from hf_unlearn.data.digits import Samples
 
 CLASSES, GROUPS, DIM, EACH = 20, 5, 48, 100
 

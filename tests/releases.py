@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_unlearn.models import save_model
+from hf_unlearn.models.weights import save_model
 from tests.hub.server import LocalHub
 
 CONFIG = '{"method": "lotus", "config": {}}'

@@ -26,21 +26,14 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-import hf_unlearn.checkpoints as checkpoints
+import hf_unlearn.training.checkpoints as checkpoints
 from hf_unlearn import models
-from hf_unlearn.arguments import UnlearningArguments
-from hf_unlearn.losses import IGNORED, cross_entropy
-from hf_unlearn.methods import (
-    METHODS,
-    Method,
-    MethodConfig,
-    MethodInfo,
-    Multitask,
-    MultitaskConfig,
-    ScrubConfig,
-)
-from hf_unlearn.multitask_model import MultiTaskModel, sample_losses, stack_labels
-from hf_unlearn.trainer import UnlearningTrainer
+from hf_unlearn.methods import METHODS, Method, MethodConfig, MethodInfo, Multitask, MultitaskConfig, ScrubConfig
+from hf_unlearn.models.multitask import MultiTaskModel
+from hf_unlearn.models.multitask_labels import sample_losses, stack_labels
+from hf_unlearn.tasks.losses import IGNORED, cross_entropy
+from hf_unlearn.training.arguments import UnlearningArguments
+from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.tiny import (
     PAD,
     SPECIAL_TOKENS,

@@ -14,13 +14,16 @@ from accelerate import Accelerator
 from torch import nn
 
 from .. import models
-from ..adapters import is_adapted, merged
-from ..batches import Collator, DrawnSamples, TrainingCollator, is_deterministic
-from ..completions import CompletionCollator
-from ..data import Columns, Source, check_overlaps, split_unseen
-from ..data_checks import check_samples, number_classes
+from ..data.collator import Collator
+from ..data.overlap import check_overlaps
+from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
+from ..data.source import Columns, Source
+from ..data.splits import split_unseen
 from ..errors import UnlearningError
-from ..evaluation import Evaluator
+from ..models.adapters import is_adapted, merged
+from ..tasks.causal_lm import CompletionCollator
+from ..tasks.checks import check_samples, number_classes
+from ..tasks.evaluation import Evaluator
 from . import evidence, exchange, passes
 from .context import AuditContext
 from .report import AuditReport

@@ -7,9 +7,12 @@ import numpy as np
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..batches import Batch, Collator, TrainingCollator
-from ..evaluation import Evaluator, Measurement, to_model
-from ..schedule import Draw
+from ..data.batches import Batch, to_model
+from ..data.collator import Collator
+from ..data.samples import TrainingCollator
+from ..data.schedule import Draw
+from ..tasks.evaluation import Evaluator
+from ..tasks.figures import Measurement
 from .split import Split
 
 

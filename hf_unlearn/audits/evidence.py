@@ -9,22 +9,13 @@ from datasets import Dataset
 from torch import nn
 from transformers import BaseImageProcessor
 
-from .. import models
-from ..data import Source
+from .. import metrics, models
+from ..data.source import Source
 from ..errors import UnlearningError
-from ..evaluation import Measurement, figures
-from ..metrics import functional
+from ..tasks.figures import Measurement, figures
 from . import passes, plain
 from .context import AuditContext
-from .membership import (
-    Difference,
-    Matched,
-    matched_mean,
-    matched_test,
-    paired_auc,
-    paired_drop,
-    share_above,
-)
+from .membership import Difference, Matched, matched_mean, matched_test, paired_auc, paired_drop, share_above
 from .plain import Shares
 from .verdict import ENOUGH, LEVEL, Finding, decides, seen, short, smallest_auc
 
@@ -243,7 +234,7 @@ def _figures(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dic
                 values[name] = 0.0 if model == "retrained" else measured[model]["forget"].mean(name)
             values |= ctx.evaluator.beside(values, reference, measured[model], measured["retrained"])
             margins = [ctx.measured[m]["forget"].signals["margin"] for m in (model, "retrained")]
-            values["forget_quality"] = functional.forget_quality(*margins)
+            values["forget_quality"] = metrics.forget_quality(*margins)
     return rows, reasons
 
 
@@ -256,7 +247,7 @@ def _by_class(ctx: AuditContext, tests: dict[str, Matched]) -> list[dict[str, An
     divergences = {}
     if aucs and not ctx.is_class:
         sides = measured["unlearned"]["forget"], measured["original"]["unseen"]
-        both = functional.jsd_rows(*(side.class_means(list(aucs)) for side in sides))
+        both = metrics.jsd_rows(*(side.class_means(list(aucs)) for side in sides))
         divergences = dict(zip(aucs, both.tolist(), strict=True))
     counts = {
         name: np.bincount(ctx.labels.get(name, np.zeros(0, int)), minlength=ctx.num_labels)
@@ -491,7 +482,7 @@ def _quality(ctx: AuditContext) -> list[Finding]:
     if "retrained" not in ctx.models:
         return []
     margins = [ctx.measured[model]["forget"].signals["margin"] for model in ("unlearned", "retrained")]
-    p = functional.forget_quality(*margins)
+    p = metrics.forget_quality(*margins)
     return [
         Finding(
             "quality",
@@ -513,7 +504,7 @@ def _attack(ctx: AuditContext, matched: bool) -> list[Finding]:
         rng = np.random.default_rng(ctx.seed)
         retain, unseen, forget = (unlearned[name].signals["entropy"] for name in ("retain", "unseen", "forget"))
         order = rng.permutation(len(unseen))
-        _, unseen, forget = functional.called_members(rng.permutation(retain), unseen[order], forget)
+        _, unseen, forget = metrics.called_members(rng.permutation(retain), unseen[order], forget)
         kept = np.isin(ctx.labels["forget"], ctx.labels["unseen"])
         other = matched_mean(unseen, ctx.labels["unseen"][order], like=ctx.labels["forget"])
         found.append(
@@ -608,7 +599,7 @@ def _canary_tests(ctx: AuditContext, places: np.ndarray) -> dict[str, Matched | 
         margins = np.empty(len(indices))
         for positions, _, logits in ctx.evaluator.logits(ctx.models[name], source, indices, (0, 1)):
             labels = np.maximum(wrong[positions], 0)
-            statistics = functional.sample_statistics(logits.cpu(), labels)
+            statistics = metrics.sample_statistics(logits.cpu(), labels)
             margins[positions] = statistics["margin"].numpy()
         own = ctx.measured[name]["forget"].signals["margin"][places]
         tests[name] = matched_test(own, planted, margins[kept], wrong[kept])

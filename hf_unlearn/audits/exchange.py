@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
-from ..metrics.functional import matched_auc
+from ..metrics.membership import matched_auc
 from .verdict import Finding
 
 AT_ONCE = 2**22  # exchanged places worked on together

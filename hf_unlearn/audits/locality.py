@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from ..api import UnlearningResult
 from ..errors import UnlearningError
-from ..evaluation import Evaluator
 from ..methods.local_teacher import SCATTERED, forget_nearer, similarity
+from ..tasks.evaluation import Evaluator
 from .plots import Series, picture
 
 MEASURES = ("accuracy", "confidence", "total_variation")

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
+from ..data.batches import to_model
 from ..errors import UnlearningError
-from ..evaluation import Tally, distances, evaluating, to_model
-from ..losses import IGNORED, next_tokens
 from ..methods.local_teacher import similarity
-from ..metrics.functional import rows_at_once
+from ..metrics.signals import rows_at_once
+from ..models.modes import evaluating
+from ..tasks.evaluation import Tally, distances
+from ..tasks.losses import IGNORED, next_tokens
 from .context import AuditContext
 from .locality import Locality, compare_locally
 

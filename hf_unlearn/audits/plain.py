@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
-from ..evaluation import Measurement
+from ..tasks.figures import Measurement
 from .context import AuditContext
 from .membership import matched_mean, matched_test, paired_drop
 from .verdict import Finding

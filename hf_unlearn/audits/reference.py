@@ -24,8 +24,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import models
-from ..evaluation import to_model
-from ..losses import cross_entropy
+from ..data.batches import to_model
+from ..tasks.losses import cross_entropy
 from .context import AuditContext
 from .exchange import exchange, stands_out
 from .membership import paired_drop

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import models
-from ..batches import Batch
-from ..evaluation import Measurement, to_model
-from ..losses import cross_entropy
+from ..data.batches import Batch, to_model
+from ..tasks.figures import Measurement
+from ..tasks.losses import cross_entropy
 from .context import AuditContext
 from .exchange import exchange, stands_out
 from .verdict import Finding

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnlearningError
-from ..evaluation import evaluating
-from ..surgery.operators import Plan, find_plan
+from ..models.modes import evaluating
+from ..surgery.operators import find_plan
+from ..surgery.plan import Plan
 from ..surgery.probe import RIDGE
 from ..surgery.statistics import Activations
 from .context import AuditContext

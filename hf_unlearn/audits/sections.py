@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..methods.local_teacher import SCATTERED
-from ..report import NAMES
+from ..metrics.tables import NAMES
 
 MODELS = ("original", "unlearned", "retrained")
 SETS = ("forget", "retain", "unseen")

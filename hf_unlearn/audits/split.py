@@ -10,7 +10,7 @@ from huggingface_hub.utils import httpx
 from torch import nn
 
 from .. import models
-from ..data import SPLIT_SEED
+from ..data.splits import SPLIT_SEED
 from ..errors import UnlearningError
 
 METRICS = "metrics.json"  # of a saved result or a release, with what the run was

@@ -20,7 +20,7 @@ from ..audits.report import AuditReport
 from ..errors import UnlearningError
 from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
-from ..report import NAMES, SCORES
+from ..metrics.tables import NAMES, SCORES
 from .client import check_token, reading, retry
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
 

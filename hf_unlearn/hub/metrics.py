@@ -9,11 +9,12 @@ from huggingface_hub import CommitOperationAdd
 
 from .. import metrics
 from ..errors import UnlearningError
-from ..metrics import functional
 from .client import client, retry, telling
 from .names import MAIN
 from .repository import Repository, as_meant, blobs_of
 from .weights import files_in
+
+OURS = re.compile(r"from hf_unlearn\.metrics\.(\w+) import")
 
 
 def write_space(name: str, repo_id: str, folder: str | Path) -> Path:
@@ -21,12 +22,21 @@ def write_space(name: str, repo_id: str, folder: str | Path) -> Path:
     without this package; its card, its page and its requirements."""
     folder = Path(folder)
     shutil.copytree(metrics.path(name), folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
-    shutil.copy(functional.__file__, folder)
-    for path in (folder / f"{name}.py", folder / "README.md"):
-        text = path.read_text().replace("from hf_unlearn.metrics.functional import", "from .functional import")
+    script = folder / f"{name}.py"
+    (folder / "functional.py").write_text(_functions_of(script.read_text()))
+    for path in (script, folder / "README.md"):
+        text = OURS.sub("from .functional import", path.read_text())
         text = text.replace(f'hf_unlearn.metrics.path("{name}")', f'"{repo_id}"')
         path.write_text(re.sub(r"^ *>>> import hf_unlearn\n", "", text, flags=re.MULTILINE))
     return folder
+
+
+def _functions_of(script: str) -> str:
+    """The files of pure functions that a metric's script imports as one, because `evaluate` fetches none that they import."""
+    files = [Path(metrics.__file__).with_name(f"{name}.py") for name in ("checks", *OURS.findall(script))]
+    return "\n\n".join(
+        re.sub(r"^from \.checks import .*\n", "", file.read_text(), flags=re.MULTILINE) for file in files
+    )
 
 
 def push_metric(name: str, repo_id: str, token: str | None = None, private: bool | None = None) -> str:

@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from .. import models
-from ..adapters import is_adapted, own_adapters
 from ..errors import UnlearningError
+from ..models.adapters import is_adapted, own_adapters
 from .client import HUB_ERRORS, UnreadableError, check_token, is_absent, reader, retry
 from .names import MAIN, check_names
 from .release import prepare, where_it_is_written
@@ -20,7 +20,7 @@ from .revisions import Pushed, default_branch, pinned, push
 if TYPE_CHECKING:
     from ..api import UnlearningResult
     from ..audits.report import AuditReport
-    from ..trainer import UnlearningTrainer
+    from ..training.trainer import UnlearningTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from torch.testing import assert_close
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .. import __version__, models
-from ..adapters import is_adapted, own_adapters
-from ..checkpoints import PRIVATE
 from ..errors import UnlearningError
-from ..facts import describe_run
+from ..models.adapters import is_adapted, own_adapters
+from ..training.checkpoints import PRIVATE
+from ..training.facts import describe_run
 from . import merkle
 from .canonical import CANONICAL, FORMAT, KIND, body, canonical, check_json, digest_of, read_json, read_receipt
 from .card_parts import read_parts

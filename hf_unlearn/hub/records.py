@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from ..checkpoints import PRIVATE
-from ..data import Source
+from ..data.source import Source
 from ..errors import UnlearningError
+from ..training.checkpoints import PRIVATE
 from . import merkle
 from .canonical import CANONICAL, FORGET, is_columns, misfits
 from .encoding import encode

@@ -21,7 +21,7 @@ from .withholding import FEWEST, check_fewest, each_text, publishable, publishab
 if TYPE_CHECKING:
     from ..api import UnlearningResult
     from ..audits.report import AuditReport
-    from ..trainer import UnlearningTrainer
+    from ..training.trainer import UnlearningTrainer
     from .repository import Parent
 
 HIDDEN = "(a local path)"

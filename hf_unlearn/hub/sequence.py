@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from huggingface_hub import hf_hub_download
 
-from ..batches import DrawnSamples
-from ..data import Source
-from ..data_checks import check_samples, number_classes
+from ..data.samples import DrawnSamples
+from ..data.source import Source
 from ..errors import UnlearningError
-from ..evaluation import figures
+from ..tasks.checks import check_samples, number_classes
+from ..tasks.figures import figures
 from .canonical import body, digest_of, read_receipt
 from .client import UnreadableError, reading, retry
 from .names import RECEIPT

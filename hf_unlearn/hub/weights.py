@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..models import TIMM_PREFIX, digest_tensors
+from ..models.timm import TIMM_PREFIX
+from ..models.weights import digest_tensors
 from .client import CONFLICTS, reader, retry
 from .client import HUB_ERRORS as HUB_ERRORS  # what fetch_weights raises
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECEIPT, SHARDS, WEIGHTS

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import divergence
-from ..teacher import OnlineTeacher
+from ..tasks.losses import divergence
+from ..training.teacher import OnlineTeacher
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 

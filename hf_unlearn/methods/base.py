@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from ..batches import Batch
+from ..data.batches import Batch
 from ..errors import UnlearningError
-from ..fields import check_fields
+from .fields import check_fields
 
 if TYPE_CHECKING:
-    from ..trainer import Context
+    from ..training.context import Context
 
 CONFIG_NAME = "unlearning_config.json"
 CLASSIFICATION = ("image-classification", "text-classification")

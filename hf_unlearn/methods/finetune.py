@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..losses import cross_entropy
+from ..tasks.losses import cross_entropy
 from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo
 
 

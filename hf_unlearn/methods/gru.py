@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..gradients import Gradient, combine_, dots
 from .base import TASKS, MethodInfo, Paper
+from .gradients import Gradient, combine_, dots
 from .paired import PairedConfig, PairedGradients
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..gradients import Gradient, blocks, combination, combine_, dots
 from .base import TASKS, MethodInfo, Paper
+from .gradients import Gradient, blocks, combination, combine_, dots
 from .paired import PairedConfig, PairedGradients
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import is_adapted
 from ..errors import UnlearningError
-from ..losses import cross_entropy
+from ..models.adapters import is_adapted
+from ..tasks.losses import cross_entropy
 from .base import MethodConfig, MethodInfo, Paper
 from .finetune import Finetune
 

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from ..batches import Batch, seeded
-from ..losses import cross_entropy
-from ..neighbours import Neighbours, centres
-from ..small_models import check_teacher, fit, new_optimizer, new_teacher, readable
+from ..data.batches import Batch
+from ..data.samples import seeded
+from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
+from .neighbours import Neighbours, centres
+from .teachers import check_teacher, fit, new_optimizer, new_teacher, readable
 
 SCATTERED = 0.8  # below: how often a forget sample is nearer to the centroid than a retained one is
 SWEEP = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5.5)  # sizes of the support that k="auto" tries, in halves of the default

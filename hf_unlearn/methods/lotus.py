@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.randomness import gumbel
 from ..errors import UnlearningError
-from ..randomness import gumbel
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 

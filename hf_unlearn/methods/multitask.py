@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..gradients import Gradient, blocks, blockwise, by_module, clip_, dots, orthonormal, project, strongest
 from .base import Method, MethodConfig, MethodInfo, Paper
+from .gradients import Gradient, blocks, blockwise, by_module, clip_, dots, orthonormal, project, strongest
 
 logger = logging.getLogger(__name__)
 

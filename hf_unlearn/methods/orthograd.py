@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..gradients import Gradient, orthonormal, project
 from .base import TASKS, MethodInfo, Paper
+from .gradients import Gradient, orthonormal, project
 from .paired import PairedConfig, PairedGradients
 
 

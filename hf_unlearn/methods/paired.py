@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..losses import cross_entropy
+from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig
 
 

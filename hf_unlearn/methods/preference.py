@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..losses import IGNORED, cross_entropy, divergence, next_tokens
+from ..tasks.losses import IGNORED, cross_entropy, divergence, next_tokens
 from .paired import PairedConfig, PairedLosses
 
 

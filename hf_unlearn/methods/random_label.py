@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..losses import cross_entropy
-from ..randomness import uniform
+from ..data.randomness import uniform
+from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
-from ..evaluation import evaluating
-from ..losses import IGNORED, next_tokens
-from ..models import attends
+from ..models.kinds import attends
+from ..models.modes import evaluating
+from ..tasks.losses import IGNORED, next_tokens
 from .base import TASKS, MethodInfo, Paper
 from .paired import PairedConfig, PairedLosses
 

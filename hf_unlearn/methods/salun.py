@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import is_adapted
 from ..errors import UnlearningError
-from ..gradients import Gradient
-from ..losses import cross_entropy
+from ..models.adapters import is_adapted
+from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
+from .gradients import Gradient
 
 
 def saliency_mask(gradient: Gradient, density: float) -> list[Tensor]:

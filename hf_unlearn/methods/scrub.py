@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..losses import cross_entropy, divergence
+from ..tasks.losses import cross_entropy, divergence
 from .base import Method, MethodConfig, MethodInfo
 from .neggrad_plus import NeggradPlus
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import cross_entropy
+from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 ROWS_AT_ONCE = 64  # of noise in one forward pass

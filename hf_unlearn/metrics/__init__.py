@@ -1,29 +1,13 @@
-"""Unlearning metrics: pure functions (see `hf_unlearn.metrics.functional`), some of them as `evaluate` modules too."""
+"""Unlearning metrics: pure functions (a file for each family), some of them as `evaluate` modules too."""
 
 from pathlib import Path
 
 from ..errors import UnlearningError
-from .functional import (
-    MatchedAUC,
-    accuracy,
-    activation_distance,
-    avg_gap,
-    class_means,
-    forget_quality,
-    interference,
-    jsd,
-    jsd_rows,
-    matched_auc,
-    mia,
-    mia_attack,
-    rf_jsd,
-    rf_jsd_from_means,
-    sample_statistics,
-    token_statistics,
-    tow,
-    uis,
-    zrf,
-)
+from .divergence import activation_distance, class_means, jsd, jsd_rows, rf_jsd, rf_jsd_from_means, zrf
+from .gaps import avg_gap, tow
+from .interference import interference, uis
+from .membership import MatchedAUC, called_members, forget_quality, matched_auc, mia, mia_attack
+from .signals import accuracy, rows_at_once, sample_statistics, token_statistics
 
 __all__ = [
     "MatchedAUC",

@@ -12,11 +12,10 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
-from ..adapters import tuner_layers
-from ..batches import Batch
+from ..data.batches import Batch, to_model
 from ..errors import UnlearningError
-from ..evaluation import to_model
-from .operators import Plan
+from ..models.adapters import tuner_layers
+from .plan import Plan
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -20,7 +20,8 @@ from .edits import Edit, Removal, edits_of, write
 from .explain import explain, head_test, named, row_of, still_given
 from .fitting import EXAMPLES, HIGHEST, fitted
 from .lora import Factors, load_lora, to_lora
-from .operators import Operator, Plan, Reading, find_plan
+from .operators import find_plan
+from .plan import Operator, Plan, Reading
 from .probe import probe_accuracy
 from .statistics import Statistics, collect
 

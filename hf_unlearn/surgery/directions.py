@@ -8,7 +8,7 @@ W ← W(I − α_ℓQQᵀ)
 import torch
 from torch import Tensor
 
-from ..gradients import project
+from ..methods.gradients import project
 
 PARALLEL = 1e-3  # residuals whose angle is about this small are one direction, and noise
 

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
 from .directions import affine_bias, remove_directions
-from .operators import Operator, Reading
+from .plan import Operator, Reading
 
 EXACT = 1e-10  # what float64 may lose on the way, relative
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .edits import Edit, Removal, edits_of, write
-from .operators import Plan
+from .plan import Plan
 from .statistics import Statistics, collect
 
 if TYPE_CHECKING:

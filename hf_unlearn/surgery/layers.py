@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batches import Batch
-from ..losses import cross_entropy
+from ..data.batches import Batch
+from ..tasks.losses import cross_entropy
 
 Gradients = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 

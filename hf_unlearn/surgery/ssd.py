@@ -12,11 +12,11 @@ from accelerate.utils import extract_model_from_parallel, gather_object, reduce
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ..batches import Batch
+from ..data.batches import Batch
 from ..errors import UnlearningError
-from ..evaluation import evaluating
-from ..losses import cross_entropy
 from ..methods.base import Method, MethodConfig, MethodInfo, Paper
+from ..models.modes import evaluating
+from ..tasks.losses import cross_entropy
 from .checks import check_labels, check_weights, ready
 from .layers import add_squares_by_layers
 

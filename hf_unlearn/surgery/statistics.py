@@ -9,12 +9,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from .. import randomness
-from ..batches import Batch
+from ..data import randomness
+from ..data.batches import Batch
 from ..errors import UnlearningError
-from ..evaluation import evaluating
+from ..models.modes import evaluating
 from .checks import check_labels, ready
-from .operators import Plan
+from .plan import Plan
 
 
 @dataclass

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_unlearn import audit
-from hf_unlearn.data import split_unseen
-from hf_unlearn.digits import Samples, load_digits
+from hf_unlearn.data.digits import Samples, load_digits
+from hf_unlearn.data.splits import split_unseen
 
 EPOCHS = 30
 PAIRS, PLANTED, SMALL = 20, 5, 10  # seeds: of each kind of request, of these with faults, of small requests

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from study import record
 
-from hf_unlearn.benchmark import main
+from hf_unlearn.commands.benchmark import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

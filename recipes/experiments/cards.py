@@ -21,7 +21,7 @@ from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer
 
 from hf_unlearn import UnlearningArguments, unlearn
-from hf_unlearn.digits import Samples, load_digits
+from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.hub.card import AUDIT, CARD, CONFIG, METRICS, RECEIPT, make_card
 from hf_unlearn.hub.release import prepare
 

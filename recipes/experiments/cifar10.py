@@ -10,7 +10,7 @@ from real_data import cifar10
 from study import record, study, train
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
-from hf_unlearn.digits import Samples
+from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods.lotus import LotusConfig
 
 TRAIN, FORGET, UNSEEN = 1200, 120, 1000

@@ -46,7 +46,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_unlearn import UnlearningArguments, UnlearningResult, unlearn
-from hf_unlearn.digits import Samples, load_digits
+from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.methods import MethodConfig
 from hf_unlearn.surgery.damp import DampConfig
 from hf_unlearn.surgery.ssd import SsdConfig

@@ -3,8 +3,9 @@
 from study import record, study, train
 from torch.utils.data import Dataset
 
-from hf_unlearn.digits import load_digits, small_resnet, small_vit
+from hf_unlearn.data.digits import load_digits
 from hf_unlearn.methods.lotus import LotusConfig
+from hf_unlearn.models.small import small_resnet, small_vit
 
 MODELS = {"resnet": (small_resnet, 30, "resnet18-cifar10"), "vit": (small_vit, 40, "vit")}
 

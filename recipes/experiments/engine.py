@@ -15,10 +15,11 @@ from study import record
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningArguments
-from hf_unlearn.benchmark import RandomSamples, build
-from hf_unlearn.losses import cross_entropy
+from hf_unlearn.commands.benchmark import RandomSamples, build
 from hf_unlearn.methods import HamuConfig, Method, MethodConfig, MethodInfo
-from hf_unlearn.trainer import Context, UnlearningTrainer
+from hf_unlearn.tasks.losses import cross_entropy
+from hf_unlearn.training.context import Context
+from hf_unlearn.training.trainer import UnlearningTrainer
 
 BATCH = {"resnet18": 128, "bert-base": 8}  # images of 32 × 32, texts of 64 tokens
 WANTED = 1.05

@@ -7,7 +7,7 @@ import torch
 from digits import MODELS, fit
 from study import record, study
 
-from hf_unlearn.digits import load_digits
+from hf_unlearn.data.digits import load_digits
 from hf_unlearn.methods import HamuConfig
 
 METHODS = {

@@ -41,7 +41,7 @@ from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImage
 
 from hf_unlearn import LocalTeacherConfig, UnlearningArguments, list_methods, unlearn
 from hf_unlearn.audits.locality import compare_locally
-from hf_unlearn.digits import Samples
+from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods import METHODS, MethodConfig
 from hf_unlearn.methods.local_teacher import similarity
 

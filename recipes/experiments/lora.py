@@ -7,7 +7,7 @@ from digits import MODELS, fit
 from study import record, study
 
 from hf_unlearn import get_method
-from hf_unlearn.digits import load_digits
+from hf_unlearn.data.digits import load_digits
 
 METHODS = ("lotus", "random_label", "bad_teacher", "scrub", "gradient_ascent", "neggrad_plus", "local_teacher")
 FAMILIES = {"resnet": "convolutional", "vit": "transformer"}

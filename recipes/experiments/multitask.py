@@ -25,10 +25,10 @@ from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer, TimmWrapperConfig, Trainer, TrainingArguments, set_seed
 
 from hf_unlearn import UnlearningArguments, unlearn
-from hf_unlearn.digits import Samples
+from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods import Multitask, MultitaskConfig
-from hf_unlearn.multitask_model import MultiTaskModel, MultiTaskModelConfig
-from hf_unlearn.tasks import Tasks
+from hf_unlearn.models.multitask import MultiTaskModel, MultiTaskModelConfig
+from hf_unlearn.tasks.multitask import Tasks
 
 VARIANTS = {
     "multitask": {},

@@ -10,7 +10,7 @@ from real_data import minilm, newsgroups
 from study import record, study, train
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from hf_unlearn.digits import Samples
+from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods.lotus import LotusConfig
 
 TRAIN, FORGET, UNSEEN, TOKENS = 600, 60, 600, 48

@@ -4,7 +4,7 @@ import tempfile
 
 from study import record
 
-from hf_unlearn.quickstart import main
+from hf_unlearn.commands.quickstart import main
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset
 from transformers import PreTrainedModel
 
 from hf_unlearn import UnlearningArguments, UnlearningTrainer
-from hf_unlearn.digits import Samples, load_digits
+from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.methods import HamuConfig
 
 

@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from hf_unlearn.losses import IGNORED
 from hf_unlearn.methods import HamuConfig, RmuConfig
+from hf_unlearn.tasks.losses import IGNORED
 
 FORGET, RETAIN, UNSEEN = 15, 45, 30
 EPOCHS, RATE, BATCH = 10, 5e-4, 12

@@ -7,10 +7,10 @@ import json
 import re
 from pathlib import Path
 
-from hf_unlearn.benchmark import report
+from hf_unlearn.commands.benchmark import report
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.base import CLASSIFICATION
-from hf_unlearn.report import table
+from hf_unlearn.metrics.tables import table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -8,9 +8,9 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from hf_unlearn.methods import SsdConfig
-from hf_unlearn.models import weights_digest
+from hf_unlearn.models.weights import weights_digest
 from hf_unlearn.surgery.ssd import importances, ssd_edit
-from tests.test_ssd import FAMILIES, batches, samples, share
+from tests.surgery.test_ssd import FAMILIES, batches, samples, share
 
 
 def main(folder: Path) -> None:

@@ -7,7 +7,7 @@ from accelerate.utils import gather_object
 
 from hf_unlearn import UnlearningError, UnlearningResult
 from hf_unlearn.hub import prepare, verify
-from hf_unlearn.models import save_model
+from hf_unlearn.models.weights import save_model
 from tests.runs import make_trainer
 from tests.tiny import tiny_vit
 

@@ -10,11 +10,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from hf_unlearn.gradients import clip_, dots
+from hf_unlearn.methods.gradients import clip_, dots
 from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import hamu_update
 from hf_unlearn.methods.pcgrad import pcgrad_update
-from hf_unlearn.trainer import _swap, reduce_every_micro_batch
+from hf_unlearn.training.trainer import _swap, reduce_every_micro_batch
 
 
 def network() -> nn.Module:

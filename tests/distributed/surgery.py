@@ -5,9 +5,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from hf_unlearn import UnlearningTrainer
-from hf_unlearn.trainer import _Share
+from hf_unlearn.training.epochs import _Share
 from tests.samples import arguments, for_trainer
-from tests.test_surgery import METHODS, a_class, knowing
+from tests.surgery.test_surgery import METHODS, a_class, knowing
 from tests.tiny import tiny_resnet, tiny_vit
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from hf_unlearn.models import weights_digest
+from hf_unlearn.models.weights import weights_digest
 from tests.runs import make_trainer, weights
 
 

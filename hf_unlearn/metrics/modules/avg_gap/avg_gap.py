@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_unlearn.metrics.functional import avg_gap
+from hf_unlearn.metrics.gaps import avg_gap
 
 DESCRIPTION = """
 Mean absolute difference between an unlearned and a retrained model over four figures: accuracy on forget, retained and unseen

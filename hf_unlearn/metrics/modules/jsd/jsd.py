@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_unlearn.metrics.functional import jsd
+from hf_unlearn.metrics.divergence import jsd
 
 DESCRIPTION = """
 Mean Jensen-Shannon divergence between the predictions of two models, row by row, with the natural logarithm: 0 for equal

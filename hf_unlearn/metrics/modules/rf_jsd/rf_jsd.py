@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.metrics.functional import rf_jsd
+from hf_unlearn.metrics.divergence import rf_jsd
 
 DESCRIPTION = """
 Retrain-free Jensen-Shannon divergence: does the unlearned model see the forget set as the original sees new data?

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from hf_unlearn.metrics.functional import uis
+from hf_unlearn.metrics.interference import uis
 
 DESCRIPTION = """
 Unlearning Impact Score over tasks, in percent: the damage on test data plus the distance from the wanted performance on the

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_unlearn.metrics.functional import mia_attack
+from hf_unlearn.metrics.membership import mia_attack
 
 DESCRIPTION = """
 Population membership inference: an attack learns to tell retained from unseen samples by one number for each sample, such as

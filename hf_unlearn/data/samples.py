@@ -1,0 +1,90 @@
+"""The drawn samples of a step, read from their sets, and what makes training batches of them."""
+
+from collections.abc import Callable
+
+import torch
+
+from .batches import Batch
+from .collator import Collator
+from .randomness import seeded
+from .schedule import Draw
+from .source import Source
+
+
+class DrawnSamples(torch.utils.data.Dataset):
+    """A map-style dataset over `Draw`s: a list of draws gives rows, with what the batch must know about each of them.
+
+    `augment` is a transform of the raw image or text. It, and any other randomness in reading a sample, is seeded by
+    (seed, epoch, sample), so that every layout of batches and every resumed run sees the same augmented samples.
+    """
+
+    def __init__(
+        self, sources: dict[str, Source], augment: Callable | None = None, seed: int = 0, seeded: bool = False
+    ):
+        self.sources, self.augment, self.seed = sources, augment, seed
+        self.seeded = seeded or augment is not None
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources.values())
+
+    def __getitems__(self, draws: list[Draw]) -> list[tuple[Draw, int, dict]]:
+        if self.seeded:
+            rows = [self._seeded_row(draw) for draw in draws]
+        else:
+            rows = [None] * len(draws)
+            for name, source in self.sources.items():
+                places = [i for i, draw in enumerate(draws) if draw.source == name]
+                read = source.rows([draws[i].index for i in places], draws[places[0]].epoch) if places else []
+                for i, row in zip(places, read, strict=True):
+                    rows[i] = row
+        return [(draw, self.sample_index(draw), row) for draw, row in zip(draws, rows, strict=True)]
+
+    def sample_index(self, draw: Draw) -> int:
+        """One number for each sample: forget samples first, the others behind them."""
+        return draw.index if draw.source == "forget" else len(self.sources["forget"]) + draw.index
+
+    def _seeded_row(self, draw: Draw) -> dict:
+        source = self.sources[draw.source]
+        with seeded(self.seed, draw.epoch, self.sample_index(draw)):
+            row = source.rows([draw.index], draw.epoch)[0]
+            if self.augment is None:
+                return row
+            column = source.input_columns[0]
+            return {**row, column: self.augment(row[column])}
+
+
+class TrainingCollator:
+    """`DrawnSamples` to what a method's `losses` gets: one `Batch`, or one for each group of a paired step."""
+
+    def __init__(self, collator: Collator):
+        self.collator = collator
+
+    def __call__(self, samples: list[tuple[Draw, int, dict]]) -> Batch | dict[str, Batch]:
+        groups = {}
+        for sample in samples:
+            groups.setdefault(sample[0].group, []).append(sample)
+        batches = {group: self._batch(members) for group, members in groups.items()}
+        return batches if len(batches) > 1 else next(iter(batches.values()))
+
+    def _batch(self, samples: list[tuple[Draw, int, dict]]) -> Batch:
+        batch = self.collator.collate(
+            [row for _, _, row in samples], [(draw.source, draw.index) for draw, _, _ in samples]
+        )
+        batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
+        batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
+        batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
+        for name in ("weight", "sample_weight"):
+            batch[name] = torch.tensor([getattr(draw, name) for draw, _, _ in samples], dtype=torch.float64)
+        return batch
+
+
+def is_deterministic(source: Source, collator: Collator, samples: int = 16) -> bool:
+    """Whether reading a sample in two epochs gives the same inputs; not so after a random transform, or in a stream
+    that is shuffled anew in every epoch."""
+    indices, read = list(range(min(samples, len(source)))), []
+    for epoch in range(2):
+        with seeded(epoch):  # every process finds the same
+            rows = source.rows(indices, epoch)
+            read.append(collator.collate(rows, [(source.name, index) for index in indices]).inputs)
+    first, second = read
+    return all(first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first)

@@ -1,0 +1,414 @@
+"""Forget, retain and unseen data: from the user's datasets to batches of model inputs.
+
+A dataset is a `datasets.Dataset`, a pandas table, a list or a torch `Dataset` of dicts, or (retained data only) a
+`datasets.IterableDataset`. Its rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
+completion, or a text), or are processed already.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from ..errors import UnlearningError
+from .labels import Numbering
+from .randomness import seeded
+
+IMAGE_COLUMNS = ("image", "img")
+TEXT_COLUMNS = ("text", "sentence", "content", "review")
+PAIR_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("text", "text_pair"),
+)
+PROMPT_COLUMNS = ("prompt", "completion")
+LABEL_COLUMNS = ("labels", "label")
+MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+@dataclass
+class Columns:
+    """Names of the columns, where they are not the usual ones."""
+
+    image: str | None = None
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+def as_dataset(data: Any, name: str) -> Any:
+    """A pandas table as a `datasets.Dataset`; anything else as it is, unless it is several sets, or columns."""
+    if isinstance(data, pd.DataFrame):
+        try:
+            return datasets.Dataset.from_pandas(data, preserve_index=False)
+        except Exception as error:  # of arrow, one for each kind of column
+            raise UnlearningError(
+                f"{name} is a table that cannot be made a datasets.Dataset ({reason(error)}); pass a datasets.Dataset, or a list "
+                "of dicts."
+            ) from error
+    if isinstance(data, datasets.Dataset) and data.format["type"] in ("arrow", "pandas", "polars"):
+        return data.with_format(None)  # rows of tables are no dicts
+    if isinstance(data, Mapping):
+        held = f"{name} is a {type(data).__name__} with {', '.join(map(str, data))}"
+        if any(isinstance(part, (datasets.Dataset, datasets.IterableDataset)) for part in data.values()):
+            raise UnlearningError(f"{held}; pass one of them.")
+        raise UnlearningError(f"{held}; expected rows. Make it a dataset with datasets.Dataset.from_dict().")
+    return data
+
+
+class Source:
+    """One of the user's datasets: rows by index, labels, and what identifies a row.
+
+    Only the samples of a classifier have classes; elsewhere their `labels` are all 0.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        columns: Columns | None = None,
+        size: int | None = None,
+        task: str = "image-classification",
+    ):
+        self.dataset, self.name, self.given, self.task = as_dataset(dataset, name), name, columns or Columns(), task
+        self.has_classes = task.endswith("classification")
+        self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
+        if not self.is_stream and not (hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")):
+            raise UnlearningError(
+                f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
+            )
+        self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
+        self.task_columns: list[str] = []  # the labels of a multi-task model
+        self._digests: np.ndarray | None = None
+        self.numbering: Numbering | None = None  # of the classes, as the model numbers them
+
+    def __len__(self) -> int:
+        return self._size if self.is_stream else len(self.dataset)
+
+    def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
+        rows = self._read(indices, epoch)
+        if self.numbering and (self.is_stream or self.numbering.are_text or not self.numbering.is_identity):
+            return [self._numbered(row) for row in rows]
+        return rows
+
+    def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
+        if self.is_stream:
+            rows = [self._reader.row(epoch, index) for index in indices]
+        else:
+            try:
+                rows = self._stored(indices)
+            except Exception as error:  # of a file that is no image, of a transform of the user's, ...
+                if len(indices) > 1:
+                    return [self._read([index], epoch)[0] for index in indices]
+                raise unreadable(indices[0], self.name, error) from error
+        if odd := [row for row in rows if not isinstance(row, Mapping)]:
+            raise UnlearningError(
+                f"A row of {self.name} is a {type(odd[0]).__name__}; expected a dict such as {{'image': ..., 'label': ...}}."
+            )
+        return rows
+
+    def _stored(self, indices: Sequence[int]) -> list[dict]:
+        if not isinstance(self.dataset, datasets.Dataset):
+            return [self.dataset[int(index)] for index in indices]
+        columns = self.dataset[list(indices)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _numbered(self, row: dict) -> dict:
+        """With the model's class as its label. Labels of a stream can only be checked as they come."""
+        column = self.label_column if self.label_column in row else "labels"
+        number = self.numbering.number(row.get(column))
+        if self.is_stream and not 0 <= number < self.numbering.classes.size:
+            raise UnlearningError(
+                f"A sample of {self.name} has the label {row.get(column)!r}; expected {self.numbering.classes}."
+            )
+        return {**row, column: number}
+
+    @cached_property
+    def first_row(self) -> dict:
+        with seeded(0):  # the same in every run, whatever transform draws random numbers
+            return self._read([0], 0)[0]
+
+    @cached_property
+    def column_names(self) -> list[str]:
+        """Stored columns; a transform set on the dataset may give others."""
+        stored = getattr(self.dataset, "column_names", None)
+        return list(stored) if stored else list(self.first_row)
+
+    @cached_property
+    def label_column(self) -> str:
+        if not self.has_classes:
+            return "labels"
+        return self._find(self.given.label, LABEL_COLUMNS, self.column_names, "label", "label_column")
+
+    @property
+    def processed_inputs(self) -> list[str]:
+        """The model inputs that a row holds; none for raw columns. A model of the user's own may have any."""
+        known = [name for name in MODEL_INPUTS if name in self.first_row]
+        if known or not self.task_columns or set(self.first_row) & {*IMAGE_COLUMNS, *TEXT_COLUMNS}:
+            return known
+        return [name for name in self.first_row if name not in self.task_columns]
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """The names of a `datasets.ClassLabel`, or of labels that are text; None of numbers alone."""
+        features = getattr(self.dataset, "features", None) or {}
+        names = getattr(features.get(self.label_column), "names", None)
+        if names or self.is_stream:
+            return names
+        return sorted({str(label) for label in self._stored_labels if isinstance(label, str)}) or None
+
+    @cached_property
+    def has_text_labels(self) -> bool:
+        return not self.is_stream and any(isinstance(label, str) for label in self._stored_labels)
+
+    @cached_property
+    def input_columns(self) -> list[str]:
+        """The stored columns that hold what the model sees: an image, a text or a pair, a prompt and a completion, or
+        processed inputs."""
+        names, given = self.column_names, self.given
+        if given.image or given.text:
+            wanted = [name for name in (given.image or given.text, given.text_pair) if name]
+            return [self._find(name, (), names, "input", "image_column or text_column") for name in wanted]
+        if self.task != "causal-lm":
+            choices = [(n,) for n in MODEL_INPUTS + IMAGE_COLUMNS] + list(PAIR_COLUMNS) + [(n,) for n in TEXT_COLUMNS]
+        else:
+            choices = [("input_ids",), PROMPT_COLUMNS] + [(n,) for n in TEXT_COLUMNS]
+        for choice in choices:
+            if set(choice) <= set(names):
+                return list(choice)
+        if self.task_columns and self.processed_inputs:
+            return self.processed_inputs
+        if self.task == "causal-lm":
+            raise UnlearningError(
+                f"{self.name} has the columns {', '.join(names)}; expected {' and '.join(PROMPT_COLUMNS)}, a text "
+                f"({', '.join(TEXT_COLUMNS)}) or input_ids. Name yours with text_column= (the prompt, or the whole text) "
+                "and text_pair_column= (the completion)."
+            )
+        raise UnlearningError(
+            f"{self.name} has the columns {', '.join(names)}; expected an image ({', '.join(IMAGE_COLUMNS)}), a text "
+            f"({', '.join(TEXT_COLUMNS)}) or processed inputs ({', '.join(MODEL_INPUTS)}). Name yours with "
+            "image_column= or text_column=."
+        )
+
+    def _find(self, given: str | None, usual: Sequence[str], names: list[str], what: str, argument: str) -> str:
+        for name in [given] if given else usual:
+            if name in names:
+                return name
+        raise UnlearningError(
+            f"{self.name} has the columns {', '.join(names)}, and no {what} column "
+            f"{repr(given) if given else '(' + ' or '.join(usual) + ')'}. Name yours with {argument}=."
+        )
+
+    def label_rows(self, columns: Sequence[str], indices: Sequence[int]) -> list[dict]:
+        """Only these columns of the rows, where the others need not be read."""
+        if not isinstance(self.dataset, datasets.Dataset) or not set(columns) <= set(self.dataset.column_names):
+            return self._read(indices, 0)
+        read = self.dataset.with_format("numpy").select_columns(list(columns))[list(indices)]
+        return [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
+
+    @cached_property
+    def _stored_labels(self) -> list:
+        """As they are. Two columns that may both be the labels have to be the same."""
+        column = self.label_column
+        other = next(
+            (c for c in LABEL_COLUMNS if c != column and c in self.column_names and not self.given.label), None
+        )
+        if isinstance(self.dataset, datasets.Dataset):
+            plain = self.dataset.with_format(None)
+            found = [plain[c][:] if c else None for c in (column, other)]
+        else:
+            rows = [self._read([i], 0)[0] for i in range(len(self))]
+            found = [[row.get(c) for row in rows] for c in (column, other)]
+        if (
+            other
+            and (odd := next((i for i, pair in enumerate(zip(*found, strict=True)) if _differ(*pair)), None))
+            is not None
+        ):
+            raise UnlearningError(
+                f"{self.name} has the columns {column} and {other}, which differ (row {odd}: {found[0][odd]!r} and "
+                f"{found[1][odd]!r}); remove one of them, or say which is meant with label_column=."
+            )
+        return found[0]
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """All labels as integers, by their own numbers or their place in `class_names`; -1 where one is missing."""
+        values = self._stored_labels
+        if self.has_text_labels:
+            places = {name: i for i, name in enumerate(self.class_names)}
+            odd = next((value for value in values if value is not None and not isinstance(value, str)), None)
+            if odd is not None:
+                raise UnlearningError(
+                    f"The labels of {self.name} are partly text ({self.class_names[0]!r}) and partly not ({odd!r}); expected "
+                    "class numbers, or names."
+                )
+            return np.asarray([-1 if value is None else places[value] for value in values], np.int64)
+        try:
+            numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError):  # nothing, or not the same number of labels, for every sample
+            numbers = np.empty((0, 0))
+        if numbers.ndim != 1:
+            raise UnlearningError(
+                f"The labels of {self.name} are not one class number a sample ({str(values[0])[:60]}); tasks with several "
+                "labels a sample are not supported."
+            )
+        numbers[np.isnan(numbers)] = -1
+        if (numbers != np.round(numbers)).any() or np.isinf(numbers).any():
+            raise UnlearningError(f"The labels of {self.name} are fractions; expected class numbers, one a sample.")
+        return numbers.astype(np.int64)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """All labels as integers, as the model numbers its classes if it has been asked; -1 where a label is missing."""
+        if not self.has_classes:
+            return np.zeros(len(self), np.int64)
+        return self.positions if self.numbering is None else self.numbering.apply(self.positions)
+
+    def digests(self) -> np.ndarray:
+        """A hash of the stored bytes of every sample's input. Also opens each stored image, to find broken ones.
+
+        All samples are read for it, once. Receipts of format 1 commit to these (see `hub.records`), so they stay as they are.
+        """
+        if self._digests is None:
+            with seeded(0):  # a torch Dataset with a random transform gives the same samples in every run
+                self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(self.stored())])
+        return self._digests
+
+    def stored(self, **numpy: Any) -> Iterator[list]:
+        """What is stored of every sample's input, a value for each input column; of an image the bytes of its file.
+
+        Args:
+            numpy: what `with_format("numpy")` is given: `dtype=None` keeps floats of more than 32 bits.
+        """
+        if not isinstance(self.dataset, datasets.Dataset):
+            rows = (self._read([i], 0)[0] for i in range(len(self)))
+            inputs = ([row.get(column) for column in self.input_columns] for row in rows)
+        else:
+            stored = self.dataset.with_format(None).select_columns(self.input_columns)
+            for column, feature in stored.features.items():
+                if isinstance(feature, datasets.Image):
+                    stored = stored.cast_column(column, datasets.Image(decode=False))
+                elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
+                    stored = stored.with_format("numpy", **numpy)  # nested lists would be much slower
+            inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
+        for index, values in enumerate(inputs):
+            try:
+                values = [_image_bytes(value) if isinstance(value, dict) else value for value in values]
+            except Exception as error:  # PIL raises a different type for every file format
+                raise unreadable(index, self.name, error) from error
+            if any(value is None for value in values):
+                raise unreadable(index, self.name, UnlearningError("nothing is stored"))
+            yield values
+
+    def _holds_conversations(self, column: str) -> bool:
+        return is_conversation(self.dataset.with_format(None).select_columns([column])[0][column])
+
+    def _digest(self, values: list, index: int) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            for value in values:
+                digest.update(_stored_bytes(value))
+        except Exception as error:
+            raise unreadable(index, self.name, error) from error
+        return digest.digest()
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages such as `[{"role": "user", "content": "Hello"}]`."""
+    return isinstance(value, list) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def _stored_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes):  # of a stored image
+        return value
+    if is_conversation(value):
+        return json.dumps(value, sort_keys=True).encode()
+    if isinstance(value, str):
+        return value.encode() + b"\0"
+    if isinstance(value, Image.Image):
+        return repr((value.mode, value.size)).encode() + value.tobytes()
+    array = np.ascontiguousarray(value)
+    if array.dtype == object:
+        raise UnlearningError(f"it is a {type(value).__name__}, and no array of numbers")
+    return repr(array.shape).encode() + array.tobytes()
+
+
+def _image_bytes(stored: dict) -> bytes:
+    if not {"bytes", "path"} & set(stored):
+        raise UnlearningError(f"it is a dictionary of {', '.join(map(str, stored))}, and no picture")
+    if not (stored.get("bytes") or stored.get("path")):
+        raise UnlearningError("nothing is stored")
+    content = stored.get("bytes") or Path(stored["path"]).read_bytes()
+    image = Image.open(io.BytesIO(content))
+    image.verify()  # reads the checksums of a PNG, and of other formats hardly more than the header
+    whole = image.format == "PNG" or (image.format == "JPEG" and content.rstrip(b"\0").endswith(b"\xff\xd9"))
+    if not whole and not (image.format == "WEBP" and len(content) >= int.from_bytes(content[4:8], "little") + 8):
+        Image.open(io.BytesIO(content)).load()
+    return content
+
+
+def unreadable(index: int, name: str, why: Exception) -> UnlearningError:
+    return UnlearningError(
+        f"Row {index} of {name} cannot be read ({reason(why)}); remove the row or replace its content."
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line; its kind too, unless it is our own."""
+    if isinstance(error, UnlearningError):
+        return str(error).rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = lines[0][:150].rstrip(". ")
+    if isinstance(error, OSError) and said:
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two labels are not the same; a missing one is like another."""
+    if a is None or b is None:
+        return a is not b
+    a, b = np.asarray(a), np.asarray(b)
+    return not np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
+
+
+class StreamReader:
+    """Forward-only access by position to an iterable dataset: `row(epoch, position)` with positions increasing."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.epoch, self.position, self.iterator = stream, None, 0, None
+
+    def row(self, epoch: int, position: int) -> dict:
+        try:
+            if epoch != self.epoch or position < self.position:
+                if hasattr(self.stream, "set_epoch"):
+                    self.stream.set_epoch(epoch)
+                self.epoch, self.position, self.iterator = epoch, 0, iter(self.stream)
+            for row in self.iterator:
+                self.position += 1
+                if self.position > position:
+                    return row
+        except Exception as error:
+            raise UnlearningError(
+                f"Sample {self.position} of the stream of retained samples cannot be read ({reason(error)}); leave it out, or "
+                "mend the stream."
+            ) from error
+        raise UnlearningError(
+            f"The stream of retained samples ended after {self.position} samples, but retain_size says that there are "
+            f"more than {position}; pass its true size, and a stream that can be read again in every epoch."
+        )

@@ -1,0 +1,45 @@
+"""Models: what kind they are, loading and saving them, their weights and adapters."""
+
+from .find import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    IMAGE_PROCESSOR,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    commit_of,
+    explain,
+    find_file,
+    folder_of,
+    hub_is_reachable,
+    split_revision,
+)
+from .kinds import (
+    architecture_family,
+    attends,
+    base_of,
+    batchnorm_modules,
+    check_single_label,
+    finds_end_by_padding,
+    image_channels,
+    in_head,
+    inputs,
+    limits,
+    max_tokens,
+    num_labels,
+    reading_features,
+    task_of,
+    vocabulary,
+    width,
+)
+from .load import (
+    load_model,
+    load_processor,
+    load_weights,
+)
+from .weights import (
+    digest_tensors,
+    own_memory,
+    save_model,
+    weights_digest,
+)

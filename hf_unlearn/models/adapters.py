@@ -1,0 +1,216 @@
+"""Unlearning inside a PEFT adapter: ours is stacked on what the model brings, and everything else is frozen."""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import UnlearningError
+from .kinds import base_of, in_head
+
+NAME = "unlearn"
+# Times Adam's for the weights, where a method has none of its own for adapters. On digits, LoTUS changes nothing at 1,
+# SCRUB in an adapter equals SCRUB in the weights at 5 and ruins a ResNet at 10.
+LEARNING_RATE = 5
+
+
+@dataclass
+class Adapter:
+    """The model with our adapter in it, and the way to switch that off."""
+
+    model: nn.Module
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The original: without our adapter, with those that it came with."""
+        layers = tuner_layers(self.model)
+        active = [list(layer.active_adapters) for layer in layers]
+        # Not `set_adapter`: it would also change which parameters are trained.
+        for layer, names in zip(layers, active, strict=True):
+            layer._active_adapter = [name for name in names if name != NAME]
+        try:
+            yield
+        finally:
+            for layer, names in zip(layers, active, strict=True):
+                layer._active_adapter = names
+
+
+def is_adapted(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel)
+
+
+def own_adapters(model: nn.Module) -> list[str]:
+    """The adapters that a model came with."""
+    return [name for name in model.peft_config if name != NAME] if is_adapted(model) else []
+
+
+def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def default_config(model: nn.Module, r: int = 8, head: bool = False) -> LoraConfig:
+    """LoRA of rank `r` on all layers of `model` that PEFT can adapt and merge exactly.
+
+    These are linear layers, GPT-2's of their own kind among them, and convolutions, found by type and not by name, which
+    differs from one architecture to the next; PEFT's `all-linear` leaves out convolutions, that is nearly all of a ResNet.
+    What is left out: subclasses of these types, which may do something else with their weights; convolutions with groups,
+    which PEFT does not merge, or with dilation or padding other than zeros, which it ignores; and layers that share their
+    weights with others, which merging would change too. Where a model reads a layer's weights without calling the layer (the
+    queries, keys and values of timm's BEiT, EVA and Swin V2), the adapter of that layer stays zero.
+
+    The head (with a pooler, all that is behind the blocks) is left out unless `head` is true: what must go is in the
+    features as well, and where the head may change, that is the short way to the same outputs. PEFT's own choice is to train
+    a whole copy of the head for some task types and none of it for others.
+
+    Example:
+        >>> peft_config = default_config(model, r=4, head=True)  # doctest: +SKIP
+    """
+    base = base_of(model)
+    names = {}
+    if isinstance(base, PreTrainedModel):
+        used = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
+        layers = ((name, layer) for name, layer in _layers(base) if head or not in_head(base, f"{name}."))
+        names = {name: type(layer) for name, layer in layers if _is_plain(layer) and used[id(layer.weight)] == 1}
+    if not names:
+        raise UnlearningError(
+            f"{type(base).__name__} has no layer for which an adapter can be chosen; expected a model of transformers or timm "
+            "with linear layers or convolutions. Pass a LoraConfig that names its target_modules."
+        )
+    if head and not any(in_head(base, f"{name}.") for name in names):
+        raise UnlearningError(
+            f"The head of {type(base).__name__} cannot be adapted: its weights are used elsewhere too, or it is a layer of "
+            "its own kind; leave it out, or pass a LoraConfig that names it in target_modules."
+        )
+    return LoraConfig(
+        r=r,
+        lora_alpha=2 * r,
+        target_modules="|".join(re.escape(name) for name in names),  # a list would match the ends of names
+        fan_in_fan_out=Conv1D in names.values(),
+    )
+
+
+def _layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model by name; where it carries adapters, as they are without."""
+    wrapper = None
+    for name, module in base.named_modules():
+        if wrapper is not None and name.startswith(f"{wrapper}."):
+            continue
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            wrapper = name
+        yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if type(layer) is nn.Conv2d:
+        return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+    return type(layer) in (nn.Linear, Conv1D)
+
+
+def merged(model: PeftModel) -> nn.Module:
+    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is."""
+    return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+
+
+@contextmanager
+def _clear_misfits() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UnlearningError(f"peft_config does not fit the model: {reason.rstrip('.')}.") from error
+
+
+def check_config(peft_config: Any) -> None:
+    """Refuse what is no config of an adapter, or of one that trains nothing, or more than itself."""
+    if not isinstance(peft_config, PeftConfig):
+        raise UnlearningError(
+            f"peft_config is a {type(peft_config).__name__}; expected a config of peft, such as a LoraConfig, or True."
+        )
+    if peft_config.is_prompt_learning:
+        raise UnlearningError(
+            f"peft_config is a {type(peft_config).__name__}, which puts tokens before the text and changes no layer; expected a "
+            "config of adapters, such as a LoraConfig."
+        )
+    if peft_config.inference_mode:
+        raise UnlearningError(
+            "peft_config has inference_mode=True, as configs of saved adapters have, and nothing would be trained; expected "
+            "inference_mode=False."
+        )
+    if getattr(peft_config, "lora_alpha", 1) == 0 or getattr(peft_config, "alpha", 1) == 0:
+        raise UnlearningError(
+            "peft_config has an alpha of 0, which makes an adapter of no effect; expected another one."
+        )
+    if getattr(peft_config, "bias", "none") != "none":
+        raise UnlearningError(
+            f"peft_config has bias={peft_config.bias!r}, which trains biases of the model itself; expected an adapter only. "
+            'Use bias="none", or lora_bias=True.'
+        )
+    if getattr(peft_config, "modules_to_save", None):
+        raise UnlearningError(
+            f"peft_config has modules_to_save={peft_config.modules_to_save}, which would be trained in full; expected an "
+            "adapter only. Name those modules in target_modules instead."
+        )
+    if getattr(peft_config, "init_lora_weights", True) not in (True, "gaussian"):
+        raise UnlearningError(
+            f"peft_config has init_lora_weights={peft_config.init_lora_weights!r}, which begins at another model than the "
+            'original; expected True or "gaussian".'
+        )
+
+
+def attach(model: nn.Module, peft_config: Any) -> Adapter:
+    """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
+    if not peft_config:
+        raise UnlearningError(
+            "The model is a PeftModel and peft_config is not given: pass one, and a new adapter is trained on top of its "
+            "own, or pass model.merge_and_unload().requires_grad_(True) to unlearn in the weights themselves."
+        )
+    check_config(peft_config)
+    peft_config = copy.deepcopy(peft_config)
+    peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types
+    if not is_adapted(model):
+        with _clear_misfits():
+            return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))
+    if NAME in model.peft_config:
+        raise UnlearningError(
+            f"The model already carries an adapter named {NAME!r} of an earlier request: merge it first, with "
+            "model.merge_and_unload().requires_grad_(True)."
+        )
+    if peft_config.peft_type != model.peft_type:
+        raise UnlearningError(
+            f"The model has an adapter of type {model.peft_type.value} and peft_config is of type "
+            f"{peft_config.peft_type.value}; expected the same type, or a model without adapter (merge_and_unload())."
+        )
+    active = [*model.active_adapters, NAME]
+    with _clear_misfits():
+        PeftModel.add_adapter(model, NAME, peft_config)  # not a subclass's, which may train a copy of the head
+    # Not `model.set_adapter`: where the model's own adapter has a head, it accepts no second adapter.
+    for layer in tuner_layers(model):
+        layer.set_adapter(active)
+    model.base_model.active_adapter = active
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = f".{NAME}." in name  # set_adapter made its own adapter trainable again
+    return Adapter(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Take out what `attach` has put into the model, if anything. Which weights are trained is not put back."""
+    if is_adapted(model):
+        if NAME in model.peft_config:
+            model.delete_adapter(NAME)
+        return
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, layer in layers:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    if layers:
+        del model.peft_config

@@ -1,0 +1,80 @@
+"""Saving and loading weights, and their digests."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+)
+
+from .find import WEIGHTS, WEIGHTS_INDEX
+from .timm import TIMM_PREFIX, is_timm, timm_readable
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Saves weights (safetensors) and config; of a `PeftModel` its adapters, of a plain torch module the weights.
+
+    A timm model is saved under timm's own names, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
+    it as well as `from_pretrained` does, whether it was built from a config or loaded from either library.
+
+    Args:
+        model: The unwrapped model.
+        folder: Where to; made if it does not exist, and weights of an earlier save in it are replaced.
+        state_dict: The weights, when they had to be gathered from several processes.
+    """
+    folder = Path(folder)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), state_dict=state_dict)
+        return
+    if not isinstance(model, PreTrainedModel):
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(model, str(folder / WEIGHTS))
+        return
+    (folder / WEIGHTS_INDEX).unlink(missing_ok=True)  # of an earlier save: save_pretrained removes only its shards
+    if not is_timm(model.config):
+        model.save_pretrained(folder, state_dict=state_dict)
+        return
+    state_dict = model.state_dict() if state_dict is None else state_dict
+    state_dict = {key.removeprefix(TIMM_PREFIX): tensor for key, tensor in state_dict.items()}
+    model.save_pretrained(folder, state_dict=state_dict, max_shard_size="1000GB")  # timm reads a single file
+    path = folder / "config.json"
+    path.write_text(json.dumps(timm_readable(json.loads(path.read_text()), model), indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def own_memory(model: nn.Module) -> None:
+    """Copies weights on a CPU out of the memory-mapped file in which `from_pretrained` leaves them.
+
+    There they start at any address, and kernels then add in another order: the same weights and inputs give logits that
+    differ in the last bit. They also change when the file is overwritten in place.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The digest of all tensors in the state dict."""
+    return digest_tensors(sorted(model.state_dict().items()))
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, given in the order of their names.
+
+    Files are not hashed: sharding and metadata change files, not weights.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

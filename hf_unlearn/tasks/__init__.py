@@ -1,0 +1,1 @@
+"""Tasks: what differs between classifiers, language models and models of several tasks."""

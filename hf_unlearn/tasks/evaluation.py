@@ -1,0 +1,207 @@
+"""Forward passes over forget, retained and unseen samples, and the figures that are read off them.
+
+A pass keeps a handful of numbers for each sample and one sum of probabilities for each forget class, never all logits. For a
+language model the numbers of a sample are means over its own completion tokens, and every sample counts the same,
+however long it is.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .. import metrics, models
+from ..data.batches import Batch, to_model
+from ..data.samples import DrawnSamples, TrainingCollator
+from ..data.schedule import Draw
+from ..errors import UnlearningError
+from ..models.modes import evaluating
+from .figures import Figures, Measurement, figures
+from .losses import IGNORED, next_tokens
+
+
+class Evaluator:
+    """Shares forward passes out over the processes; every process gets the whole result, in the order of the samples."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        samples: DrawnSamples,
+        collator: TrainingCollator,
+        num_labels: int,
+        batch_size: int = 128,
+        workers: int = 0,
+        progress: bool = False,
+    ):
+        self.accelerator, self.samples, self.collator, self.num_labels = accelerator, samples, collator, num_labels
+        self.batch_size, self.workers = batch_size, workers
+        self.progress = progress and accelerator.is_local_main_process
+
+    def batches(
+        self, name: str, indices: np.ndarray, shard: tuple[int, int], description: str | None = None
+    ) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(positions in `indices`, batch) of this shard. All shards have the same number of batches: short ones repeat
+        samples, with weight 0."""
+        rank, shards = shard
+        positions = np.arange(rank, rank + shards * -(-len(indices) // shards), shards)
+        draws = [Draw(name, name, int(indices[p % len(indices)]), 0, float(p < len(indices))) for p in positions]
+        chunks = [slice(i, i + self.batch_size) for i in range(0, len(draws), self.batch_size)]
+        loader = DataLoader(
+            self.samples,
+            batch_sampler=[draws[chunk] for chunk in chunks],
+            collate_fn=self.collator,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # so that a pass leaves the global generator alone
+        )
+        bar = tqdm(
+            loader, desc=description, leave=False, disable=not self.progress or not description or len(chunks) < 8
+        )
+        for chunk, batch in zip(chunks, bar, strict=True):
+            yield positions[chunk] % len(indices), batch
+
+    def logits(
+        self,
+        model: nn.Module,
+        name: str,
+        indices: np.ndarray,
+        shard: tuple[int, int] | None = None,
+        description: str = "",
+    ) -> Iterator[tuple[np.ndarray, Batch, Tensor]]:
+        """(positions, batch, logits) of the model in eval mode, on this process's share."""
+        device = self.accelerator.device
+        with evaluating(model):
+            for positions, batch in self.batches(name, indices, shard or self.shard, description or name):
+                batch = to_model(batch, model, device)
+                with torch.no_grad(), self.accelerator.autocast():
+                    logits = model(**batch.inputs).logits
+                yield positions, batch, logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def features(
+        self, model: nn.Module, name: str, indices: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """(positions, labels, what the model's head reads), batch by batch, of all samples on every process."""
+        with models.reading_features(model, self.num_labels) as read:
+            for positions, batch, logits in self.logits(model, name, indices, description=f"features of {name}"):
+                places = torch.as_tensor(positions, device=logits.device)
+                parts = (places, batch.labels, read(logits), batch.weight > 0)
+                places, labels, features, real = self.accelerator.gather(parts)
+                yield places[real].cpu().numpy(), labels[real].cpu().numpy(), features[real]
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def accuracy(self, model: nn.Module, name: str, indices: np.ndarray) -> float:
+        """A ratio of counts, hence the same for any number of processes (to rounding, for a language model)."""
+        correct = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        for _, batch, logits in self.logits(model, name, indices):
+            correct += (_share_correct(logits, batch.labels) * (batch.weight > 0)).sum()
+        return self.accelerator.reduce(correct, "sum").item() / len(indices)
+
+    def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
+        tally = Tally(self, name, indices)
+        for positions, batch, logits in self.logits(model, name, indices):
+            tally.add(positions, batch, logits)
+        return tally.result()
+
+    def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
+        """Mean JSD and activation distance between two models on the same samples, see `distances`."""
+        totals: dict[str, Tensor] = {}
+        passes = self.logits(model, name, indices), self.logits(other, name, indices)
+        for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
+            for key, values in distances(a, b, batch.labels).items():
+                totals[key] = totals.get(key, 0) + (values * batch.weight).sum()
+        return {key: self.accelerator.reduce(total, "sum").item() / len(indices) for key, total in totals.items()}
+
+    def figures(self, model: dict[str, Measurement], original: dict[str, Measurement], **about: Any) -> Figures:
+        """See the function of this name."""
+        return figures(model, original, **about)
+
+    def beside(self, row: dict, reference: dict, measured: dict, retrained: dict) -> dict[str, float | None]:
+        """What a model's figures and measurements are beside those of a retrained model."""
+        if any(reference[key] is None for key in ("retain_accuracy", "unseen_accuracy", "mia")):
+            return {"avg_gap": None, "tow": None}
+        return {"avg_gap": metrics.avg_gap(row, reference), "tow": metrics.tow(row, reference)}
+
+
+class Tally:
+    """What is kept of the batches of one pass of one model over one set."""
+
+    def __init__(self, evaluator: Evaluator, name: str, indices: np.ndarray):
+        self.evaluator, self.name, self.indices = evaluator, name, indices
+        self.columns: dict[str, list[Tensor]] = {}
+        device = evaluator.accelerator.device
+        self.classes = torch.as_tensor(np.unique(evaluator.samples.sources["forget"].labels), device=device)
+        self.sums = torch.zeros(len(self.classes), evaluator.num_labels, dtype=torch.float64, device=device)
+
+    def add(self, positions: np.ndarray, batch: Batch, logits: Tensor, **columns: Tensor) -> None:
+        """`columns` are further numbers of each sample, for `Measurement.signals`."""
+        per_token = logits.ndim == 3
+        try:
+            compute = metrics.token_statistics if per_token else metrics.sample_statistics
+            statistics = compute(logits, batch.labels) | columns
+        except ValueError:
+            bad = (~logits.isfinite()).flatten(1).any(dim=-1)
+            if not bad.any():
+                raise
+            row = self.indices[positions[bad.int().argmax().item()]]
+            raise UnlearningError(
+                f"The model's outputs for row {row} of {self.name} are NaN or infinite; check that sample, or run the "
+                "model in float32."
+            ) from None
+        for key, value in statistics.items():
+            self.columns.setdefault(key, []).append(value.double())
+        labels = torch.zeros_like(batch.labels[:, 0]) if per_token else batch.labels
+        self.columns.setdefault("labels", []).append(labels)
+        self.columns.setdefault("positions", []).append(torch.as_tensor(positions, device=logits.device))
+        if not per_token:
+            kept = torch.isin(batch.labels, self.classes)
+            p = logits[kept].double().softmax(dim=-1) * batch.weight[kept, None]
+            self.sums.index_add_(0, torch.searchsorted(self.classes, batch.labels[kept]), p)
+
+    def result(self) -> Measurement:
+        """Of all processes, in the order of the samples."""
+        accelerator = self.evaluator.accelerator
+        rows = {key: accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in self.columns.items()}
+        order = rows.pop("positions")
+        ordered = {key: np.empty(len(self.indices), value.dtype) for key, value in rows.items()}
+        for key, value in rows.items():
+            ordered[key][order] = value
+        labels = ordered.pop("labels")
+        if not self.evaluator.num_labels:
+            return Measurement(labels, ordered, None)
+        sums = accelerator.reduce(self.sums, "sum").cpu().numpy()
+        return Measurement(labels, ordered, dict(zip(self.classes.tolist(), sums, strict=True)))
+
+
+def distances(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """JSD and L2 distance between the predictions of two models, for each sample, from their logits.
+
+    Of a language model, the mean over the predictions of the sample's completion tokens.
+    """
+    rows = torch.arange(len(a), device=a.device)
+    if a.ndim == 3:
+        kept = next_tokens(labels) != IGNORED
+        a, b, rows = a[kept], b[kept], kept.nonzero()[:, 0]
+    found = torch.zeros(2, len(labels), dtype=torch.float64)
+    for row, *pair in zip(*(x.split(metrics.rows_at_once(a.shape[1])) for x in (rows, a, b)), strict=True):
+        p, q = (x.double().softmax(-1).cpu() for x in pair)
+        values = torch.stack([torch.as_tensor(metrics.jsd_rows(p, q)), (p - q).norm(dim=-1)])
+        found.index_add_(1, row.cpu(), values)
+    jsd, distance = found.to(a.device) / torch.bincount(rows)
+    return {"jsd": jsd, "activation_distance": distance}
+
+
+def _share_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 or 0 for each sample; of a language model, the share of the sample's completion tokens that is predicted."""
+    right = logits.argmax(dim=-1)
+    if logits.ndim == 2:
+        return (right == labels).double()
+    labels = next_tokens(labels)
+    kept = labels != IGNORED
+    return ((right == labels) & kept).sum(dim=1).double() / kept.sum(dim=1)

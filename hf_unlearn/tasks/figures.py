@@ -1,0 +1,135 @@
+"""The figures that are read off the measurements of a classifier or a language model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import metrics
+
+Figures = tuple[dict[str, float | None], dict[str, str]]  # the values, and the reasons for those that are None
+
+
+@dataclass
+class Measurement:
+    """What one model says about one set of samples: per-sample signals, and summed probabilities for each forget class."""
+
+    labels: np.ndarray  # all 0 for a language model
+    signals: dict[str, np.ndarray]
+    class_sums: dict[int, np.ndarray] | None  # forget class -> sum over its samples; None for a language model
+
+    @property
+    def accuracy(self) -> float:
+        """The share of right predictions; of a language model, the mean of each sample's share of tokens."""
+        return float(self.signals["correct"].mean())
+
+    def mean(self, signal: str, like: np.ndarray | None = None) -> float:
+        """The mean of a signal; with labels to be `like`, classes count as they do there, as far as there are any here."""
+        values = self.signals[signal]
+        if like is None:
+            return float(values.mean())
+        classes, counts = np.unique(like[np.isin(like, self.labels)], return_counts=True)
+        means = [values[self.labels == c].mean() for c in classes]
+        return float(np.average(means, weights=counts)) if means else float(values.mean())
+
+    def class_means(self, classes: np.ndarray) -> np.ndarray:
+        sums = np.stack([self.class_sums[c] for c in classes])
+        return sums / sums.sum(axis=1, keepdims=True)
+
+
+def figures(
+    model: dict[str, Measurement], original: dict[str, Measurement], *, class_request: bool = False, bootstrap: int = 0
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The metrics of a model from its measurements of `forget`, `retain`, `control` and `evidence` samples.
+
+    `control` and `evidence` are the two halves of the unseen samples; only `gap`, which steers (early stopping, choice
+    of a checkpoint), reads the control half, and it reads nothing else of the unseen samples. A figure that cannot be
+    had is None, with the reason in the second dictionary. `bootstrap` resamplings give the interval of the AUC.
+    """
+    forget, evidence = model["forget"], model.get("evidence")
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name, split in (("forget", "forget"), ("retain", "retain"), ("unseen", "evidence")):
+        measured = model.get(split)
+        values[f"{name}_accuracy"] = measured.accuracy if measured else None
+        values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
+        if not measured:
+            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
+
+    kept = ~np.isin(evidence.labels, forget.labels) if class_request and evidence else np.zeros(0, bool)
+    if kept.any():
+        values["kept_accuracy"] = float(evidence.signals["correct"][kept].mean())
+
+    def attempt(name: str, compute: Callable[[], float | None], *needed: str) -> None:
+        values[name] = None
+        if missing := [split for split in needed if split not in model]:
+            reasons[name] = (
+                f"needs {' and '.join('unseen' if s in ('evidence', 'control') else s for s in missing)} samples"
+            )
+            return
+        try:
+            values[name] = compute()
+        except ValueError as error:
+            reasons[name] = str(error)
+
+    def signal(split: str, name: str) -> np.ndarray:
+        return model[split].signals[name]
+
+    def mia() -> float:
+        return metrics.mia(signal("retain", "entropy"), signal("evidence", "entropy"), signal("forget", "entropy"))
+
+    def auc() -> float:
+        result = metrics.matched_auc(
+            signal("forget", "margin"),
+            forget.labels,
+            signal("evidence", "margin"),
+            evidence.labels,
+            bootstrap=bootstrap,
+        )
+        if result.auc is None:
+            raise ValueError(result.reason)
+        if result.unmatched_classes:
+            reasons["auc"] = f"of the classes with unseen samples only; {list(result.unmatched_classes)} have none"
+        values["auc_low"], values["auc_high"] = result.low, result.high
+        return result.auc
+
+    def rf_jsd() -> float:
+        if forget.class_sums is None:
+            raise ValueError("a language model has no classes whose predictions could be compared")
+        if class_request:
+            raise ValueError("a whole class is forgotten, so the original's view of it is not what one aims at")
+        classes = np.unique(forget.labels)
+        if len(absent := np.setdiff1d(classes, evidence.labels)):
+            raise ValueError(f"no unseen sample of the forget classes {absent.tolist()}")
+        return metrics.rf_jsd_from_means(forget.class_means(classes), original["evidence"].class_means(classes))
+
+    attempt("mia", mia, "retain", "evidence")
+    attempt("auc", auc, "evidence")
+    attempt("rf_jsd", rf_jsd, "evidence")
+    attempt("gap", lambda: _gap(model, original, class_request), "retain", "control")
+    return values, reasons
+
+
+def _gap(model: dict[str, Measurement], original: dict[str, Measurement], class_request: bool) -> float:
+    """How far the model is from what can be aimed at without a retrained one; 0 is best.
+
+    |a_f − a_u| with unseen samples weighted to the forget set's classes (in a class request: a_f itself), plus what was
+    lost of the original's accuracy on retained and on unseen samples of the other classes.
+    """
+    forget, control = model["forget"], model["control"]
+    classes, counts = np.unique(forget.labels, return_counts=True)
+    if class_request:
+        target = 0.0
+    else:
+        matched = [control.signals["correct"][control.labels == c] for c in classes]
+        if not all(len(m) for m in matched):
+            raise ValueError("some forget class has no unseen sample")
+        target = float(np.average([m.mean() for m in matched], weights=counts))
+    kept = ~np.isin(control.labels, classes) if class_request else np.ones(len(control.labels), bool)
+    lost_unseen = (
+        (original["control"].signals["correct"][kept].mean() - control.signals["correct"][kept].mean())
+        if kept.any()
+        else 0.0
+    )
+    lost_retain = original["retain"].accuracy - model["retain"].accuracy
+    return abs(forget.accuracy - target) + max(0.0, float(lost_unseen)) + max(0.0, lost_retain)

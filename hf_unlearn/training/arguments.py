@@ -1,0 +1,115 @@
+"""Training arguments of an unlearning run."""
+
+import copy
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from ..data.source import Columns
+from ..data.splits import SPLIT_SEED
+from ..errors import UnlearningError, in_one_sentence
+from ..methods.fields import check_fields
+
+# What a method has its own defaults for. None means: not set by the user, the method decides.
+METHOD_DEFAULTS = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "warmup_steps",
+    "freeze_batchnorm",
+)
+
+
+@dataclass
+class UnlearningArguments(TrainingArguments):
+    """`transformers.TrainingArguments`, with defaults that come from the method wherever you set nothing.
+
+    Learning rate, epochs, batch size, weight decay, optimizer, schedule, warm-up and clipping are `None` here: every
+    method brings values that work without tuning (see its datasheet), and what you set wins.
+    """
+
+    output_dir: str = field(default="unlearned", metadata={"help": "where checkpoints and results go"})
+    learning_rate: float | None = field(default=None, metadata={"help": "default: the method's"})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "default: the method's"})
+    per_device_train_batch_size: int | None = field(default=None, metadata={"help": "default: the method's"})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "samples of one forward pass"})
+    weight_decay: float | None = field(default=None, metadata={"help": "default: the method's"})
+    optim: str | None = field(default=None, metadata={"help": "default: the method's, else adamw_torch"})
+    optim_args: str | None = field(
+        default=None, metadata={"help": "default: those of the method's optim, unless you set that"}
+    )
+    lr_scheduler_type: str | None = field(default=None, metadata={"help": "default: the method's, else linear"})
+    max_grad_norm: float | None = field(default=None, metadata={"help": "default: the method's; 0 never clips"})
+    warmup_steps: float | None = field(default=None, metadata={"help": "default: the method's, else 0"})
+    freeze_batchnorm: bool | None = field(
+        default=None,
+        metadata={"help": "keep BatchNorm statistics as they are; default: the method's, and always with an adapter"},
+    )
+    measure: bool = field(
+        default=True, metadata={"help": "measure forget, retained and unseen samples before and after unlearning"}
+    )
+    retain_size: int | None = field(default=None, metadata={"help": "number of samples in a streaming retained set"})
+    retain_eval_size: int = field(
+        default=10_000, metadata={"help": "retained samples that are measured at most (drawn once, by the seed)"}
+    )
+    split_seed: int = field(
+        default=SPLIT_SEED,
+        metadata={"help": "which half of the unseen samples may steer; an audit must split them by the same one"},
+    )
+    image_column: str | None = field(default=None, metadata={"help": "column of the image, if not image or img"})
+    text_column: str | None = field(default=None, metadata={"help": "column of the text, if it has an unusual name"})
+    text_pair_column: str | None = field(default=None, metadata={"help": "column of the second text of a pair"})
+    label_column: str | None = field(default=None, metadata={"help": "column of the label, if not label or labels"})
+
+    def __post_init__(self):
+        if isinstance(self.output_dir, os.PathLike):
+            self.output_dir = os.fspath(self.output_dir)
+        check_fields(self, "UnlearningArguments")
+        if self.deepspeed:
+            raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
+        self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
+        fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
+        self._placeholders = {name: fields.get(name) for name in self._unset}
+        for name, value in self._placeholders.items():
+            setattr(self, name, value)
+        if self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "gap", False
+        self.remove_unused_columns = False
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # otherwise each process of a distributed launch takes itself for the only one
+        if torch.backends.mps.is_available():
+            self.use_cpu = True  # sums and noise are in float64, which MPS does not have
+        try:
+            super().__post_init__()
+        except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+            raise UnlearningError(f"The training arguments cannot be used: {in_one_sentence(error)}") from error
+
+    def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":
+        """A copy in which `defaults` fill what the user left unset."""
+        if unknown := sorted(set(defaults) - set(METHOD_DEFAULTS)):
+            raise UnlearningError(
+                f"A method or its config has a default for {unknown[0]!r}; expected one of {', '.join(METHOD_DEFAULTS)}. "
+                "Set others in UnlearningArguments."
+            )
+        args = copy.copy(self)
+        if "optim" not in self._unset or self.optim != self._placeholders["optim"]:
+            defaults = {**defaults, "optim_args": None}  # the method's are of another optimizer
+        for name in self._unset:
+            if name in defaults and getattr(args, name) == self._placeholders[name]:  # else it was set afterwards
+                setattr(args, name, defaults[name])
+        args.optim, args.lr_scheduler_type = OptimizerNames(args.optim), SchedulerType(args.lr_scheduler_type)
+        return args
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.image_column, self.text_column, self.text_pair_column, self.label_column)

@@ -1,0 +1,430 @@
+"""Complete checkpoints only: saving, finding and resuming them, and the original that they belong to."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from .. import models
+from ..errors import UnlearningError
+from . import identity
+from .arguments import UnlearningArguments
+from .output import ORIGINAL, keep_request, read_original
+
+logger = logging.getLogger(__name__)
+
+PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
+COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
+METHOD_STATE = "method.safetensors"
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer whose run, killed at any moment, goes on from its newest complete checkpoint with the same bits."""
+
+    @property
+    def _private(self) -> Path:
+        return Path(self.args.output_dir, PRIVATE)
+
+    def _begin(self, resume: str | bool | None) -> str | None:
+        """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
+        digest, request, self._requests = "", None, {}
+        with self._together():
+            checkpoint = self._find_checkpoint(resume)
+            if self.args.should_save:
+                digest = models.weights_digest(self.model)
+                request = self._check_output(resume, digest)
+                if self.method.info.kind != "surgery":
+                    self._settings = identity.settings_of(self, digest)
+                if checkpoint is not None:
+                    self._check_belongs(checkpoint)
+        with self._together():
+            if self.args.should_save:
+                self._keep_original(checkpoint, digest)
+                keep_request(self._private, request)
+        self._claimed = True
+        return checkpoint
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What one process refuses inside, all processes refuse, and none waits for another one."""
+        error = None
+        try:
+            yield
+        except UnlearningError as refused:
+            error = refused
+        messages = gather_object([error and str(error)])
+        if error is None and any(messages):
+            error = UnlearningError(next(filter(None, messages)))
+        if error is not None:
+            raise error
+
+    def _belongs(self, run: str) -> dict[str, Any]:
+        """What the checkpoints of this run belong to; digests of the request are under the key of a run."""
+        if run not in self._requests:
+            self._requests[run] = identity.request_of(self.request, run)
+        return self._settings | {"request": self._requests[run]}
+
+    def _check_belongs(self, checkpoint: str) -> None:
+        marker = _read(Path(checkpoint, COMPLETE))
+        if found := identity.differences(self._belongs(marker["run"]), marker["belongs"]):
+            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+            raise UnlearningError(
+                f"{checkpoint} belongs to another run ({'; '.join(found[:4])}{more}); pass what that run was given, or start "
+                "anew, without resume_from_checkpoint (resume=false in a recipe) or in another output_dir."
+            )
+
+    def _keep_original(self, checkpoint: str | None, digest: str) -> None:
+        """Keep the original once, or where on the Hub it is."""
+        about = self._private / ORIGINAL
+        if checkpoint is not None:
+            begun, run = self._about(), _read(Path(checkpoint, COMPLETE))["run"]
+            if begun is not None and (begun["run"], begun["digest"]) == (run, digest):
+                return
+        check_disk(self.model, self.args)
+        with clear_write_errors(self.args.output_dir):
+            self._private.mkdir(parents=True, exist_ok=True)
+            about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
+            folder = None
+            if self.origin is None and self.adapter is None:
+                folder, new = "original", self._private / "original.new"  # what is there may be all that is left of it
+                shutil.rmtree(new, ignore_errors=True)
+                models.save_model(self.model, new)
+                shutil.rmtree(self._private / folder, ignore_errors=True)
+                new.rename(self._private / folder)
+            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
+            _write_last(about, content)
+
+    def _about(self) -> dict[str, Any] | None:
+        """What is noted of the original and of the run that has this output folder, if anything."""
+        return read_original(self._private)
+
+    def where_original(self) -> str:
+        """In words, from where the original can be loaded again."""
+        about = self._about() or {"folder": None}
+        if about["folder"]:
+            return f"the original, {self._private / about['folder']},"
+        return f"the original, {about['repo']}@{about['revision']}," if "repo" in about else "the original"
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Weights as safetensors, the processing class and the method's config; no pickled arguments.
+
+        Overridden because the Trainer's writes `training_args.bin`, a pickle with paths and a token in it, and because
+        a timm model must stay readable by timm.
+        """
+        if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            self.write(model, output_dir or self.args.output_dir, state_dict)
+
+    def write(self, model: nn.Module, folder: str | Path, state_dict: dict | None = None) -> None:
+        """Save `model` with what belongs to this run."""
+        folder = Path(folder)
+        with clear_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            models.save_model(model, folder, state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self._own_clipping()
+            self.method.config.save(
+                folder, training=used, schedule=getattr(self, "schedule", None) and self.schedule.epochs
+            )
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The Trainer's checkpoint, with the method's state, counted as complete only by a marker that is written last.
+
+        Overridden because no public hook comes before older checkpoints are deleted: a kill in between would leave none.
+        """
+        self._check_finite(weights=True)
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            (folder / COMPLETE).unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with clear_write_errors(folder):
+                super()._save_checkpoint(model, trial)
+                if self.args.should_save:
+                    notes = {"notes": json.dumps(self.method.notes)}
+                    save_file(self.method.state_dict(), folder / METHOD_STATE, metadata=notes)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # every process has written its random state
+        if self.args.should_save:
+            with clear_write_errors(folder):
+                _write_last(folder / COMPLETE, self._marker(folder))
+            self._delete_older_checkpoints(limit)
+
+    def _marker(self, folder: Path) -> dict[str, Any]:
+        step, run = self.state.global_step, self.run_id()
+        return {
+            "run": run,
+            "step": step,
+            "time": time.time_ns(),
+            # A method or a callback has ended the run here; resumed, it must not go on.
+            "stopped": self.control.should_training_stop and step < self.state.max_steps,
+            "resumable": not self.args.save_only_model,
+            "files": {
+                path.relative_to(folder).as_posix(): path.stat().st_size
+                for path in folder.rglob("*")
+                if path.is_file() and path.suffix != ".tmp"
+            },
+            "belongs": self._belongs(run),
+        }
+
+    def _delete_older_checkpoints(self, limit: int | None) -> None:
+        """Of this run, the best one excepted. What an older run left in the folder is not touched."""
+        if limit is None or limit <= 0:
+            return
+        checkpoints = self._complete_checkpoints()
+        best = Path(self.state.best_model_checkpoint or "").name
+        old = [checkpoint for checkpoint in checkpoints[:-1] if checkpoint.name != best]
+        for checkpoint in old[: max(0, len(checkpoints) - limit)]:
+            (checkpoint / COMPLETE).unlink()
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def run_id(self) -> str | None:
+        """What tells the run that has this output folder from every other one."""
+        about = self._about()
+        return about and about["run"]
+
+    def _complete_checkpoints(self) -> list[Path]:
+        """The complete checkpoints of the run in this output folder, in the order in which they were written."""
+        paths = Path(self.args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{COMPLETE}")
+        markers = {path.parent: marker for path in paths if (marker := _read(path))}
+        own = [checkpoint for checkpoint, marker in markers.items() if marker.get("run") == self.run_id()]
+        return sorted(own, key=lambda checkpoint: markers[checkpoint]["time"])
+
+    def _last_complete(self) -> Path | None:
+        return next(reversed(self._complete_checkpoints()), None)
+
+    def _find_checkpoint(self, resume: str | bool | None) -> str | None:
+        if not resume:
+            return None
+        if self.method.info.kind == "surgery":
+            raise UnlearningError(
+                f"{self.method.info.name} edits the weights once and has no checkpoints; start without "
+                "resume_from_checkpoint."
+            )
+        if resume is True:
+            resume = self._last_complete()
+            if resume is None:
+                raise UnlearningError(
+                    f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
+                )
+        marker = _read(Path(resume, COMPLETE))
+        if marker is None:
+            raise UnlearningError(
+                f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
+                "complete one."
+            )
+        if "belongs" not in marker:
+            raise UnlearningError(
+                f"{resume} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
+                "anew without resume_from_checkpoint, or go on with that version."
+            )
+        if not marker["resumable"]:
+            raise UnlearningError(
+                f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
+                "end elsewhere; start without resume_from_checkpoint."
+            )
+        if self.args.should_save:
+            _check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
+        return str(resume)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        """Overridden because the Trainer's ignores missing keys, which loses weights whose names `save_pretrained`
+        converted."""
+        if self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        models.load_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`."""
+        self._accuracies = {}
+        if self.is_fsdp_enabled:
+            return super()._load_best_model()
+        models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+
+    def _resume(self, checkpoint: str) -> None:
+        """What the Trainer does not bring back by itself."""
+        with safe_open(Path(checkpoint, METHOD_STATE), framework="pt") as saved:
+            # In memory of their own: where they lie in the file, kernels may add in another order.
+            state = {name: saved.get_tensor(name).clone() for name in saved.keys()}  # noqa: SIM118  (it is no dictionary)
+            self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
+        self.method.load_state_dict(state)
+        self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
+        marker = _read(Path(checkpoint, COMPLETE))
+        if marker["stopped"]:
+            self.schedule.max_steps = self.args.max_steps = marker["step"]
+        if marker["step"] >= len(self.schedule) and self.is_world_process_zero():
+            logger.warning(f"{checkpoint} is the end of its run: no step is left to do, and the result is that run's.")
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the step, saves a checkpoint and says how to resume; the second one is immediate."""
+        self._signalled = self._interrupted = False
+
+        def on_interrupt(*_: Any) -> None:
+            if self._signalled:
+                raise KeyboardInterrupt
+            self._signalled = True
+            logger.warning("Interrupted: finishing this step and saving. Press Ctrl-C again to stop at once.")
+
+        try:
+            before = signal.signal(signal.SIGINT, on_interrupt)
+        except ValueError:  # not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self._interrupted:
+            if self.is_world_process_zero():
+                print(
+                    f"Stopped at step {self.state.global_step} of {self.state.max_steps}. To go on: the same call, with the "
+                    f"original loaded again and resume_from_checkpoint={str(self._last_complete())!r}",
+                    flush=True,
+                )
+            raise KeyboardInterrupt
+
+    _signalled = False  # this process was interrupted
+    _interrupted = False  # some process was, and all know it
+
+    def interrupted(self) -> bool:
+        """Whether any process was interrupted; all of them ask at the same time."""
+        if self.accelerator.num_processes == 1:
+            self._interrupted = self._signalled
+        elif not self._interrupted:
+            flag = torch.tensor(int(self._signalled), device=self.args.device)
+            self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+        return self._interrupted
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        *,
+        repo_id: str | None = None,
+        **release: Any,
+    ) -> Any:
+        """Push the result of the run to a branch of its own (see `UnlearningResult.push_to_hub`).
+
+        Overridden because the Trainer's pushes several commits, to the main branch. It always waits for the Hub.
+        """
+        from ..api import UnlearningResult
+
+        repo_id = repo_id or self.args.hub_model_id
+        if repo_id is None:
+            raise UnlearningError("No repository was named; pass repo_id=, or hub_model_id= in the arguments.")
+        release = {"private": self.args.hub_private_repo} | release
+        return UnlearningResult(self.model, self, self.metrics, self.runtime).push_to_hub(
+            repo_id,
+            revision or self.args.hub_revision,
+            message=commit_message,
+            token=token or self.args.hub_token,
+            **release,
+        )
+
+
+def check_disk(model: nn.Module, args: UnlearningArguments) -> None:
+    """Room for the original, the result and one checkpoint with two moments of the optimizer."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    check_room(args, 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained))
+
+
+def check_room(args: UnlearningArguments, needed: int) -> None:
+    """Refuse to begin what the disk of the output folder has no room for."""
+    folder = Path(args.output_dir).absolute()
+    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    if free < needed:
+        raise UnlearningError(
+            f"{args.output_dir} has {free / 2**20:.0f} MiB free, and this run needs about {needed / 2**20:.0f} MiB; free "
+            "some space, or choose another output_dir."
+        )
+
+
+# What safetensors says, and what torch.save says: its zip writer only notices that fewer bytes arrived than it wrote.
+_DISK_FULL = ("No space left", "File too large", "quota exceeded", "iostream", "inline_container", "StreamWriter")
+
+
+@contextmanager
+def clear_write_errors(folder: str | Path) -> Iterator[None]:
+    """A full disk, or a folder that cannot be written, in one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in _DISK_FULL)
+        if isinstance(error, RuntimeError) and not full:
+            raise
+        why = "the disk is full" if full else str(error)
+        raise UnlearningError(
+            f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
+            "were; make room and save again, or resume."
+        ) from error
+
+
+def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:
+    """Refuse a checkpoint that has lost a file since it was complete: without it the run would go on elsewhere."""
+    for name, size in files.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            what = f"{name} is not as it was written" if path.is_file() else f"{name} is missing"
+            raise UnlearningError(
+                f"{checkpoint} cannot be resumed, because its {what}; pass another checkpoint, or start anew without "
+                "resume_from_checkpoint."
+            )
+    best_of = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"] if best else None
+    if best_of and not Path(best_of).is_dir():
+        raise UnlearningError(
+            f"{checkpoint} cannot be resumed, because {best_of}, the best checkpoint until then, is missing; put it back, or "
+            "start anew without resume_from_checkpoint."
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or only a part of one."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_last(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+_RECORDED = (
+    "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
+    "optim", "optim_args", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "freeze_batchnorm", "max_steps", "seed",
+    "bf16", "fp16",
+)  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

@@ -1,0 +1,284 @@
+"""What a call asks for, checked before anything is loaded; and the optimizer and schedule, tried on one weight."""
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers.training_args import OptimizerNames
+
+from ..errors import UnlearningError, in_one_sentence
+from ..methods import Method
+from ..methods.fields import check_fields
+from ..models import adapters
+from .arguments import UnlearningArguments
+from .output import check_folder
+
+AT_LEAST = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "retain_size"), 1
+    ),
+    "save_total_limit": 1,
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
+    **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "retain_eval_size"), 0),
+}
+ABOVE_ZERO = ("learning_rate", "adam_epsilon", "logging_steps", "eval_steps", "save_steps")
+BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "the method makes the loss",
+    "train_sampling_strategy": "the method's schedule says what a step trains on",
+    "length_column_name": "the method's schedule says what a step trains on",
+    "dataloader_drop_last": "no sample of an epoch is left out",
+    "ignore_data_skip": "a resumed run goes on with the samples that it had not trained on",
+    "prediction_loss_only": "evaluation is of the method's figures",
+    "batch_eval_metrics": "evaluation is of the method's figures",
+    "eval_accumulation_steps": "evaluation is of the method's figures",
+    "include_for_metrics": "evaluation is of the method's figures",
+    "label_names": "label_column names the labels",
+}
+OF_THE_TRAINER = {  # its arguments that this one takes no notice of
+    "train_dataset": "pass forget_dataset and retain_dataset",
+    "eval_dataset": "pass unseen_dataset and test_dataset",
+    "compute_metrics": "the figures are those of the request",
+    "compute_loss_func": "pass a Method of your own",
+    "preprocess_logits_for_metrics": "the figures are those of the request",
+    "model_init": "pass the model",
+}
+
+
+def check_call(
+    model: Any,
+    args: Any,
+    method: Method,
+    *,
+    processing_class: Any = None,
+    data_collator: Any = None,
+    peft_config: Any = None,
+    base_model: Any = None,
+    teacher: Any = None,
+    augment: Any = None,
+    callbacks: Any = None,
+    **others: Any,
+) -> None:
+    """Every argument of the trainer but its data sets, before anything is loaded."""
+    if isinstance(model, type) or not isinstance(model, (nn.Module, str, os.PathLike)) or model == "":
+        inner = isinstance(getattr(model, "model", None), nn.Module) and not isinstance(model, type)
+        hint = f"pass the model in it ({type(model).__name__}.model)" if inner else "load it first, or name it"
+        raise UnlearningError(
+            f"model is {_what(model)}; expected a model, a Hub id or a folder: {hint}.",
+        )
+    for name, value, words in (
+        ("processing_class", processing_class, "an image processor or a tokenizer, or nothing"),
+        ("data_collator", data_collator, "a function of a list of samples"),
+        ("augment", augment, "a function of the raw image or text"),
+    ):
+        if value is not None and (not callable(value) or (name == "processing_class" and isinstance(value, type))):
+            raise UnlearningError(f"{name} is {_what(value)}; expected {words}.")
+    for name, value in (("base_model", base_model), ("teacher", teacher)):
+        if value is not None and not (value and isinstance(value, (str, os.PathLike))) and not callable(value):
+            raise UnlearningError(
+                f"{name} is {_what(value)}; expected a model, a Hub id, a folder or a function that returns a model."
+            )
+    if teacher is not None and not method.takes_teacher:
+        raise UnlearningError(f"{method.info.name} has no use for teacher=; leave it out, or use local_teacher.")
+    _check_callbacks(callbacks)
+    if peft_config is not None and not isinstance(peft_config, bool):
+        adapters.check_config(peft_config)
+    for name, hint in OF_THE_TRAINER.items():
+        if others.get(name) is not None:
+            raise UnlearningError(f"{name} is given, which has no effect here: {hint}.")
+    check_arguments(args)
+    check_values(args.resolved(method.config.arguments))
+
+
+def _what(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    if callbacks is None:
+        return
+    found = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    for callback in found:
+        kind = callback if isinstance(callback, type) else type(callback)
+        if not isinstance(callbacks, (list, tuple)) or not issubclass(kind, TrainerCallback):
+            raise UnlearningError(f"callbacks has {_what(callback)}; expected a list of TrainerCallbacks.")
+
+
+def check_arguments(args: Any) -> None:
+    """The training arguments as the user gave them, and the output folder."""
+    if not isinstance(args, UnlearningArguments):
+        raise UnlearningError(f"args is {_what(args)}; expected UnlearningArguments.")
+    check_values(args)
+    if args.fp16 and args.device.type == "cpu":
+        raise UnlearningError("fp16 needs a GPU; pass bf16=True and use_cpu=True, or neither, on this machine.")
+    if args.auto_find_batch_size:
+        raise UnlearningError(
+            "auto_find_batch_size would change the schedule in the middle; set the batch size yourself."
+        )
+    if args.push_to_hub:
+        raise UnlearningError(
+            f"push_to_hub=True with hub_strategy={args.hub_strategy.value!r} would push several commits to main while the run "
+            "goes on, with checkpoints or without card and receipt; push the result when it is over, with push_to_hub()."
+        )
+    check_folder(args.output_dir, "output_dir")
+
+
+def check_values(args: UnlearningArguments) -> None:
+    """Types and ranges, and settings that would have no effect."""
+    check_fields(args, "UnlearningArguments")
+    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+        raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
+    if args.max_steps != -1 and args.max_steps < 1:
+        raise UnlearningError(f"max_steps is {args.max_steps}; expected 1 or more, or -1 for none.")
+    for tests, holds, words in (
+        (AT_LEAST, lambda value, least: value >= least, "{} or more"),
+        (dict.fromkeys(ABOVE_ZERO, 0), lambda value, least: value > least, "a number above {}"),
+        (BELOW, lambda value, most: value < most, "less than {}"),
+    ):
+        for name, bound in tests.items():
+            value = getattr(args, name)
+            if value is not None and not holds(value, bound):
+                raise UnlearningError(f"{name} is {value!r}; expected {words.format(bound)}.")
+    defaults = type(args).__dataclass_fields__
+    for name, why in WITHOUT_EFFECT.items():
+        if (value := getattr(args, name)) != defaults[name].default and value not in (None, []):
+            raise UnlearningError(f"{name} is {value!r}, which has no effect, because {why}; leave it out.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The optimizer and the schedule
+
+
+def check_optimizer(args: UnlearningArguments, model: nn.Module, own: bool = False) -> None:
+    """Make the optimizer and the schedule of the learning rate as the Trainer will, for one weight, and take steps.
+
+    What lacks its package, its arguments, or has some that nobody reads, is found here and not after the first pass.
+    `own`: the user gives the optimizer, and only the schedule is tried.
+    """
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
+    try:
+        if not own:
+            make, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            if not {"params", "model", "optimizer_dict"} & settings.keys():  # else it is made for the whole model
+                optimizer = make([weight], **settings)
+    except Exception as error:
+        about = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
+        raise UnlearningError(f"optim={args.optim.value!r}{about} cannot be used: {in_one_sentence(error)}") from error
+    if not own and args.optim_args and (key := _unread(args, model)):
+        raise UnlearningError(
+            f"optim_args is {args.optim_args!r}, and optim={args.optim.value!r} has no argument {key!r} there; check its "
+            "spelling, or leave it out."
+        )
+    try:
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=0,
+            num_training_steps=1000,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        optimizer.step()
+        plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        schedule.step(*([0.0] if plateau else []))
+    except Exception as error:
+        raise UnlearningError(
+            f"lr_scheduler_type={args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} cannot "
+            f"be used: {in_one_sentence(error)}"
+        ) from error
+
+
+def _unread(args: UnlearningArguments, model: nn.Module) -> str | None:
+    """An argument in `optim_args` whose value makes no difference, whatever it is."""
+    given = dict(pair.split("=") for pair in args.optim_args.replace(" ", "").split(","))
+    for key in given:
+        made = []
+        for value in ("", "7", "true"):  # no reader takes all of them, or takes them for the same
+            changed = copy.copy(args)
+            changed.optim_args = ",".join(f"{k}={v}" for k, v in {**given, key: value}.items())
+            try:
+                made.append(Trainer.get_optimizer_cls_and_kwargs(changed, model)[1])
+            except Exception:
+                break
+        if len(made) == 3 and made[0] == made[1] == made[2]:
+            return key
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The method and the model
+
+
+def check_task(method: Method, task: str) -> None:
+    if task not in method.info.applies_to:
+        raise UnlearningError(
+            f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task}; "
+            f"list_methods(task={task!r}) names the methods for it."
+        )
+
+
+def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
+    name = method.info.name
+    if adapters.is_adapted(model):
+        raise UnlearningError(
+            f"{name} edits weights, and the model is a PeftModel, whose adapter it would not see; pass "
+            "model.merge_and_unload()."
+        )
+    if peft_config and method.edit_as_adapter is None:
+        raise UnlearningError(f"{name} changes single weights, which no LoRA adapter can; leave out peft_config.")
+    if peft_config and peft_config is not True:
+        raise UnlearningError(
+            f"{name} finds out itself which layers it edits and with what rank, and was given a "
+            f"{type(peft_config).__name__}; expected peft_config=True (lora=true without lora_r in a recipe), for its edit "
+            "as an adapter, or nothing."
+        )
+
+
+def check_gradient_method(
+    method: Method, args: UnlearningArguments, kwargs: dict[str, Any], retain_is_stream: bool
+) -> None:
+    """What would scale gradients, or turn the update that the method asks for into another one."""
+    name = method.info.name
+    if args.fp16:
+        raise UnlearningError(
+            f"{name} computes with several gradients of a step, and fp16 scales them; use bf16=True."
+        )
+    if method.single_samples and retain_is_stream:
+        raise UnlearningError(
+            f"{name} takes gradients of single retained samples, and the retained set is a stream, which can only be read on; "
+            "make it a datasets.Dataset."
+        )
+    if not method.plain_sgd:
+        return
+    optimizer, (own, _) = args.optim, kwargs.get("optimizers") or (None, None)
+    found = f"optim={optimizer.value!r}" if optimizer != OptimizerNames.SGD else None
+    if args.optim_args and "momentum" in args.optim_args:
+        found = f"optim_args={args.optim_args!r}"
+    if args.weight_decay:
+        found = f"weight_decay={args.weight_decay:g}"
+    if kwargs.get("optimizer_cls_and_kwargs"):
+        found = "an optimizer class of your own"
+    if own is not None:
+        groups = own.param_groups if isinstance(own, torch.optim.SGD) else []
+        plain = groups and not any(g["momentum"] or g["weight_decay"] or g["maximize"] for g in groups)
+        found = None if plain else f"a {type(own).__name__} optimizer with momentum, weight decay or scaling"
+    if found:
+        raise UnlearningError(
+            f"{name} was given {found}, and its guarantee holds for the exact update only; expected plain SGD without "
+            'momentum and weight decay (leave optim unset, or optim="sgd").'
+        )
+
+
+def check_sharding(method: Method, version: int) -> None:
+    if version != 2:
+        raise UnlearningError(
+            f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
+            "FSDP2 (fsdp_version: 2) or DDP."
+        )
+    if method.single_samples:
+        raise UnlearningError(
+            f"{method.info.name} takes gradients of single samples, which cannot be had of a sharded model; expected DDP."
+        )

@@ -1,0 +1,173 @@
+"""Where a call writes: nothing is begun that cannot be written, what others wrote is not overwritten, and what a call that
+failed has written is taken away again."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnlearningError
+from ..methods.base import CONFIG_NAME
+from ..models.find import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
+
+METRICS = "metrics.json"
+ORIGINAL = "original.json"  # which original and which run an output folder has
+MODEL_FILES = ("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before anything is computed
+
+
+def check_folder(path: Any, name: str) -> None:
+    """`path` is a folder that can be written to, or can be made."""
+    existing = _existing(path, name)
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UnlearningError(f"{name} {path} cannot be written to ({existing} is not a writable folder).")
+
+
+def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
+    """Each of `outputs`, by the name of its option, is a file that can be written: no other one's, and none of `inputs`."""
+    taken = {os.path.realpath(path): "what is read" for path in inputs if path is not None and os.path.exists(path)}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        existing, absolute = _existing(path, option), Path(path).absolute()
+        fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
+        if not (fits and os.access(existing, os.W_OK)):
+            raise UnlearningError(f"{option} is {path}; expected a file in a folder that can be written to.")
+        place = os.path.realpath(path)
+        if place in taken:
+            raise UnlearningError(f"{option} is {path}, and so is {taken[place]}; expected a file of its own.")
+        taken[place] = option
+
+
+def _existing(path: Any, name: str) -> Path:
+    """The longest part of a path that is there already."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise UnlearningError(f"{name} is {path!r}; expected a path.")
+    absolute = Path(path).absolute()
+    try:
+        existing = next(part for part in (absolute, *absolute.parents) if os.path.lexists(part))
+        longest = max((len(os.fsencode(part)) for part in absolute.parts), default=0)
+        if "\0" in os.fspath(path) or longest > os.pathconf("/", "PC_NAME_MAX"):
+            raise ValueError
+    except (OSError, ValueError):
+        text = str(path) if len(str(path)) < 60 else f"{str(path)[:60]}..."
+        raise UnlearningError(f"{name} is {text!r}, which no file can be called; expected a shorter path.") from None
+    return existing
+
+
+def check_not_original(path: Any, original: str | None, name: str = "path") -> None:
+    if original and os.path.realpath(path) == os.path.realpath(original):
+        raise UnlearningError(
+            f"{name} {path} is the folder that the original was loaded from, which would be lost; expected another one."
+        )
+
+
+def check_result_folder(path: Any, original: str | None) -> None:
+    """A result may be written to `path`: it is not where the original is, and holds nobody else's model or figures."""
+    check_folder(path, "path")
+    check_not_original(path, original)
+    folder = Path(path)
+    if (folder / METRICS).exists() and not _is_ours(folder / METRICS):
+        raise UnlearningError(f"{path} has a {METRICS} that is of something else; expected another folder.")
+    if not (folder / CONFIG_NAME).exists() and (found := [name for name in MODEL_FILES if (folder / name).exists()]):
+        raise UnlearningError(
+            f"{path} holds a model that no unlearning has written ({found[0]}); expected another folder."
+        )
+
+
+def _is_ours(metrics: Path) -> bool:
+    try:
+        content = json.loads(metrics.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"run", "runtime"} <= content.keys()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One request for each output folder
+
+
+def read_original(private: Path) -> dict[str, Any] | None:
+    """What the output folder of a run says about its original; None before one was kept."""
+    about = private / ORIGINAL
+    if not about.exists():
+        return None
+    try:
+        content = json.loads(about.read_text())
+        if {"digest", "run", "folder"} <= content.keys():
+            return content
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise UnlearningError(
+        f"{about} cannot be read: it is damaged; choose another output_dir, where a checkpoint of this one can "
+        "be resumed by its path."
+    )
+
+
+def check_same_request(private: Path, original: str | None, request: str | None) -> None:
+    """Refuse an output folder with a run on another original, or of another request: both would be overwritten."""
+    about, kept = read_original(private), private / "request.json"
+    if about is None:
+        return
+    before = kept.read_text().strip() if kept.exists() else None
+    if original is not None and about["folder"] is not None and about["digest"] != original:
+        other = "on another original model"
+    elif request is not None and before and before != request:
+        other = "of another request"
+    else:
+        return
+    raise UnlearningError(
+        f"{private.parent} holds a run {other}, whose original and receipts it keeps; choose another output_dir."
+    )
+
+
+def keep_request(private: Path, request: str | None) -> None:
+    private.mkdir(parents=True, exist_ok=True)
+    (private / "request.json").write_text(f"{request or ''}\n")
+
+
+def request_digest(samples: Iterable[bytes], tasks: bytes = b"") -> str:
+    """Of the forget samples in any order, and which labels of them must go. It stays in the private folder."""
+    return hashlib.sha256(b"".join(sorted(map(bytes, samples))) + tasks).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# After a failure
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folders that have to be made for this one, and itself, inner ones first."""
+    return [part for part in (folder, *folder.parents) if not part.exists()]
+
+
+@contextmanager
+def taken_back(
+    folder: Path,
+    patterns: Iterable[str] = ("*",),
+    needed: Callable[[Path], bool] = lambda path: False,
+    made_for_it: Iterable[Path] = (),
+) -> Iterator[None]:
+    """If what is inside fails, take away what it has made at `patterns` and is not needed, and folders left empty."""
+    patterns, parents = list(patterns), [*made_for_it] or missing(folder)
+    before = {path for pattern in patterns for path in folder.glob(pattern)}
+    try:
+        yield
+    except Exception:
+        made = {path for pattern in patterns for path in folder.glob(pattern)} - before
+        for path in sorted(path for path in made if not needed(path)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for part in parents:
+            if part.is_dir() and not any(part.iterdir()):
+                part.rmdir()
+        raise

@@ -1,0 +1,78 @@
+"""The frozen original as a teacher: a table of its logits, computed once, or the model itself."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..models.modes import evaluating
+from ..tasks.evaluation import Evaluator
+
+
+class TableTeacher:
+    """The original's logits in one memory-mapped table by `sample_index`; only rows that are needed are filled.
+
+    Every node keeps its own file, which its processes fill together. `forget_accuracy` comes for free.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        model: nn.Module,
+        path: Path,
+        forget: np.ndarray,
+        retain: np.ndarray,
+        n_forget: int,
+        n_retain: int,
+    ):
+        accelerator = evaluator.accelerator
+        node = accelerator.process_index // max(1, _local_processes(accelerator))
+        self.path = path.with_name(f"{path.name}-{node}")
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self._type = {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        self._shape = (n_forget + n_retain, evaluator.num_labels)
+        if accelerator.is_local_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.memmap(self.path, self._type, "w+", shape=self._shape).flush()
+        accelerator.wait_for_everyone()
+        self.table = np.memmap(self.path, self._type, "r+", shape=self._shape)
+        shard = accelerator.local_process_index, _local_processes(accelerator)
+        correct = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        for name, indices, offset in (("forget", forget, 0), ("retain", retain, n_forget)):
+            if len(indices) == 0:
+                continue
+            for positions, batch, logits in evaluator.logits(model, name, indices, shard, f"teacher on {name}"):
+                self.table[offset + indices[positions]] = logits.cpu().numpy()
+                if name == "forget":
+                    correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()
+        self.table.flush()
+        nodes = accelerator.num_processes // shard[1]
+        self.forget_accuracy = accelerator.reduce(correct, "sum").item() / nodes / max(1, len(forget))
+        accelerator.wait_for_everyone()
+
+    def logits(self, batch: Batch) -> Tensor:
+        rows = torch.from_numpy(self.table[batch.sample_index.cpu().numpy()])
+        return rows.to(batch.sample_index.device, non_blocking=True)
+
+
+class OnlineTeacher:
+    """The original run beside the student, for inputs that differ from one reading to the next."""
+
+    def __init__(self, model: nn.Module, frozen: Callable[[], contextlib.AbstractContextManager] | None = None):
+        self.model = model
+        self.frozen = frozen or contextlib.nullcontext  # under an adapter: what switches it off
+
+    def logits(self, batch: Batch) -> Tensor:
+        with torch.no_grad(), self.frozen(), evaluating(self.model):
+            logits = self.model(**batch.inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _local_processes(accelerator) -> int:
+    """Processes on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
