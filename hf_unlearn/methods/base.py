@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..errors import UnlearningError
+from ..tasks.base import Task
 from .fields import check_fields
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class Method:
         """The share of the retained samples that is used."""
         return 1.0
 
+    @property
+    def class_request(self) -> bool | None:
+        """Whether its config says that whole classes must go; None: it does not say."""
+        return getattr(self.config, "class_mode", None)
+
     def epochs(self, epochs: int) -> list[str]:
         """The kind of every epoch of a run of `epochs` epochs (see `Schedule`)."""
         raise NotImplementedError
@@ -123,7 +129,7 @@ class Method:
         """
         return None
 
-    def adapter(self, task: str) -> dict[str, Any] | None:
+    def adapter(self, task: Task) -> dict[str, Any] | None:
         """Arguments of the `LoraConfig` that is used on models of this task unless the user says otherwise."""
         return None
 

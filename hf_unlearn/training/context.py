@@ -14,9 +14,10 @@ from ..data.batches import Batch
 from ..data.samples import seeded
 from ..data.schedule import Schedule
 from ..models.modes import evaluating
+from ..tasks.base import Task
 from ..tasks.figures import Measurement
-from ..tasks.multitask import Tasks
 from ..tasks.multitask_evaluation import TaskMeasurement
+from ..tasks.several import Tasks
 from .teacher import OnlineTeacher, TableTeacher
 
 
@@ -31,9 +32,9 @@ class Context:
         self.is_class_request: bool = trainer.request.is_class
         self.parameter_names: list[str] = [name for name, _ in trainer.trained()]
         self.tasks: Tasks | None = trainer.tasks  # of a multi-task model
-        self.targets: list[str] = trainer.targets if trainer.tasks else []  # where something must be forgotten
+        self.targets: list[str] = trainer.targets  # where something must be forgotten
         self.kept: dict[int, int] = trainer.request.kept  # forget sample -> its place in `retain`, if it keeps a label
-        self.task: str = trainer.task
+        self.task: Task = trainer.task
         self.is_deterministic: bool = trainer.deterministic  # whether training reads a sample the same in every epoch
         self.given_teacher: Any = trainer.given_teacher
 

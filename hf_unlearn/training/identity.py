@@ -160,8 +160,7 @@ def _fingerprint(source: Source, key: str) -> dict[str, Any]:
     sample."""
     size = len(source)
     if source.is_stream:
-        first = Source([source.first_row], source.name, source.given, task=source.task)
-        first.task_columns, source = source.task_columns, first
+        source = Source([source.first_row], source.name, source.given, layout=source.layout)
     inputs, labels = (hashlib.blake2b(key=key.encode(), digest_size=16) for _ in range(2))
     inputs.update(source.digests().astype("S16").tobytes())
     for value in _labels(source):

@@ -21,7 +21,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, 
 
 from .. import models
 from ..data.batches import Batch, to_model
-from ..data.collator import Collator
 from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic, seeded
 from ..data.schedule import Draw, Schedule
 from ..errors import UnlearningError
@@ -29,12 +28,10 @@ from ..methods import Method, MethodConfig, create_method
 from ..methods.gradients import clip_
 from ..models import adapters
 from ..models.modes import evaluating
-from ..tasks.causal_lm import CompletionCollator
+from ..tasks import task_of
 from ..tasks.checks import check_samples
-from ..tasks.evaluation import Evaluator
 from ..tasks.figures import Measurement
-from ..tasks.multitask import TaskCollator, Tasks
-from ..tasks.multitask_evaluation import TaskEvaluator, TaskMeasurement
+from ..tasks.multitask_evaluation import TaskMeasurement
 from .arguments import UnlearningArguments
 from .border import border
 from .checkpoints import COMPLETE, PRIVATE, ResumableTrainer, check_room
@@ -146,16 +143,10 @@ class UnlearningTrainer(ResumableTrainer):
         self.original_folder = models.folder_of(model)  # where it was loaded from, of a local one
         check_not_original(args.output_dir, self.original_folder, "output_dir")
         models.own_memory(model)
-        own_losses = self.method.own_losses
-        self.task = "multi-task" if own_losses else models.task_of(model)
-        check_task(self.method, self.task)
-        self.tasks = Tasks(model, own_losses, self.method.own_tasks) if self.task == "multi-task" else None
-        if not self.tasks:
-            models.check_single_label(model)
-        self.num_labels = 0 if self.tasks else models.num_labels(model)
-
-        config = getattr(model, "config", None)
-        self.request = Request(datasets, self.method, config, args, overlap, self.task, self.tasks, tasks)
+        self.task = task_of(model, self.method.own_losses, self.method.own_tasks)
+        check_task(self.method, self.task.name)
+        self.tasks, self.num_labels = self.task.tasks, self.task.num_labels
+        self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
         self.sources, self.indices = self.request.sources, self.request.indices
         if self.method.whole_classes and not self.request.is_class:
             raise UnlearningError(
@@ -163,23 +154,19 @@ class UnlearningTrainer(ResumableTrainer):
                 "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
             )
 
-        limits = models.limits(model) | ({"accepts": None} if own_losses else {})
-        collator = CompletionCollator if self.task == "causal-lm" else Collator
-        if self.tasks:
-            collator = functools.partial(TaskCollator, self.tasks)
-        self.collate = collator(self.sources["forget"], processing_class, data_collator, **limits)
+        self.collate = self.task.collator(self.sources["forget"], processing_class, data_collator)
         for source in self.sources.values():
             self.collate.check(source)
         check_samples(self.sources.values(), self.collate, model)
-        self.sizes = (
-            self.request.sizes if self.tasks else self.collate.sizes(self.sources, progress=not args.disable_tqdm)
-        )
+        self.sizes = self.request.sizes
+        if self.sizes is None:
+            self.sizes = self.collate.sizes(self.sources, progress=not args.disable_tqdm)
         trained = [self.sources[name] for name in ("forget", "retain") if name in self.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
-        if self.task == "causal-lm" and not self.deterministic:
+        if self.task.is_fixed and not self.deterministic:
             raise UnlearningError(
-                "The samples are different every time they are read (augment, or a random transform), and the tokens of a "
-                "language model's samples are counted before the first step; expected fixed texts."
+                f"The samples are different every time they are read (augment, or a random transform), and {self.task.counted} "
+                "are counted before the first step; expected fixed texts."
             )
         if self.method.info.kind == "surgery":
             check_surgery(self.method, model, peft_config)
@@ -224,8 +211,8 @@ class UnlearningTrainer(ResumableTrainer):
         # A stream is read in one process: worker processes would each read all of it, or, worse, a part of its shards.
         self._workers = 0 if streams else args.dataloader_num_workers
         samples = DrawnSamples(self.sources, seed=args.seed, seeded=not self.deterministic)
-        if self.tasks and args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the loss of one task leaves out the heads of the others
+        if self.task.leaves_out and args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = True
         self._max_norm = 0.0  # of each gradient of a gradient method, whose update the Trainer must not clip again
         if self.method.info.kind == "gradient":
             self._max_norm, args.max_grad_norm = args.max_grad_norm, 0.0
@@ -247,16 +234,15 @@ class UnlearningTrainer(ResumableTrainer):
             self.add_callback(Flow(self))
             self.schedule = self._make_schedule()
             self.args.max_steps = len(self.schedule)
-        parts = self.accelerator, samples, TrainingCollator(self.collate)
-        eval_size = args.per_device_eval_batch_size
-        if self.task == "causal-lm":  # a row of logits over the vocabulary for each token
-            eval_size = min(eval_size, args.train_batch_size)
-        sizes = {"batch_size": eval_size, "workers": self._workers}
-        if self.tasks:
-            about = {"tasks": self.tasks, "counted": self.request.counted, "targets": self.targets}
-            self.evaluator = TaskEvaluator(*parts, **about, **sizes, progress=not args.disable_tqdm)
-        else:
-            self.evaluator = Evaluator(*parts, self.num_labels, **sizes, progress=not args.disable_tqdm)
+        self.evaluator = self.task.evaluator(
+            self.accelerator,
+            samples,
+            TrainingCollator(self.collate),
+            self.request.supervision,
+            batch_size=self.task.eval_batch_size(args.per_device_eval_batch_size, args.train_batch_size),
+            workers=self._workers,
+            progress=not args.disable_tqdm,
+        )
 
     def _check_resolved(
         self, args: UnlearningArguments, model: nn.Module, adapted: bool, streams: bool, kwargs: dict[str, Any]
@@ -615,7 +601,7 @@ class UnlearningTrainer(ResumableTrainer):
     @property
     def targets(self) -> list[str]:
         """The tasks of which something must be forgotten."""
-        return [task for task, asked in zip(self.tasks.names, self.request.mask.any(axis=0), strict=True) if asked]
+        return self.request.targets
 
     def measure_split(self, split: str) -> Measurement | TaskMeasurement:
         """`measure` of the model as it is now on one split, once a step."""
@@ -723,7 +709,7 @@ class UnlearningTrainer(ResumableTrainer):
         if base == "scratch":
             base = type(self.model)(copy.deepcopy(self.model.config))
         elif isinstance(base, (str, os.PathLike)):
-            base = models.load_model(str(base), task=self.task, num_labels=self.num_labels or None)
+            base = models.load_model(str(base), task=self.task.name, num_labels=self.num_labels or None)
         elif callable(base) and not isinstance(base, nn.Module):
             base = base()
         if not isinstance(base, nn.Module):
