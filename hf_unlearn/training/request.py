@@ -71,6 +71,15 @@ class Request:
         if "control" in self.indices:
             task.check_control(self.supervision, *self.indices["control"])
         self.is_class = self._is_class(method)
+        if method.whole_classes and not self.is_class:
+            raise UnlearningError(
+                f"{method.info.name} forgets whole classes, and the request is for single samples, or the retained set is a "
+                "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
+            )
+
+    @property
+    def has_stream(self) -> bool:
+        return any(source.is_stream for source in self.sources.values())
 
     def _measured(self, args: UnlearningArguments) -> dict[str, tuple[str, np.ndarray]]:
         sources = self.sources

@@ -561,7 +561,7 @@ class TestRefused:
 
     def test_method_for_classifiers(self, tmp_path):
         self.run(tmp_path, "random_label works on .* and this model is for causal-lm", method="random_label")
-        assert {"finetune", "retrain"} <= set(list_methods(layout=COMPLETIONS))
+        assert {"finetune", "retrain"} <= set(list_methods(task="causal-lm"))
 
 
 def test_own_data_collator(tmp_path):
