@@ -427,7 +427,7 @@ class TestBatchNorm:
     def test_teachers_never_change(self, tmp_path, name, online):
         trainer = make_trainer(name, "resnet", tmp_path, batch=12, freeze_batchnorm=False)
         if online:
-            trainer.deterministic = False
+            trainer.reading.deterministic = False
         prepare, before = trainer.method.prepare, {}
 
         def teachers():
