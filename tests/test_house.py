@@ -84,6 +84,30 @@ def test_there_is_no_circle():
         pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
+def asks_the_task(node: ast.AST) -> bool:
+    """Whether a comparison, or an `endswith`, is about the name of a task."""
+    names = {"image-classification", "text-classification", "causal-lm", "multi-task", "classification"}
+    is_suffix = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "endswith"
+    compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else node.args if is_suffix else []
+    compared = [
+        part for side in compared for part in (side.elts if isinstance(side, (ast.Tuple, ast.List)) else [side])
+    ]
+    about = any(word in ast.unparse(node) for word in ("task", "TASK"))
+    return about and any(isinstance(part, ast.Constant) and part.value in names for part in compared)
+
+
+def test_nobody_else_asks_which_task_it_is():
+    """What differs between tasks is behind `tasks.base.Task`; models/ tells by its head which one a model has."""
+    asked = [
+        f"{module}:{node.lineno}"
+        for module, path in MODULES.items()
+        if room(module) not in ("tasks", "models")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if asks_the_task(node)
+    ]
+    assert asked == []
+
+
 def test_no_file_is_long():
     long = {m: n for m, path in MODULES.items() if (n := len(path.read_text().splitlines())) > LONGEST_FILE}
     assert long.keys() == LONG_FILES.keys(), long

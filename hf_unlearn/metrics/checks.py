@@ -1,13 +1,9 @@
 """Checks of what metrics are given."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    pass
 
 _EXPECTED = {
     "probabilities": ("N x K probabilities", "apply softmax in float32 and flatten to one row per sample"),

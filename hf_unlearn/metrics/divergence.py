@@ -1,12 +1,10 @@
 """Distances between predictions: JSD, RF-JSD, activation distance, ZRF."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    pass
 from .checks import checked, checked_pair
 
 # ---- Distances between predictions ----------------------------------------------------------------------------------

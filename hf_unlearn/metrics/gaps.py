@@ -1,12 +1,9 @@
 """How far a model is from a retrained one: average gap and tug of war."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from .checks import number
 
 # ---- Scores that sum up a run ---------------------------------------------------------------------------------------

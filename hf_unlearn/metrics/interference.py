@@ -1,12 +1,10 @@
 """What several tasks pay: UIS and interference."""
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    pass
 from .checks import number
 
 
@@ -57,23 +55,12 @@ def uis(
         )
     targets = _known(targets, reference)
 
-    def score(task: str) -> float:
-        name = f"reference[{task!r}]"
-        t = number(reference[task], "test", name)
-        if t <= 0:
-            raise ValueError(
-                f"`{name}` has 'test' = {t}, but UIS divides by it and needs a higher-is-better metric above 0: "
-                "use another metric or leave the task out."
-            )
-        if convention == "original" and task in targets:
-            f = 0.0 if class_unlearning else t
-        else:
-            f = number(reference[task], "forget", name)
-        name = f"unlearned[{task!r}]"
-        u_test, u_forget = number(unlearned[task], "test", name), number(unlearned[task], "forget", name)
-        return (abs(u_test - t) / t + abs(u_forget - f) / t) / 2
-
-    by_task = {task: score(task) for task in reference}
+    fixed = (
+        targets if convention == "original" else set()
+    )  # tasks whose F does not come from the reference's forget set
+    by_task = {
+        task: _impact(task, unlearned[task], reference[task], task in fixed, class_unlearning) for task in reference
+    }
 
     def mean(tasks: Collection[str]) -> float | None:
         return 100 * float(np.mean([by_task[task] for task in tasks])) if tasks else None
@@ -83,6 +70,27 @@ def uis(
         "uis_target": mean([task for task in by_task if task in targets]),
         "uis_nontarget": mean([task for task in by_task if task not in targets]),
     }
+
+
+def _impact(
+    task: str,
+    unlearned: Mapping[str, float],
+    reference: Mapping[str, float],
+    is_target: bool,
+    class_unlearning: bool,
+) -> float:
+    """UIS_t; for a target, F is T, or 0 where a whole class must go."""
+    name = f"reference[{task!r}]"
+    t = number(reference, "test", name)
+    if t <= 0:
+        raise ValueError(
+            f"`{name}` has 'test' = {t}, but UIS divides by it and needs a higher-is-better metric above 0: "
+            "use another metric or leave the task out."
+        )
+    f = (0.0 if class_unlearning else t) if is_target else number(reference, "forget", name)
+    name = f"unlearned[{task!r}]"
+    u_test, u_forget = number(unlearned, "test", name), number(unlearned, "forget", name)
+    return (abs(u_test - t) / t + abs(u_forget - f) / t) / 2
 
 
 def _known(targets: Collection[str], tasks: Collection[str]) -> set[str]:

@@ -1,13 +1,11 @@
 """Telling forget samples from unseen ones: attacks, class-matched AUC, forget quality."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    pass
 from .checks import checked
 
 
@@ -176,53 +174,67 @@ def matched_auc(
         reason = f"none of the forget classes {unmatched} has an unseen sample to be compared with"
         return MatchedAUC(None, None, None, 0, 0, unmatched, reason)
 
-    def by_class(scores, labels):  # samples of matched classes, classes as 0..C-1 in contiguous blocks
-        order = np.argsort(labels, kind="stable")
-        order = order[np.isin(labels[order], matched)]
-        return scores[order], np.searchsorted(matched, labels[order])
+    sides = _Matched(f, f_class, u, u_class, matched)
+    low = high = None
+    if bootstrap:
+        replicates = sides.replicates(bootstrap, np.random.default_rng(seed))
+        low, high = (float(end) for end in np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2]))
+    return MatchedAUC(sides.auc(), low, high, len(sides.f_bin), len(sides.u_bin), unmatched)
 
-    f, f_class = by_class(f, f_class)
-    u, u_class = by_class(u, u_class)
 
-    # Every distinct (class, score) is one bin, and all bins lie on one line, class after class. The mass of unseen
-    # samples below a bin is then one running sum, and since n_c of the weights cancels n_c of the mean within a class,
-    # the weighted AUC is simply the mean over forget samples of the share of its class's unseen samples below it.
-    scores, classes = np.concatenate([f, u]), np.concatenate([f_class, u_class])
-    order = np.lexsort((scores, classes))
-    starts_bin = (np.diff(classes[order]) > 0) | (scores[order][1:] != scores[order][:-1])
-    bins = np.empty(len(order), dtype=np.int64)
-    bins[order] = np.concatenate([[0], np.cumsum(starts_bin)])
-    f_bin, u_bin, n_bins = bins[: len(f)], bins[len(f) :], bins.max() + 1
-    f_count, u_count = np.bincount(f_class), np.bincount(u_class)
-    f_start, u_start = np.cumsum(f_count) - f_count, np.cumsum(u_count) - u_count  # resampling keeps them
-    before, beside = u_start[f_class], u_count[f_class]  # of each forget sample's class
+class _Matched:
+    """Scores of the matched classes. Every distinct (class, score) is one bin, and all bins lie on one line, class after
+    class. The mass of unseen samples below a bin is then one running sum, and since n_c of the weights cancels n_c of the mean
+    within a class, the weighted AUC is simply the mean over forget samples of the share of its class's unseen samples
+    below it."""
 
-    def mean_share_below(
-        counts, drawn
-    ):  # unseen samples in each bin, and bins of forget ones, a row for each replicate
-        places = drawn + np.arange(len(counts))[:, None] * n_bins
+    def __init__(self, f: np.ndarray, f_class: np.ndarray, u: np.ndarray, u_class: np.ndarray, matched: np.ndarray):
+        (f, f_class), (u, u_class) = _in_blocks(f, f_class, matched), _in_blocks(u, u_class, matched)
+        scores, classes = np.concatenate([f, u]), np.concatenate([f_class, u_class])
+        order = np.lexsort((scores, classes))
+        starts_bin = (np.diff(classes[order]) > 0) | (scores[order][1:] != scores[order][:-1])
+        bins = np.empty(len(order), dtype=np.int64)
+        bins[order] = np.concatenate([[0], np.cumsum(starts_bin)])
+        self.f_bin, self.u_bin, self.n_bins = bins[: len(f)], bins[len(f) :], bins.max() + 1
+        self.f_count, self.u_count = np.bincount(f_class), np.bincount(u_class)  # resampling keeps them
+        self.f_start, self.u_start = np.cumsum(self.f_count) - self.f_count, np.cumsum(self.u_count) - self.u_count
+        self.before, self.beside = self.u_start[f_class], self.u_count[f_class]  # of each forget sample's class
+
+    def auc(self) -> float:
+        counts = np.bincount(self.u_bin, minlength=self.n_bins)
+        return float(self._mean_share_below(counts[None], self.f_bin[None])[0])
+
+    def replicates(self, bootstrap: int, rng: np.random.Generator) -> np.ndarray:
+        """The AUC of samples drawn with replacement within each class."""
+        found = []
+        at_once = max(1, 200_000 // (len(self.f_bin) + len(self.u_bin)))  # keeps the tables in the processor's cache
+        for done in range(0, bootstrap, at_once):
+            rows = min(at_once, bootstrap - done)
+            drawn = self.u_bin[_resample(self.u_count, self.u_start, rows, rng)]
+            drawn = drawn + np.arange(rows)[:, None] * self.n_bins
+            counts = np.bincount(drawn.ravel(), minlength=rows * self.n_bins).reshape(rows, self.n_bins)
+            forget = self.f_bin[_resample(self.f_count, self.f_start, rows, rng)]
+            found.append(self._mean_share_below(counts, forget))
+        return np.concatenate(found)
+
+    def _mean_share_below(self, counts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+        """From the unseen samples in each bin, and the bins of forget ones, a row for each replicate."""
+        places = drawn + np.arange(len(counts))[:, None] * self.n_bins
         below = np.cumsum(counts, axis=1).ravel()[places] - counts.ravel()[places] / 2
-        return ((below - before) / beside).mean(axis=1)
+        return ((below - self.before) / self.beside).mean(axis=1)
 
-    auc = float(mean_share_below(np.bincount(u_bin, minlength=n_bins)[None], f_bin[None])[0])
-    if bootstrap == 0:
-        return MatchedAUC(auc, None, None, len(f), len(u), unmatched)
 
-    rng = np.random.default_rng(seed)
+def _in_blocks(scores: np.ndarray, labels: np.ndarray, matched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of matched classes, these as 0 to C-1 in contiguous blocks."""
+    order = np.argsort(labels, kind="stable")
+    order = order[np.isin(labels[order], matched)]
+    return scores[order], np.searchsorted(matched, labels[order])
 
-    def resample(count, start, rows):  # indices of samples drawn with replacement within each class's block
-        count, start = np.repeat(count, count), np.repeat(start, count)
-        return (rng.random((rows, len(count))) * count).astype(np.int64) + start
 
-    replicates = []
-    at_once = max(1, 200_000 // len(scores))  # replicates computed together; keeps the tables in the processor's cache
-    for done in range(0, bootstrap, at_once):
-        rows = min(at_once, bootstrap - done)
-        drawn = u_bin[resample(u_count, u_start, rows)] + np.arange(rows)[:, None] * n_bins
-        counts = np.bincount(drawn.ravel(), minlength=rows * n_bins).reshape(rows, n_bins)
-        replicates.append(mean_share_below(counts, f_bin[resample(f_count, f_start, rows)]))
-    low, high = np.quantile(np.concatenate(replicates), [(1 - level) / 2, (1 + level) / 2])
-    return MatchedAUC(auc, float(low), float(high), len(f), len(u), unmatched)
+def _resample(count: np.ndarray, start: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of samples drawn with replacement within each class's block."""
+    count, start = np.repeat(count, count), np.repeat(start, count)
+    return (rng.random((rows, len(count))) * count).astype(np.int64) + start
 
 
 def forget_quality(unlearned_stat: ArrayLike, retrained_stat: ArrayLike) -> float:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .checks import checked
+
 if TYPE_CHECKING:
     import torch
-from .checks import checked
 
 # ---- Per-sample statistics and the attacks on them ------------------------------------------------------------------
 

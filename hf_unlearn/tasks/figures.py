@@ -39,7 +39,7 @@ class Measurement:
 
 def figures(
     model: dict[str, Measurement], original: dict[str, Measurement], *, class_request: bool = False, bootstrap: int = 0
-) -> tuple[dict[str, float | None], dict[str, str]]:
+) -> Figures:
     """The metrics of a model from its measurements of `forget`, `retain`, `control` and `evidence` samples.
 
     `control` and `evidence` are the two halves of the unseen samples; only `gap`, which steers (early stopping, choice
@@ -47,15 +47,7 @@ def figures(
     had is None, with the reason in the second dictionary. `bootstrap` resamplings give the interval of the AUC.
     """
     forget, evidence = model["forget"], model.get("evidence")
-    values: dict[str, float | None] = {}
-    reasons: dict[str, str] = {}
-    for name, split in (("forget", "forget"), ("retain", "retain"), ("unseen", "evidence")):
-        measured = model.get(split)
-        values[f"{name}_accuracy"] = measured.accuracy if measured else None
-        values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
-        if not measured:
-            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
-
+    values, reasons = _accuracies(model)
     kept = ~np.isin(evidence.labels, forget.labels) if class_request and evidence else np.zeros(0, bool)
     if kept.any():
         values["kept_accuracy"] = float(evidence.signals["correct"][kept].mean())
@@ -107,6 +99,18 @@ def figures(
     attempt("auc", auc, "evidence")
     attempt("rf_jsd", rf_jsd, "evidence")
     attempt("gap", lambda: _gap(model, original, class_request), "retain", "control")
+    return values, reasons
+
+
+def _accuracies(model: dict[str, Measurement]) -> Figures:
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name, split in (("forget", "forget"), ("retain", "retain"), ("unseen", "evidence")):
+        measured = model.get(split)
+        values[f"{name}_accuracy"] = measured.accuracy if measured else None
+        values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
+        if not measured:
+            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
     return values, reasons
 
 
