@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import yaml
@@ -22,10 +22,8 @@ from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
 from ..metrics.tables import NAMES, SCORES
 from .client import check_token, reading, retry
-from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
-
-if TYPE_CHECKING:
-    from .repository import Parent
+from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, MAIN, METRICS, RECEIPT
+from .repository import Parent
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +234,7 @@ def make_card(
     *,
     repo_id: str | None = None,
     revision: str | None = None,
-    parent: "Parent | None" = None,
+    parent: Parent | None = None,
     parent_card: Mapping[str, Any] | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
@@ -251,40 +249,22 @@ def make_card(
     metrics, config = _read(folder / METRICS), _read(folder / CONFIG)
     audit, receipt = _read(folder / AUDIT), _read(folder / RECEIPT)
     run = metrics.get("run") or {}
-    origin = run.get("original") or {}
-    original, commit = (parent.repo_id, parent.commit) if parent else (origin.get("repo"), origin.get("revision"))
+    if parent is None and (origin := run.get("original")):
+        parent = Parent(origin["repo"], origin["revision"])
     if parent_card is None:
-        parent_card = read_parent_card(original, commit, token) if original else {}
+        parent_card = read_parent_card(parent.repo_id, parent.commit, token) if parent else {}
     task = run.get("task") or audit.get("task") or ""
-    method = run.get("method") or {
-        "name": config.get("method", "unknown"),
-        "summary": None,
-        "needs": [],
-        "paper": None,
-    }
+    unknown = {"name": config.get("method", "unknown"), "summary": None, "needs": [], "paper": None}
+    method = run.get("method") or unknown
     columns = with_uis(_columns(metrics, audit), run.get("request", {}).get("kind") == "class")
     found = results(columns["unlearned"], task) if columns else []
-    data = ModelCardData(
-        **({"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {})
-        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
-        | base_model(original, repo_id, parent_card, run.get("library"))
-        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method['name']}"} if found else {}),
-        library_name=run.get("library"),
-        tags=[*TAGS, method["name"]],
-        hf_unlearn={
-            "method": method["name"],
-            **({"parent": original, "parent_revision": commit} if original else {}),
-            **({"parent_base": bases} if (bases := base_models(parent_card)) else {}),
-            **({"receipt": RECEIPT} if receipt else {}),
-            **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
-            **({"revision": revision} if revision else {}),
-        },
-    )
+    library = run.get("library")
+    data = _metadata(task, method["name"], library, found, repo_id, revision, parent, parent_card, bool(receipt))
     training = config.get("training") or {}
     if method.get("kind") == "surgery":
         training = {key: value for key, value in training.items() if key in UNTRAINED}
     accuracies = task in ("image-classification", "text-classification")
-    place = None if revision in (None, "main") else revision
+    unlearned = columns.get("unlearned", {})
     text = _template().render(
         run=run,
         metrics=metrics,
@@ -299,21 +279,49 @@ def make_card(
         metadata=data.to_yaml(),
         title=repo_id.split("/")[-1] if repo_id else "A model",
         repo_id=repo_id,
-        revision=place,
-        original=original,
-        commit=commit,
+        revision=None if revision == MAIN else revision,
+        original=parent and parent.repo_id,
+        commit=parent and parent.commit,
         licence=data.license,
         table=figures_table(columns, run.get("measured", {}), accuracies) if columns else None,
         columns=columns,
         intervals=accuracies,
-        withheld=bool(columns)
-        and _has_forget(columns["unlearned"])
-        and not _has_forget(controlled(columns["unlearned"])),
+        withheld=_has_forget(unlearned) and not _has_forget(controlled(unlearned)),
         auto_class=AUTO_CLASSES.get(task, "AutoModel"),
         processors=[name for file, name in PROCESSORS.items() if (folder / file).is_file()],
         own_adapter=(folder / ADAPTER_CONFIG).is_file(),
     )
     return ModelCard(text)
+
+
+def _metadata(
+    task: str,
+    method: str,
+    library: str | None,
+    found: list[EvalResult],
+    repo_id: str | None,
+    revision: str | None,
+    parent: Parent | None,
+    parent_card: Mapping[str, Any],
+    has_receipt: bool,
+) -> ModelCardData:
+    bases = base_models(parent_card)
+    return ModelCardData(
+        **({"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {})
+        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
+        | base_model(parent and parent.repo_id, repo_id, parent_card, library)
+        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method}"} if found else {}),
+        library_name=library,
+        tags=[*TAGS, method],
+        hf_unlearn={
+            "method": method,
+            **({"parent": parent.repo_id, "parent_revision": parent.commit} if parent else {}),
+            **({"parent_base": bases} if bases else {}),
+            **({"receipt": RECEIPT} if has_receipt else {}),
+            **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
+            **({"revision": revision} if revision else {}),
+        },
+    )
 
 
 def write_card(folder: str | Path, **about: Any) -> Path:

@@ -37,7 +37,7 @@ from ..tasks.multitask import TaskCollator, Tasks
 from ..tasks.multitask_evaluation import TaskEvaluator, TaskMeasurement
 from .arguments import UnlearningArguments
 from .border import border
-from .checkpoints import COMPLETE, PRIVATE, ResumableTrainer, check_room
+from .checkpoints import COMPLETE, ResumableTrainer, check_room
 from .checks import (
     check_call,
     check_gradient_method,
@@ -51,6 +51,7 @@ from .context import Context
 from .epochs import Flow, MicroBatches, Share
 from .output import (
     ORIGINAL,
+    PRIVATE,
     check_not_original,
     check_same_request,
     missing,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from hf_unlearn.audits import evidence, passes, plain
+from hf_unlearn.audits import evidence, figures, passes, plain
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.evidence import judge
 from hf_unlearn.audits.plain import matched_shares
@@ -84,8 +84,8 @@ def reported():
 
 def verdict_of(measured, monkeypatch):
     row = {"auc_low": 0.0, "auc_high": 1.0}
-    monkeypatch.setattr(evidence, "_figures", lambda ctx: (dict.fromkeys(ctx.measured, row), {}))
-    monkeypatch.setattr(evidence, "_by_class", lambda ctx, tests: [])
+    monkeypatch.setattr(figures, "by_model", lambda ctx: (dict.fromkeys(ctx.measured, row), {}))
+    monkeypatch.setattr(figures, "by_class", lambda ctx, tests: [])
     monkeypatch.setattr(passes, "distance", lambda *_: {"total": 0.01, "head_only": False, "layers": []})
     sets = {name: (name, np.arange(len(of.labels))) for name, of in measured["original"].items()}
     labels = {name: of.labels for name, of in measured["original"].items()}
