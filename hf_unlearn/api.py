@@ -27,8 +27,8 @@ from .models import adapters
 from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
-from .training.checkpoints import clear_write_errors as clear_write_errors
 from .training.context import Context
+from .training.disk import clear_write_errors as clear_write_errors
 from .training.facts import describe_run
 from .training.output import METRICS, check_result_folder, taken_back
 from .training.record import Run
@@ -334,4 +334,4 @@ def measure_hardness(
             overlap=overlap,
         )
         sizes = {name: len(source) for name, source in trainer.sources.items()}
-        return hardness(Context(trainer), trainer.method, sizes, trainer._max_norm)
+        return hardness(Context(trainer), trainer.method, sizes, trainer.named_gradients.max_norm)

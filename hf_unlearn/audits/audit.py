@@ -8,8 +8,9 @@ from torch import nn
 
 from ..data.source import Columns
 from ..errors import UnlearningError
+from ..tasks import task_of
 from ..training.record import Run
-from .checks import TASKS, check_level, check_models
+from .checks import AUDITED, check_level, check_models
 from .levels import report
 from .opening import context_of_run, make_context, name_of, open_model, open_sets, processor_of, without_adapter
 from .report import AuditReport
@@ -78,9 +79,10 @@ def audit(
     if processing_class is None:
         processing_class = processor_of(given, loaded)
     sets = {"forget": forget, "retain": retain, "unseen": unseen, "test": test}
-    samples, collator = open_sets(sets, loaded["original"], processing_class, columns, overlap, seed)
+    task = task_of(loaded["original"])
+    samples, collator = open_sets(sets, task, loaded["original"], processing_class, columns, overlap, seed)
     split = split_of(unlearned, split_seed, {name: len(source) for name, source in samples.sources.items()})
-    ctx = make_context(loaded, samples, collator, split, seed, batch_size, base_model)
+    ctx = make_context(loaded, task, samples, collator, split, seed, batch_size, base_model)
     names = {name: name_of(given[name], loaded[name]) for name in ctx.models}
     return report(ctx, level, names, canaries, started)
 
@@ -99,10 +101,10 @@ def audit_run(
     check_level(level, reference, base_model)
     if level == 2 and reference is None and isinstance(run.base_model, str) and run.base_model != "scratch":
         base_model = base_model or run.base_model
-    if run.task not in TASKS or run.is_sharded:
-        what = "sharded over processes" if run.is_sharded else f"for {run.task}"
+    if not run.task.is_audited or run.is_sharded:
+        what = "sharded over processes" if run.is_sharded else f"for {run.task.name}"
         raise UnlearningError(
-            f"The model is {what}, which cannot be audited; expected a whole model for {', '.join(TASKS)} (save it and pass "
+            f"The model is {what}, which cannot be audited; expected a whole model for {', '.join(AUDITED)} (save it and pass "
             "the folders to hf_unlearn.audit)."
         )
     with run.original() as original:  # under an adapter, the same model with that switched off

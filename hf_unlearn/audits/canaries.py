@@ -22,8 +22,8 @@ def canary_places(ctx: AuditContext, canaries: str | Sequence | None) -> np.ndar
     if canaries is None:
         return None
     source: Source = ctx.evaluator.samples.sources[ctx.sets["forget"][0]]
-    if not ctx.num_labels:
-        raise UnlearningError("canaries are planted wrong labels, and a language model has none; leave them out.")
+    if not ctx.task.has_classes:
+        raise UnlearningError(f"canaries are planted wrong labels, and {ctx.task.noun} has none; leave them out.")
     if isinstance(canaries, str):
         if not isinstance(source.dataset, Dataset) or canaries not in source.dataset.column_names:
             raise UnlearningError(

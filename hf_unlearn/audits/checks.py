@@ -2,12 +2,11 @@
 
 from torch import nn
 
-from .. import models
 from ..errors import UnlearningError
+from ..tasks import TASKS, task_of
 from . import passes
-from .words import class_names
 
-TASKS = ("image-classification", "text-classification", "causal-lm")
+AUDITED = tuple(name for name, kind in TASKS.items() if kind.is_audited)
 
 
 def check_level(level: int, reference: nn.Module | str | None = None, base_model: str | None = None) -> None:
@@ -29,26 +28,29 @@ def check_level(level: int, reference: nn.Module | str | None = None, base_model
 def check_models(loaded: dict[str, nn.Module]) -> None:
     """Refuses models that do not say the same kind of thing about a sample, and a stand-in for retraining that is none."""
     original = loaded["original"]
-    task = models.task_of(original)
-    if task not in TASKS:
-        raise UnlearningError(f"The original is for {task}, which cannot be audited; expected {', '.join(TASKS)}.")
-    models.check_single_label(original)
-    if task == "causal-lm" and "reference" in loaded:
+    task = task_of(original)
+    if not task.is_audited:
         raise UnlearningError(
-            "reference is for attacks on classifiers, and the original is a language model; leave it out."
+            f"The original is for {task.name}, which cannot be audited; expected {', '.join(AUDITED)}."
+        )
+    if "reference" in loaded and 2 not in task.audit_parts:
+        raise UnlearningError(
+            f"reference is for attacks on classifiers, and the original is {task.noun}; leave it out."
         )
     for name, model in loaded.items():
-        if (other := models.task_of(model)) != task:
-            raise UnlearningError(f"original is for {task} and {name} for {other}; expected two models for one task.")
-        sizes = [_outputs(m) for m in (original, model)]
-        if sizes[0] != sizes[1]:
-            what = "words" if task == "causal-lm" else "classes"
+        other = task_of(model)
+        if other.name != task.name:
             raise UnlearningError(
-                f"original has a head of {sizes[0]} {what} and {name} one of {sizes[1]}; expected the same in both."
+                f"original is for {task.name} and {name} for {other.name}; expected two models for one task."
             )
-        maps = [class_names(m) for m in (original, model)]
+        if other.num_outputs != task.num_outputs:
+            raise UnlearningError(
+                f"original has a head of {task.num_outputs} {task.outputs} and {name} one of {other.num_outputs}; expected the "
+                "same in both."
+            )
+        maps = task.class_names, other.class_names
         if all(maps) and maps[0] != maps[1]:
-            row = next(i for i in range(sizes[0]) if maps[0][i] != maps[1][i])
+            row = next(i for i, (one, two) in enumerate(zip(*maps, strict=True)) if one != two)
             raise UnlearningError(
                 f"Class {row} is {maps[0][row]!r} in original and {maps[1][row]!r} in {name}; expected one label map "
                 "(config.id2label) in both."
@@ -60,8 +62,3 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
                     f"{name} has the weights of the original, which was trained on the forget samples; expected a model that "
                     "was trained without them."
                 )
-
-
-def _outputs(model: nn.Module) -> int:
-    config = models.base_of(model).config
-    return models.num_labels(model) or config.get_text_config().vocab_size

@@ -10,13 +10,12 @@ from .context import AuditContext
 from .matched import first
 from .membership import Matched
 from .verdict import ENOUGH
-from .words import class_names
 
 BINS = 30
 
 
 def request(ctx: AuditContext) -> dict[str, Any]:
-    classes = np.unique(ctx.labels["forget"]) if ctx.num_labels else np.zeros(0, int)
+    classes = np.unique(ctx.labels["forget"]) if ctx.task.has_classes else np.zeros(0, int)
     whole = ~np.isin(classes, ctx.labels["retain"]) if "retain" in ctx.labels else np.zeros(len(classes), bool)
     kind = "class" if ctx.is_class else "mixed" if whole.any() else "instance"
     return {
@@ -54,9 +53,9 @@ def by_model(ctx: AuditContext) -> tuple[dict[str, dict[str, float | None]], dic
 
 def by_class(ctx: AuditContext, tests: dict[str, Matched]) -> list[dict[str, Any]]:
     """Of each forget class: RF-JSD and AUC, where it has unseen samples."""
-    if not ctx.num_labels:
+    if not ctx.task.has_classes:
         return []
-    names, measured = class_names(ctx.models["original"]), ctx.measured
+    names, measured = ctx.task.class_names, ctx.measured
     aucs = first(tests).by_class if tests else {}
     divergences = {}
     if aucs and not ctx.is_class:

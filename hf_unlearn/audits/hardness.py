@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from ..errors import UnlearningError
+from ..methods.base import Context
 from ..methods.gradients import Gradient, clip_, dots
 from ..methods.hamu import Hamu, HamuConfig, Hardness, explain, solve
 from ..models import adapters
-from ..training.context import Context
 
 EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° between them
 PAPER_RATIO = 0.5

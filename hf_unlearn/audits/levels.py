@@ -17,7 +17,15 @@ from .context import AuditContext
 from .evidence import judge
 from .report import AuditReport
 from .verdict import decide, short
-from .words import class_names, conventions
+from .words import conventions
+
+# Beyond forward passes, each of which adds one test; which of them a level has, is the task's to say.
+PARTS = {
+    "representation": representation,
+    "quantization": quantization,
+    "relearning": relearning,
+    "reference": reference,
+}
 
 
 def report(
@@ -39,7 +47,7 @@ def _report(
     passed = time.perf_counter()
     found, why = passes.measure(ctx)
     forward = time.perf_counter() - passed
-    deeper = _deeper(level, ctx.task)
+    deeper = [PARTS[name] for at, names in ctx.task.audit_parts.items() if at <= level for name in names]
     judged = judge(ctx, chosen, len(deeper))
     content: dict[str, Any] = {
         "format": 1,
@@ -48,8 +56,8 @@ def _report(
         "level": level,
         "seed": ctx.seed,
         "split_seed": ctx.split.seed,
-        "task": ctx.task,
-        "request": judged.request | {"class_names": class_names(ctx.models["original"])},
+        "task": ctx.task.name,
+        "request": judged.request | {"class_names": ctx.task.class_names},
         "models": names,
         "verdict": {},
         "figures": judged.figures,
@@ -89,12 +97,3 @@ def _report(
             "Level 0 looks at outputs only; what lies below them is looked at from level 1 on."
         )
     return AuditReport(content)
-
-
-def _deeper(level: int, task: str) -> list:
-    """The parts of an audit beyond forward passes, each of which adds one test; of a language model only relearning."""
-    if task == "causal-lm":
-        return [relearning][:level]
-    return [[], [representation, quantization, relearning], [representation, quantization, relearning, reference]][
-        level
-    ]

@@ -155,8 +155,8 @@ def locality(
     """
     run = result.run
     evaluator = run.evaluator
-    if not run.num_labels:
-        raise UnlearningError(f"locality compares the classes of predictions, and the model is for {run.task}.")
+    if not run.task.has_classes:
+        raise UnlearningError(f"locality compares the classes of predictions, and the model is for {run.task.name}.")
     if second is not None and retrained is None:
         raise UnlearningError("A second retrained model is given without a first one; pass it as retrained=.")
     others = [model.to(run.device) for model in (retrained, second) if model is not None]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from .. import metrics
+from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from . import plain
 from .context import AuditContext
@@ -13,18 +14,13 @@ from .membership import Matched, matched_mean, matched_test
 from .plain import Shares
 from .verdict import LEVEL, Finding, short
 
-# What a sample's score is called; higher for what is remembered. The first one decides what a fault is called.
-SCORES = {
-    "classifier": {"margin": "margin", "entropy": "certainty (negative entropy)"},
-    "causal-lm": {"margin": "likelihood", "min_k": "min-k %", "extraction": "extraction strength"},
-}
 TAIL = 20  # unseen samples of a class, from which on its highest and lowest twentieth are known
 
 
-def stand_out(forget: Measurement, unseen: Measurement, task: str) -> dict[str, Matched]:
+def stand_out(forget: Measurement, unseen: Measurement, task: Task) -> dict[str, Matched]:
     """The matched test of each score; none where no forget class has unseen samples."""
     found = {}
-    for name in SCORES["causal-lm" if task == "causal-lm" else "classifier"]:
+    for name in task.scores:
         sign = -1 if name == "entropy" else 1
         sides = [(sign * m.signals[name], m.labels) for m in (forget, unseen)]
         if tested := matched_test(*sides[0], *sides[1]):
@@ -49,7 +45,7 @@ def membership_findings(
     tests: dict[str, Matched],
     called: dict[str, Shares],
     row: dict[str, float | None],
-    task: str,
+    task: Task,
     control: bool,
     beside: Sequence[Finding] = (),
 ) -> list[Finding]:
@@ -60,8 +56,7 @@ def membership_findings(
     that has a direction. To be sure of wrong answers is not to remember: certainty is memory only where the margin is no
     lower than that of unseen samples. The shape has no direction of its own.
     """
-    scores = SCORES["causal-lm" if task == "causal-lm" else "classifier"]
-    of_their, of_its = ("", "") if task == "causal-lm" else (" of their class", " of its class")
+    scores, (of_their, of_its) = task.scores, task.of_class
     (first, main), *others = tests.items()
     told = [
         (test.p, (min(test.auc, main.auc) if name == "entropy" else test.auc) - 0.5) for name, test in tests.items()

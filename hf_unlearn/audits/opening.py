@@ -16,7 +16,7 @@ from ..data.source import Columns, Source
 from ..data.splits import split_unseen
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted, merged
-from ..tasks.causal_lm import CompletionCollator
+from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
 from ..training.record import Run
@@ -69,6 +69,7 @@ def name_of(given: Any, model: nn.Module) -> str:
 
 def open_sets(
     sets: Mapping[str, Any],
+    task: Task,
     original: nn.Module,
     processing_class: Any,
     columns: Columns | None,
@@ -76,26 +77,23 @@ def open_sets(
     seed: int,
 ) -> tuple[DrawnSamples, Collator]:
     """Those of the sets that are given, checked before any compute, and what makes model inputs of their rows."""
-    task = models.task_of(original)
     sources = {name: _source(data, name, columns, task) for name, data in sets.items() if data is not None}
-    number_classes(sources.values(), models.base_of(original).config)
+    number_classes(sources.values(), task.config)
     if "forget" not in sources:
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":
         check_overlaps(sources)
-    make = CompletionCollator if task == "causal-lm" else Collator
-    collator = make(sources["forget"], processing_class, None, **models.limits(original))
+    collator = task.collator(sources["forget"], processing_class, None)
     for source in sources.values():
         collator.check(source)
     check_samples(sources.values(), collator, original)
-    if task == "causal-lm":
-        collator.sizes(sources)  # refuses samples without a completion
+    collator.sizes(sources)  # which refuses samples of which nothing counts
     fixed = all(is_deterministic(source, collator) for source in sources.values())
     return DrawnSamples(sources, seed=seed, seeded=not fixed), collator
 
 
-def _source(data: Any, name: str, columns: Columns | None, task: str) -> Source:
-    source = Source(data, name, columns, task=task)
+def _source(data: Any, name: str, columns: Columns | None, task: Task) -> Source:
+    source = Source(data, name, columns, layout=task.layout)
     if source.is_stream:
         raise UnlearningError(f"{name} is a stream; expected a datasets.Dataset, or a torch Dataset of dicts.")
     if len(source) == 0:
@@ -116,8 +114,8 @@ def _measured(sources: dict[str, Source], seed: int, split_seed: int | None) -> 
     return {name: of for name, of in sets.items() if len(of[1])}
 
 
-def _is_class(sources: dict[str, Source], task: str) -> bool:
-    if task == "causal-lm" or "retain" not in sources:
+def _is_class(sources: dict[str, Source], task: Task) -> bool:
+    if not task.has_classes or "retain" not in sources:
         return False
     return not np.isin(sources["forget"].labels, sources["retain"].labels).any()
 
@@ -128,6 +126,7 @@ def _is_class(sources: dict[str, Source], task: str) -> bool:
 
 def make_context(
     loaded: dict[str, nn.Module],
+    task: Task,
     samples: DrawnSamples,
     collator: Collator,
     split: Split,
@@ -137,12 +136,10 @@ def make_context(
 ) -> AuditContext:
     """Of models and sets that were given; the models are on the device then."""
     accelerator = Accelerator()
-    task = models.task_of(loaded["original"])
     for model in loaded.values():
         model.to(accelerator.device)
-    size = batch_size or (8 if task == "causal-lm" else 128)
-    num_labels = models.num_labels(loaded["original"])
-    evaluator = Evaluator(accelerator, samples, TrainingCollator(collator), num_labels, size)
+    size = batch_size or task.eval_batch_size(128, 8)
+    evaluator = task.evaluator(accelerator, samples, TrainingCollator(collator), batch_size=size)
     sets = _measured(samples.sources, seed, split.seed)
     return _context(
         loaded, evaluator, sets, task, _is_class(samples.sources, task), seed=seed, split=split, base_model=base_model
@@ -170,7 +167,7 @@ def _context(
     loaded: dict[str, nn.Module],
     evaluator: Evaluator,
     sets: dict[str, tuple[str, np.ndarray]],
-    task: str,
+    task: Task,
     is_class: bool,
     **about: Any,
 ) -> AuditContext:

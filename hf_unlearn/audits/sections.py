@@ -5,6 +5,7 @@ from typing import Any
 
 from ..methods.local_teacher import SCATTERED
 from ..metrics.tables import NAMES
+from ..tasks import TASKS
 from .content import MODELS, At, Cell, Plot, Range, Section, Table, class_name, in_words, places, value
 from .deeper_sections import connectivity, membership, quantization, relearning, stages
 
@@ -107,7 +108,8 @@ SCORES = {"margin": "margin", "loss": "loss", "entropy": "entropy"}  # a languag
 def distributions(content: dict[str, Any]) -> Section | None:
     """A picture for each score and model: forget filled, unseen as a line."""
     drawn = []
-    names = SCORES | ({"margin": "likelihood"} if content["task"] == "causal-lm" else {})
+    kind = TASKS.get(content["task"])
+    names = SCORES | ({"margin": kind.scores["margin"]} if kind and kind.is_audited else {})
     for score, label in names.items():
         at = At(("distributions", score))
         models = [model for model in MODELS if value(content, at / model / "forget")]

@@ -1,10 +1,8 @@
 """What an audit says of itself in words: how its figures were made, and which classes it is about."""
 
 import numpy as np
-from torch import nn
 from transformers import BaseImageProcessor
 
-from .. import models
 from . import plain
 from .context import AuditContext
 from .findings import HARM
@@ -24,21 +22,7 @@ def conventions(ctx: AuditContext) -> list[str]:
             "They are taken for what the forget samples would be to a model that was never trained on these. Mislabelled, "
             "poisoned or hand-picked forget samples need unseen samples of the same kind."
         )
-    if ctx.num_labels:
-        said += [
-            "Margin: log p(true class) − log of the sum of the others' probabilities.",
-            "AUC: P(forget > unseen) + ½ P(equal) by the margin, within classes, weighted by forget samples; 95% bootstrap "
-            "interval. Above 0.5 is memory, below 0.5 a trace of the removal.",
-            "JSD: ½ KL(P‖M) + ½ KL(Q‖M), M = (P + Q)/2. RF-JSD: between the mean prediction of the unlearned model on forget "
-            "samples and the original's on unseen ones, class by class.",
-        ]
-    else:
-        said += [
-            "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20% least likely ones; "
-            "extraction strength: the share of the completion that greedy decoding gives right after the shortest prefix "
-            "from which it does.",
-            "AUC: P(forget > unseen) + ½ P(equal) by the mean log-likelihood; 95% bootstrap interval.",
-        ]
+    said += ctx.task.conventions
     said += [
         "MIA: logistic regression on the entropy, members are retained samples, fitted on one half and asked on the other, "
         "halves swapped; the share of forget samples called members.",
@@ -64,16 +48,7 @@ def why_unmatched(ctx: AuditContext) -> str:
 
 
 def classes(ctx: AuditContext, classes: list[int]) -> str:
-    names = class_names(ctx.models["original"])
+    names = ctx.task.class_names
     said = [names[c] if names else str(c) for c in classes[:5]]
     more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
     return f"class {', '.join(said)}{more}"
-
-
-def class_names(model: nn.Module) -> list[str] | None:
-    """Of a classifier that has names of its own."""
-    if not (size := models.num_labels(model)):
-        return None
-    id2label = models.base_of(model).config.id2label
-    names = [str(id2label.get(i, f"LABEL_{i}")) for i in range(size)]
-    return None if names == [f"LABEL_{i}" for i in range(size)] else names

@@ -21,6 +21,7 @@ from ..errors import UnlearningError
 from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
 from ..metrics.tables import NAMES, SCORES
+from ..tasks import TASKS, Task
 from .client import check_token, reading, retry
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, MAIN, METRICS, RECEIPT
 from .repository import Parent
@@ -29,17 +30,6 @@ logger = logging.getLogger(__name__)
 
 TAGS = ("machine-unlearning", "unlearning", "hf_unlearn")
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")  # of the parent's card
-PIPELINES = {
-    "image-classification": "image-classification",
-    "text-classification": "text-classification",
-    "causal-lm": "text-generation",
-}
-AUTO_CLASSES = {
-    "image-classification": "AutoModelForImageClassification",
-    "text-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "multi-task": "AutoModel",
-}
 PROCESSORS = {"preprocessor_config.json": "AutoImageProcessor", "tokenizer_config.json": "AutoTokenizer"}
 # Figures of single samples, with the set that they are of. A forget figure stands only beside that of unseen samples.
 SETS = {"forget_accuracy": "forget", "unseen_accuracy": "unseen", "retain_accuracy": "retain"}
@@ -147,10 +137,11 @@ def escape(text: str) -> str:
 def results(figures: Mapping[str, Any], task: str) -> list[EvalResult]:
     """The figures of the unlearned model for the card's `model-index`, with four digits."""
     figures, found = controlled(figures), []
+    tag = TASKS[task].pipeline_tag if task in TASKS else None
     names = {"forget": "Samples to forget (not published)", "retain": "Retained samples", "unseen": "Unseen samples"}
 
     def add(split: str, name: str, metric: str, key: str) -> None:
-        about = {"task_type": PIPELINES.get(task, task), "dataset_type": f"unlearning-{split}", "dataset_name": name}
+        about = {"task_type": tag or task, "dataset_type": f"unlearning-{split}", "dataset_name": name}
         found.append(
             EvalResult(
                 **about, metric_type=metric, metric_value=float(f"{figures[key]:.4g}"), metric_name=NAMES.get(key)
@@ -254,16 +245,17 @@ def make_card(
     if parent_card is None:
         parent_card = read_parent_card(parent.repo_id, parent.commit, token) if parent else {}
     task = run.get("task") or audit.get("task") or ""
+    kind = TASKS.get(task)
     unknown = {"name": config.get("method", "unknown"), "summary": None, "needs": [], "paper": None}
     method = run.get("method") or unknown
     columns = with_uis(_columns(metrics, audit), run.get("request", {}).get("kind") == "class")
     found = results(columns["unlearned"], task) if columns else []
     library = run.get("library")
-    data = _metadata(task, method["name"], library, found, repo_id, revision, parent, parent_card, bool(receipt))
+    data = _metadata(kind, method["name"], library, found, repo_id, revision, parent, parent_card, bool(receipt))
     training = config.get("training") or {}
     if method.get("kind") == "surgery":
         training = {key: value for key, value in training.items() if key in UNTRAINED}
-    accuracies = task in ("image-classification", "text-classification")
+    accuracies = bool(kind and kind.has_classes)
     unlearned = columns.get("unlearned", {})
     text = _template().render(
         run=run,
@@ -287,7 +279,7 @@ def make_card(
         columns=columns,
         intervals=accuracies,
         withheld=_has_forget(unlearned) and not _has_forget(controlled(unlearned)),
-        auto_class=AUTO_CLASSES.get(task, "AutoModel"),
+        auto_class=kind.auto_class if kind else "AutoModel",
         processors=[name for file, name in PROCESSORS.items() if (folder / file).is_file()],
         own_adapter=(folder / ADAPTER_CONFIG).is_file(),
     )
@@ -295,7 +287,7 @@ def make_card(
 
 
 def _metadata(
-    task: str,
+    kind: type[Task] | None,
     method: str,
     library: str | None,
     found: list[EvalResult],
@@ -307,7 +299,7 @@ def _metadata(
 ) -> ModelCardData:
     bases = base_models(parent_card)
     return ModelCardData(
-        **({"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {})
+        **({"pipeline_tag": kind.pipeline_tag} if kind and kind.pipeline_tag else {})
         | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
         | base_model(parent and parent.repo_id, repo_id, parent_card, library)
         | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method}"} if found else {}),

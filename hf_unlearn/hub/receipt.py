@@ -88,7 +88,7 @@ def make_receipt(
         "format": FORMAT,
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": run.task,
+        "task": run.task.name,
         "parent": where,
         "previous": previous,
         "weights": {"before": before, "after": saved_digest(folder), "metadata": saved_metadata(folder)},

@@ -137,7 +137,7 @@ def _replace(folder: Path, finished: Path) -> None:
 
 def _class_names(result: Result) -> list[str] | None:
     run = result.run
-    if not run.is_class or not run.num_labels:
+    if not run.is_class or not run.task.has_classes:
         return None
     names = models.base_of(result.model).config.id2label
     return [str(names[label]) for label in run.forget_classes]

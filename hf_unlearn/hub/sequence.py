@@ -82,9 +82,9 @@ def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> li
         earlier: `[{"name": "request-1", "forget": dataset}, ...]`.
     """
     run = result.run
-    if run.task == "multi-task":
+    if not run.task.is_audited:
         raise UnlearningError(
-            "earlier is given for a multi-task model, whose requests are for single tasks; audit those by themselves."
+            f"earlier is given for {run.task.noun}, whose requests are for single tasks; audit those by themselves."
         )
     sources = {f"earlier {i}": _source(run, item) for i, item in enumerate(earlier)}
     evaluator = copy.copy(run.evaluator)
@@ -118,10 +118,10 @@ def _source(run: Run, item: Mapping[str, Any]) -> Source:
         raise UnlearningError(
             f'An earlier request is given as {what}; expected {{"name": "request-1", "forget": dataset}}.'
         )
-    source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, task=run.task)
+    source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, layout=run.task.layout)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
-    number_classes([source], run.model.config)
+    number_classes([source], run.task.config)
     collator = run.evaluator.collator.collator
     collator.check(source)
     check_samples([source], collator, run.model)

@@ -25,7 +25,7 @@ def describe_run(run: Run, model: nn.Module | None = None) -> dict[str, Any]:
     config = getattr(network, "config", None)
     cuda = run.device.type == "cuda"
     return {
-        "task": run.task,
+        "task": run.task.name,
         "library": _library(model),
         "architecture": getattr(config, "architecture", None) or type(network).__name__,
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -13,6 +13,7 @@ from torch import nn
 from ..data.source import Columns, Source
 from ..methods.base import MethodInfo
 from ..models.adapters import Adapter
+from ..tasks.base import Task
 from ..tasks.evaluation import Evaluator
 from .output import PRIVATE, read_original
 
@@ -26,7 +27,7 @@ class Run:
         adapter: the one that the run has trained; None where it changed the weights themselves.
         original: opens the model as it was before, for a `with` block; under an adapter that is `model` with this switched off.
         method: its datasheet.
-        task, num_labels: what the model is for; 0 labels where it is no classifier.
+        task: what its model is for.
         sources: `forget`, `retain`, `unseen` and `test`, those of them that were given.
         indices: what was measured: split -> (source, rows). Of the unseen samples `control` may have steered, `evidence`
             cannot.
@@ -50,8 +51,7 @@ class Run:
     adapter: Adapter | None
     original: Callable[[], AbstractContextManager[nn.Module]]
     method: MethodInfo
-    task: str
-    num_labels: int
+    task: Task
     sources: dict[str, Source]
     indices: dict[str, tuple[str, np.ndarray]]
     evaluator: Evaluator

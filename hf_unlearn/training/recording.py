@@ -18,7 +18,6 @@ def record(trainer: UnlearningTrainer) -> Run:
         original=trainer.original_model,
         method=trainer.method.info,
         task=trainer.task,
-        num_labels=trainer.num_labels,
         sources=trainer.sources,
         indices=trainer.indices,
         evaluator=trainer.evaluator,
@@ -47,14 +46,14 @@ def record(trainer: UnlearningTrainer) -> Run:
 def _request(trainer: UnlearningTrainer) -> dict[str, Any]:
     request = trainer.request
     whole = np.zeros(0, int)
-    if trainer.num_labels and request.retain is not None and not request.retain.is_stream:
+    if trainer.task.has_classes and request.retain is not None and not request.retain.is_stream:
         whole = np.setdiff1d(request.forget_classes, request.retain.labels)
     kind = "class" if request.is_class else "mixed" if len(whole) else "instance"
     return {
         "kind": kind,
         "samples": {name: len(source) for name, source in trainer.sources.items()},
         "whole_classes": len(request.forget_classes) if request.is_class else len(whole),
-        "tasks": trainer.targets if trainer.tasks else None,
+        "tasks": list(trainer.targets) or None,
         "class_names": None,
     }
 

@@ -11,6 +11,7 @@ from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.evidence import judge
 from hf_unlearn.audits.plain import matched_shares
 from hf_unlearn.audits.verdict import LEVEL, decide, seen, smallest_auc
+from hf_unlearn.tasks.classification import ImageClassification
 from hf_unlearn.tasks.figures import Measurement
 
 CLASSES, NAMES = 10, ("original", "unlearned", "retrained")
@@ -89,7 +90,7 @@ def verdict_of(measured, monkeypatch):
     monkeypatch.setattr(passes, "distance", lambda *_: {"total": 0.01, "head_only": False, "layers": []})
     sets = {name: (name, np.arange(len(of.labels))) for name, of in measured["original"].items()}
     labels = {name: of.labels for name, of in measured["original"].items()}
-    about = False, "image-classification", CLASSES, None
+    about = False, ImageClassification, CLASSES, None
     ctx = AuditContext(dict.fromkeys(measured), None, sets, labels, *about, measured=measured)
     judged = judge(ctx)
     verdict = decide(judged.findings, judged.cannot, judged=judged.can, power=judged.power(judged.findings))
