@@ -7,12 +7,12 @@ __version__ = "0.1.0.dev0"
 
 # Public names by the module that defines them. They are imported on first use, so that `import hf_unlearn` is quick.
 _MODULES = {
-    "api": ["UnlearningResult", "unlearn"],
+    "api": ["UnlearningResult", "UnlearningTrainer", "measure_hardness", "unlearn"],
     "training.arguments": ["UnlearningArguments"],
     "audits.audit": ["audit"],
+    "audits.hardness": ["HardnessReport"],
     "audits.report": ["AuditReport"],
     "errors": ["UnlearningError"],
-    "training.hardness": ["HardnessReport", "measure_hardness"],
     "methods": [
         *("BadTeacherConfig", "DampConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
         *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
@@ -22,15 +22,15 @@ _MODULES = {
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "models.multitask": ["MultiTaskModelConfig", "MultiTaskModel"],
     "data.splits": ["split_dataset"],
-    "training.trainer": ["UnlearningTrainer"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from .api import UnlearningResult, unlearn
+    from .api import UnlearningResult, UnlearningTrainer, measure_hardness, unlearn
     from .audits.audit import audit
+    from .audits.hardness import HardnessReport
     from .audits.report import AuditReport
     from .data.splits import split_dataset
     from .errors import UnlearningError
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
     from .methods.multitask import Multitask, MultitaskConfig
     from .models.multitask import MultiTaskModel, MultiTaskModelConfig
     from .training.arguments import UnlearningArguments
-    from .training.hardness import HardnessReport, measure_hardness
-    from .training.trainer import UnlearningTrainer
 
 
 def __getattr__(name: str) -> Any:

@@ -1,29 +1,68 @@
 """`unlearn()`: from a model and the data that must go to a result with evidence."""
 
+import contextlib
+import copy
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from .audits.audit import audit_run
+from .audits.hardness import HardnessReport, as_it_was, hardness
+from .audits.report import AuditReport
 from .data.samples import seeded
 from .errors import UnlearningError
+from .hub.publish import publish
+from .hub.repository import Parent
+from .hub.revisions import Pushed
 from .methods import Method, MethodConfig
+from .methods.hamu import HamuConfig
 from .metrics.tables import table
 from .models import adapters
+from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
-from .training.checkpoints import clear_write_errors as clear_write_errors
+from .training.context import Context
+from .training.disk import clear_write_errors as clear_write_errors
 from .training.facts import describe_run
 from .training.output import METRICS, check_result_folder, taken_back
-from .training.trainer import UnlearningTrainer
+from .training.record import Run
+from .training.recording import record
 
-if TYPE_CHECKING:
-    from .audits.report import AuditReport
-    from .hub.revisions import Parent, Pushed
+
+class UnlearningTrainer(engine.UnlearningTrainer):
+    __doc__ = engine.UnlearningTrainer.__doc__
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        *,
+        repo_id: str | None = None,
+        **release: Any,
+    ) -> Pushed | None:
+        """Push the result of the run to a branch of its own (see `UnlearningResult.push_to_hub`).
+
+        Overridden because the Trainer's pushes several commits, to the main branch. It always waits for the Hub.
+        """
+        repo_id = repo_id or self.args.hub_model_id
+        if repo_id is None:
+            raise UnlearningError("No repository was named; pass repo_id=, or hub_model_id= in the arguments.")
+        release = {"private": self.args.hub_private_repo} | release
+        return UnlearningResult(self.model, self, self.metrics, self.runtime).push_to_hub(
+            repo_id,
+            revision or self.args.hub_revision,
+            message=commit_message,
+            token=token or self.args.hub_token,
+            **release,
+        )
 
 
 @dataclass
@@ -38,9 +77,14 @@ class UnlearningResult:
     """
 
     model: nn.Module
-    trainer: UnlearningTrainer
+    trainer: engine.UnlearningTrainer
     metrics: dict[str, Any]
     runtime: dict[str, float]
+
+    @property
+    def run(self) -> Run:
+        """The record of the run, which audits and releases are made from."""
+        return record(self.trainer)
 
     def compare(self, retrained: nn.Module) -> dict[str, dict[str, float | None]]:
         """The figures of the `original`, the `unlearned` and a `retrained` model, with their distances to the last.
@@ -85,14 +129,12 @@ class UnlearningResult:
         reference: nn.Module | str | None = None,
         canaries: str | Sequence[int] | Sequence[bool] | None = None,
         base_model: str | None = None,
-    ) -> "AuditReport":
+    ) -> AuditReport:
         """What is left of the forget samples, on the sets of this run; see `hf_unlearn.audit` for the arguments.
 
         Of the unseen samples only those are read that could not steer the run: the evidence half, or `test`.
         """
-        from .audits.audit import audit_result
-
-        return audit_result(self, level, retrained, reference, canaries, base_model)
+        return audit_run(self.run, self.model, level, retrained, reference, canaries, base_model)
 
     def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         if not self.metrics:
@@ -124,7 +166,7 @@ class UnlearningResult:
             if trainer.args.should_save:
                 method = trainer.method
                 content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
-                content["run"] = describe_run(trainer, self.model)
+                content["run"] = describe_run(self.run, self.model)
                 (path / METRICS).write_text(json.dumps(content, indent=2) + "\n")
         return path
 
@@ -133,8 +175,8 @@ class UnlearningResult:
         repo_id: str,
         revision: str | None = None,
         *,
-        report: "AuditReport | None" = None,
-        parent: "Parent | None" = None,
+        report: AuditReport | None = None,
+        parent: Parent | None = None,
         folder: str | Path | None = None,
         token: str | None = None,
         private: bool | None = None,
@@ -142,7 +184,7 @@ class UnlearningResult:
         tag: str | None = None,
         to_main: bool = False,
         **release: Any,
-    ) -> "Pushed | None":
+    ) -> Pushed | None:
         """Push the model with its card, receipt and figures as one commit on a branch of its own.
 
         A complete local folder is written first. If the push fails, the error says the command that pushes it later.
@@ -164,8 +206,6 @@ class UnlearningResult:
         Returns:
             Where it is; None on the processes that do not write.
         """
-        from .hub.publish import publish
-
         about = {"token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
         return publish(self, repo_id, revision, report=report, parent=parent, folder=folder, **about, **release)
 
@@ -222,25 +262,11 @@ def unlearn(
     """
     if isinstance(model, nn.Module) and not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # merge_and_unload() leaves a model with nothing to train
+    sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "test_dataset": test}
+    rows = {"processing_class": processing_class, "data_collator": data_collator, "augment": augment}
+    others = {"peft_config": peft_config, "base_model": base_model, "teacher": teacher, "callbacks": callbacks}
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
-        trainer = UnlearningTrainer(
-            model,
-            args,
-            method=method,
-            forget_dataset=forget,
-            retain_dataset=retain,
-            unseen_dataset=unseen,
-            test_dataset=test,
-            processing_class=processing_class,
-            data_collator=data_collator,
-            peft_config=peft_config,
-            base_model=base_model,
-            teacher=teacher,
-            tasks=tasks,
-            overlap=overlap,
-            augment=augment,
-            callbacks=callbacks,
-        )
+        trainer = UnlearningTrainer(model, args, method=method, tasks=tasks, overlap=overlap, **sets, **rows, **others)
         if merge:
             _check_mergeable(trainer)
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
@@ -256,3 +282,56 @@ def _check_mergeable(trainer: UnlearningTrainer) -> None:
             "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result without merge, and "
             "merge the adapter in one process with merge_and_unload()."
         )
+
+
+def measure_hardness(
+    model: PreTrainedModel | nn.Module | str,
+    *,
+    forget: Any,
+    retain: Any,
+    method: HamuConfig | None = None,
+    processing_class: Any = None,
+    args: UnlearningArguments | None = None,
+    overlap: str = "error",
+    data_collator: Callable | None = None,
+    peft_config: Any = None,
+) -> HardnessReport:
+    """How hard it is to forget `forget` without harm to `retain`, from one pass over both sets; nothing is changed.
+
+    The gradients are those of the model as it is, in eval mode, over each whole set, of the weights that HAMU would train:
+    those of a new adapter, where it trains one.
+
+    Args:
+        method: the HAMU whose step is asked about; by default `HamuConfig()`.
+        args: training arguments; batch size, precision, clipping, columns and seed count.
+
+    The other arguments are those of `unlearn()`.
+
+    Example:
+        >>> report = measure_hardness(model, forget=forget, retain=retain)  # doctest: +SKIP
+        >>> print(report.summary())  # doctest: +SKIP
+    """
+    method = HamuConfig() if method is None else method
+    if not isinstance(method, HamuConfig):
+        raise UnlearningError(f"method is {method!r}; expected a HamuConfig, whose measure hardness is.")
+    if args is not None and not isinstance(args, UnlearningArguments):
+        raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        args = UnlearningArguments(folder, report_to="none", disable_tqdm=True) if args is None else copy.copy(args)
+        args.output_dir, args.measure = folder, False
+        if isinstance(model, nn.Module):
+            stack.enter_context(as_it_was(model))
+        trainer = engine.UnlearningTrainer(
+            model,
+            args,
+            method=method,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            peft_config=peft_config,
+            overlap=overlap,
+        )
+        sizes = {name: len(source) for name, source in trainer.sources.items()}
+        return hardness(Context(trainer), trainer.method, sizes, trainer.named_gradients.max_norm)

@@ -108,6 +108,16 @@ def test_nobody_else_asks_which_task_it_is():
     assert asked == []
 
 
+def test_audits_and_releases_know_no_trainer():
+    """They are made of a record of the run; the way down from there leads past the Trainer as well."""
+    graph = {m: {o for _, o in imports(p) if o in MODULES and o != FACE} for m, p in MODULES.items()}
+    reached = {m for m in MODULES if room(m) in ("audits", "hub")}
+    while further := {o for m in reached for o in graph[m]} - reached:
+        reached |= further
+    assert "training.record" in reached
+    assert not reached & {"api", "training.trainer", "training.checkpoints", "training.recording"}
+
+
 def test_no_file_is_long():
     long = {m: n for m, path in MODULES.items() if (n := len(path.read_text().splitlines())) > LONGEST_FILE}
     assert long.keys() == LONG_FILES.keys(), long

@@ -11,6 +11,7 @@ from ..data.batches import Batch, to_model
 from ..data.collator import Collator
 from ..data.samples import TrainingCollator
 from ..data.schedule import Draw
+from ..tasks.base import Task
 from ..tasks.evaluation import Evaluator
 from ..tasks.figures import Measurement
 from .split import Split
@@ -28,7 +29,7 @@ class AuditContext:
         labels: of these rows; all 0 for a language model.
         measured: model -> set -> its measurement.
         is_class: whether whole classes are forgotten: none of them is among the retained samples.
-        task, num_labels: of the models; a language model has 0 labels.
+        task, num_labels: of the models; 0 labels where they are no classifiers.
         seed: of whatever is drawn.
         collator: rows to model inputs.
         reference: a model that has never seen the forget samples, if one was given.
@@ -42,7 +43,7 @@ class AuditContext:
     sets: dict[str, tuple[str, np.ndarray]]
     labels: dict[str, np.ndarray]
     is_class: bool
-    task: str
+    task: Task
     num_labels: int
     collator: Collator
     seed: int = 0

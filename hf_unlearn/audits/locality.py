@@ -24,14 +24,15 @@ from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from ..api import UnlearningResult
 from ..errors import UnlearningError
 from ..methods.local_teacher import SCATTERED, forget_nearer, similarity
+from ..models.adapters import Adapter
 from ..tasks.evaluation import Evaluator
+from ..training.record import Result, Run
 from .plots import Series, picture
 
 MEASURES = ("accuracy", "confidence", "total_variation")
-SPLITS = {"retain": "retain", "unseen": "evidence"}  # what is compared, by what the trainer calls it
+SPLITS = {"retain": "retain", "unseen": "evidence"}  # what is compared, by what the run calls it
 NEAR, FAR = 0.05, 0.5  # shares of the samples
 
 
@@ -142,7 +143,7 @@ def compare_locally(
 
 
 def locality(
-    result: UnlearningResult, retrained: nn.Module | None = None, second: nn.Module | None = None, bins: int = 10
+    result: Result, retrained: nn.Module | None = None, second: nn.Module | None = None, bins: int = 10
 ) -> dict[str, Locality]:
     """The difference of an unlearned model to a `retrained` one, on `retain` and on `unseen` samples, by similarity.
 
@@ -152,16 +153,17 @@ def locality(
     Example:
         >>> print(locality(result, retrained)["unseen"].summary())  # doctest: +SKIP
     """
-    trainer, evaluator = result.trainer, result.trainer.evaluator
-    if not trainer.num_labels:
-        raise UnlearningError(f"locality compares the classes of predictions, and the model is for {trainer.task}.")
+    run = result.run
+    evaluator = run.evaluator
+    if not run.task.has_classes:
+        raise UnlearningError(f"locality compares the classes of predictions, and the model is for {run.task.name}.")
     if second is not None and retrained is None:
         raise UnlearningError("A second retrained model is given without a first one; pass it as retrained=.")
-    others = [model.to(trainer.args.device) for model in (retrained, second) if model is not None]
-    splits = [(name, trainer.indices[split]) for name, split in SPLITS.items() if split in trainer.indices]
+    others = [model.to(run.device) for model in (retrained, second) if model is not None]
+    splits = [(name, run.indices[split]) for name, split in SPLITS.items() if split in run.indices]
     found = {}
-    with _original(trainer) as original:
-        forget = torch.cat([h for _, _, h in evaluator.features(original, *trainer.indices["forget"])])
+    with _original(run) as original:
+        forget = torch.cat([h for _, _, h in evaluator.features(original, *run.indices["forget"])])
         own = similarity(forget, forget).cpu().numpy()
         for name, (source, indices) in splits:
             rows = [
@@ -199,7 +201,7 @@ def differences(
 class _Unadapted(nn.Module):
     """The original, as a model whose adapter is switched off in every pass."""
 
-    def __init__(self, adapter: Any):
+    def __init__(self, adapter: Adapter):
         super().__init__()
         self.model, self.disabled = adapter.model, adapter.disabled
 
@@ -209,9 +211,9 @@ class _Unadapted(nn.Module):
 
 
 @contextlib.contextmanager
-def _original(trainer: Any) -> Iterator[nn.Module]:
-    if trainer.adapter:
-        yield _Unadapted(trainer.adapter)
+def _original(run: Run) -> Iterator[nn.Module]:
+    if run.adapter:
+        yield _Unadapted(run.adapter)
         return
-    with trainer.original_model() as original:
+    with run.original() as original:
         yield original

@@ -5,20 +5,16 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import models
 from ..data.batches import to_model
 from ..errors import UnlearningError
 from ..methods.local_teacher import similarity
-from ..metrics.signals import rows_at_once
 from ..models.modes import evaluating
 from ..tasks.evaluation import Tally, distances
-from ..tasks.losses import IGNORED, next_tokens
 from .context import AuditContext
 from .locality import Locality, compare_locally
-
-MIN_K = 0.2
 
 
 def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
@@ -40,7 +36,7 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
         for model in ctx.models.values():
             stack.enter_context(evaluating(model))
         read = None
-        if ctx.num_labels:
+        if ctx.task.has_classes:
             read = stack.enter_context(models.reading_features(ctx.models["original"], ctx.num_labels))
         for name, (source, indices) in ctx.sets.items():
             tallies = {model: Tally(evaluator, name, indices) for model in order}
@@ -63,12 +59,12 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                                 forget_sum = part if forget_sum is None else forget_sum + part
                             else:
                                 similarities = {"similarity": similarity(features, forget_sum[None])}
-                    columns = {} if ctx.num_labels else completion_statistics(logits[model], ready.labels)
+                    columns = ctx.task.audit_statistics(logits[model], ready.labels)
                     if gone is not None:
                         columns["forget_classes"] = logits[model].double().softmax(dim=-1)[:, gone].sum(dim=-1)
                     if name == "forget" and "retrained" in logits and model != "retrained":
                         columns |= distances(logits[model], logits["retrained"], ready.labels)
-                    if model == "unlearned" and ctx.num_labels:
+                    if model == "unlearned" and ctx.task.has_classes:
                         p, q = (logits[m].double().softmax(dim=-1) for m in (reference, "unlearned"))
                         columns |= similarities | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
                     tallies[model].add(positions, ready, logits[model], **columns)
@@ -94,43 +90,6 @@ def _locality(reference: dict, model: dict, own: np.ndarray, name: str) -> Local
         "total_variation": model["total_variation"],
     }
     return compare_locally(model["similarity"], differences, forget_similarities=own, reference=name)
-
-
-@torch.no_grad()
-def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) -> dict[str, Tensor]:
-    """What of a completion is known by heart, for each sample of a language model, from its T completion tokens y_t.
-
-        min_k       mean of the ⌈share · T⌉ lowest log p(y_t | y_<t)
-        extraction  1 − k/T with the smallest k such that greedy decoding from the prompt and y_1 … y_k gives the rest,
-                    y_{k+1} … y_T, exactly
-
-    Greedy decoding gives the rest exactly if and only if every token of it is the likeliest one after the true tokens
-    before it. One forward pass over the true tokens tells: T − k is the length of the run of right argmax predictions that
-    ends the completion. 1: all of it from the prompt alone; 0: not even the last token.
-
-    Args:
-        logits: [n, L, V]; those at one place predict the token at the next.
-        labels: [n, L], -100 outside the completion.
-
-    References:
-        Shi et al., *Detecting Pretraining Data from Large Language Models*, ICLR 2024, arXiv 2310.16789 (min-k % prob).
-        Carlini et al., *Extracting Training Data from Large Language Models*, USENIX Security 2021, arXiv 2012.07805;
-        as a metric: Wang et al., *Towards Effective Evaluations and Comparisons for LLM Unlearning Methods*, ICLR 2025,
-        arXiv 2406.09179 (extraction strength).
-    """
-    labels = next_tokens(labels)
-    kept = labels != IGNORED
-    rows, places = kept.nonzero(as_tuple=True)
-    log_p, right = [], []
-    step = rows_at_once(logits.shape[2])
-    for row, place in zip(rows.split(step), places.split(step), strict=True):
-        z, y = logits[row, place].double(), labels[row, place]
-        log_p.append(z.log_softmax(dim=-1).gather(1, y[:, None])[:, 0])
-        right.append(z.argmax(dim=-1) == y)
-    counts = kept.sum(dim=1).tolist()
-    lowest = [x.topk(math.ceil(share * len(x)), largest=False).values.mean() for x in torch.cat(log_p).split(counts)]
-    runs = [x.flip(0).double().cumprod(dim=0).mean() for x in torch.cat(right).split(counts)]
-    return {"min_k": torch.stack(lowest), "extraction": torch.stack(runs)}
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
+from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from .context import AuditContext
 from .membership import matched_mean, matched_test, paired_drop
@@ -94,7 +95,7 @@ def matched_shares(
     return Shares(float(right.sum() / n.sum()), float((n / n.sum() * others / m).sum()), float(min(1.0, p)))
 
 
-def attack(of: dict[str, Measurement], task: str, forget: Measurement | None = None) -> dict[str, Shares]:
+def attack(of: dict[str, Measurement], task: Task, forget: Measurement | None = None) -> dict[str, Shares]:
     """What the attacks call members, of what one model says about its sets; `forget` in the place of its forget samples.
 
     Where there are no retained samples, the loss is held against the mean of the forget and unseen ones together, which does
@@ -104,7 +105,7 @@ def attack(of: dict[str, Measurement], task: str, forget: Measurement | None = N
     losses = [of["retain"]] if "retain" in of else [forget, unseen]
     limit = np.concatenate([side.signals["loss"] for side in losses]).mean()
     called = {"loss": [side.signals["loss"] <= limit for side in (forget, unseen)]}
-    if task != "causal-lm":
+    if task.right_or_wrong:
         called = {"accuracy": [side.signals["correct"] > 0 for side in (forget, unseen)]} | called
     found = {
         name: matched_shares(mine, forget.labels, theirs, unseen.labels) for name, (mine, theirs) in called.items()

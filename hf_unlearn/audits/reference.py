@@ -117,7 +117,7 @@ def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
         torch.manual_seed(ctx.seed)
         if ctx.base_model:
             repo, revision = models.split_revision(ctx.base_model)
-            model = models.load_model(repo, revision=revision, task=ctx.task, num_labels=ctx.num_labels)
+            model = models.load_model(repo, revision=revision, task=ctx.task.name, num_labels=ctx.num_labels)
         else:
             model = type(original)(copy.deepcopy(original.config))
         model.to(device).float().train()

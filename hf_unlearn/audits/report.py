@@ -16,22 +16,8 @@ from typing import Any
 
 from ..errors import UnlearningError
 from . import plots
-from .sections import (
-    NO_VALUE,
-    At,
-    Cell,
-    Line,
-    Plot,
-    Range,
-    Section,
-    Table,
-    figures,
-    number,
-    plain,
-    samples,
-    sections,
-    value,
-)
+from .content import NO_VALUE, At, Cell, Line, Plot, Range, Section, Table, number, plain, samples, value
+from .sections import figures, sections
 
 FORMAT = 1
 WIDTH = 100  # of the summary

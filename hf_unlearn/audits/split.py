@@ -12,8 +12,7 @@ from torch import nn
 from .. import models
 from ..data.splits import SPLIT_SEED
 from ..errors import UnlearningError
-
-METRICS = "metrics.json"  # of a saved result or a release, with what the run was
+from ..training.output import METRICS
 
 
 @dataclass(frozen=True)

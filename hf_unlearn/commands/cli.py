@@ -102,9 +102,10 @@ def hardness(argv: Sequence[str]) -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file too")
     options = parser.parse_args(argv)
     from .. import models
+    from ..api import measure_hardness
+    from ..audits.hardness import PAPER_RATIO
     from ..methods import HamuConfig
     from ..training.arguments import UnlearningArguments
-    from ..training.hardness import PAPER_RATIO, measure_hardness
     from ..training.output import check_files
     from . import recipe
     from .settings import check_options

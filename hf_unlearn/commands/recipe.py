@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from .. import models
 from ..api import UnlearningResult, unlearn
-from ..audits.audit import TASKS as AUDITED_TASKS
+from ..audits.checks import AUDITED as AUDITED_TASKS
 from ..audits.report import AuditReport
 from ..data.source import Columns, Source
 from ..data.splits import split_dataset

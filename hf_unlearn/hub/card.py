@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import yaml
@@ -21,27 +21,15 @@ from ..errors import UnlearningError
 from ..methods.local_teacher import SCATTERED
 from ..metrics import uis
 from ..metrics.tables import NAMES, SCORES
+from ..tasks import TASKS, Task
 from .client import check_token, reading, retry
-from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, RECEIPT
-
-if TYPE_CHECKING:
-    from .repository import Parent
+from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, MAIN, METRICS, RECEIPT
+from .repository import Parent
 
 logger = logging.getLogger(__name__)
 
 TAGS = ("machine-unlearning", "unlearning", "hf_unlearn")
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "pipeline_tag")  # of the parent's card
-PIPELINES = {
-    "image-classification": "image-classification",
-    "text-classification": "text-classification",
-    "causal-lm": "text-generation",
-}
-AUTO_CLASSES = {
-    "image-classification": "AutoModelForImageClassification",
-    "text-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-    "multi-task": "AutoModel",
-}
 PROCESSORS = {"preprocessor_config.json": "AutoImageProcessor", "tokenizer_config.json": "AutoTokenizer"}
 # Figures of single samples, with the set that they are of. A forget figure stands only beside that of unseen samples.
 SETS = {"forget_accuracy": "forget", "unseen_accuracy": "unseen", "retain_accuracy": "retain"}
@@ -149,10 +137,11 @@ def escape(text: str) -> str:
 def results(figures: Mapping[str, Any], task: str) -> list[EvalResult]:
     """The figures of the unlearned model for the card's `model-index`, with four digits."""
     figures, found = controlled(figures), []
+    tag = TASKS[task].pipeline_tag if task in TASKS else None
     names = {"forget": "Samples to forget (not published)", "retain": "Retained samples", "unseen": "Unseen samples"}
 
     def add(split: str, name: str, metric: str, key: str) -> None:
-        about = {"task_type": PIPELINES.get(task, task), "dataset_type": f"unlearning-{split}", "dataset_name": name}
+        about = {"task_type": tag or task, "dataset_type": f"unlearning-{split}", "dataset_name": name}
         found.append(
             EvalResult(
                 **about, metric_type=metric, metric_value=float(f"{figures[key]:.4g}"), metric_name=NAMES.get(key)
@@ -236,7 +225,7 @@ def make_card(
     *,
     repo_id: str | None = None,
     revision: str | None = None,
-    parent: "Parent | None" = None,
+    parent: Parent | None = None,
     parent_card: Mapping[str, Any] | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
@@ -251,40 +240,23 @@ def make_card(
     metrics, config = _read(folder / METRICS), _read(folder / CONFIG)
     audit, receipt = _read(folder / AUDIT), _read(folder / RECEIPT)
     run = metrics.get("run") or {}
-    origin = run.get("original") or {}
-    original, commit = (parent.repo_id, parent.commit) if parent else (origin.get("repo"), origin.get("revision"))
+    if parent is None and (origin := run.get("original")):
+        parent = Parent(origin["repo"], origin["revision"])
     if parent_card is None:
-        parent_card = read_parent_card(original, commit, token) if original else {}
+        parent_card = read_parent_card(parent.repo_id, parent.commit, token) if parent else {}
     task = run.get("task") or audit.get("task") or ""
-    method = run.get("method") or {
-        "name": config.get("method", "unknown"),
-        "summary": None,
-        "needs": [],
-        "paper": None,
-    }
+    kind = TASKS.get(task)
+    unknown = {"name": config.get("method", "unknown"), "summary": None, "needs": [], "paper": None}
+    method = run.get("method") or unknown
     columns = with_uis(_columns(metrics, audit), run.get("request", {}).get("kind") == "class")
     found = results(columns["unlearned"], task) if columns else []
-    data = ModelCardData(
-        **({"pipeline_tag": PIPELINES[task]} if task in PIPELINES else {})
-        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
-        | base_model(original, repo_id, parent_card, run.get("library"))
-        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method['name']}"} if found else {}),
-        library_name=run.get("library"),
-        tags=[*TAGS, method["name"]],
-        hf_unlearn={
-            "method": method["name"],
-            **({"parent": original, "parent_revision": commit} if original else {}),
-            **({"parent_base": bases} if (bases := base_models(parent_card)) else {}),
-            **({"receipt": RECEIPT} if receipt else {}),
-            **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
-            **({"revision": revision} if revision else {}),
-        },
-    )
+    library = run.get("library")
+    data = _metadata(kind, method["name"], library, found, repo_id, revision, parent, parent_card, bool(receipt))
     training = config.get("training") or {}
     if method.get("kind") == "surgery":
         training = {key: value for key, value in training.items() if key in UNTRAINED}
-    accuracies = task in ("image-classification", "text-classification")
-    place = None if revision in (None, "main") else revision
+    accuracies = bool(kind and kind.has_classes)
+    unlearned = columns.get("unlearned", {})
     text = _template().render(
         run=run,
         metrics=metrics,
@@ -299,21 +271,49 @@ def make_card(
         metadata=data.to_yaml(),
         title=repo_id.split("/")[-1] if repo_id else "A model",
         repo_id=repo_id,
-        revision=place,
-        original=original,
-        commit=commit,
+        revision=None if revision == MAIN else revision,
+        original=parent and parent.repo_id,
+        commit=parent and parent.commit,
         licence=data.license,
         table=figures_table(columns, run.get("measured", {}), accuracies) if columns else None,
         columns=columns,
         intervals=accuracies,
-        withheld=bool(columns)
-        and _has_forget(columns["unlearned"])
-        and not _has_forget(controlled(columns["unlearned"])),
-        auto_class=AUTO_CLASSES.get(task, "AutoModel"),
+        withheld=_has_forget(unlearned) and not _has_forget(controlled(unlearned)),
+        auto_class=kind.auto_class if kind else "AutoModel",
         processors=[name for file, name in PROCESSORS.items() if (folder / file).is_file()],
         own_adapter=(folder / ADAPTER_CONFIG).is_file(),
     )
     return ModelCard(text)
+
+
+def _metadata(
+    kind: type[Task] | None,
+    method: str,
+    library: str | None,
+    found: list[EvalResult],
+    repo_id: str | None,
+    revision: str | None,
+    parent: Parent | None,
+    parent_card: Mapping[str, Any],
+    has_receipt: bool,
+) -> ModelCardData:
+    bases = base_models(parent_card)
+    return ModelCardData(
+        **({"pipeline_tag": kind.pipeline_tag} if kind and kind.pipeline_tag else {})
+        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
+        | base_model(parent and parent.repo_id, repo_id, parent_card, library)
+        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method}"} if found else {}),
+        library_name=library,
+        tags=[*TAGS, method],
+        hf_unlearn={
+            "method": method,
+            **({"parent": parent.repo_id, "parent_revision": parent.commit} if parent else {}),
+            **({"parent_base": bases} if bases else {}),
+            **({"receipt": RECEIPT} if has_receipt else {}),
+            **({"repository": repo_id} if repo_id else {}),  # where the card is for: see `readdress`
+            **({"revision": revision} if revision else {}),
+        },
+    )
 
 
 def write_card(folder: str | Path, **about: Any) -> Path:

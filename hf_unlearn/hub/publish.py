@@ -3,24 +3,22 @@
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
+from torch import nn
 
 from .. import models
+from ..audits.report import AuditReport
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted, own_adapters
+from ..training.record import Result
 from .client import HUB_ERRORS, UnreadableError, check_token, is_absent, reader, retry
 from .names import MAIN, check_names
 from .release import prepare, where_it_is_written
 from .repository import Parent
 from .revisions import Pushed, default_branch, pinned, push
-
-if TYPE_CHECKING:
-    from ..api import UnlearningResult
-    from ..audits.report import AuditReport
-    from ..training.trainer import UnlearningTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +27,11 @@ OPTIONS = ("class_names", "fewest", "sign_key", "dataset", "earlier")  # of `pre
 
 
 def publish(
-    result: "UnlearningResult",
+    result: Result,
     repo_id: str,
     revision: str | None = None,
     *,
-    report: "AuditReport | None" = None,
+    report: AuditReport | None = None,
     parent: Parent | None = None,
     folder: str | Path | None = None,
     token: str | None = None,
@@ -49,7 +47,7 @@ def publish(
     A release names its parent, with the digests of its weights and its receipt. Where these cannot be read, no release is
     made without them: the model is saved, and the error says where.
     """
-    trainer = result.trainer
+    run = result.run
     check_names(repo_id, revision, tag, to_main)
     check_token(token)
     if unknown := sorted(release.keys() - set(OPTIONS)):
@@ -57,15 +55,15 @@ def publish(
             f"push_to_hub was given {', '.join(unknown)}; expected, of a release, only {', '.join(OPTIONS)}. The card is made from "
             "the run and its parent's card: edit README.md in a folder that hub.prepare wrote, and push that."
         )
-    branch = MAIN if to_main else revision or default_branch(trainer.method.info.name, trainer.run_id() or "run")
+    branch = MAIN if to_main else revision or default_branch(run.method.name, (run.kept() or {"run": "run"})["run"])
     about = {"repo_id": repo_id, "revision": branch, "report": report, "token": token, **release}
-    if parent is None and trainer.origin:
-        parent = Parent(trainer.origin["repo"], trainer.origin["revision"])
-    folder = Path(folder or Path(trainer.args.output_dir, RELEASE))
+    if parent is None and run.origin:
+        parent = Parent(run.origin["repo"], run.origin["revision"])
+    folder = Path(folder or run.folder / RELEASE)
     try:
         if parent:
             found = [parent]
-            where_it_is_written(trainer, lambda: found.insert(0, pinned(parent, token)))
+            where_it_is_written(run, lambda: found.insert(0, pinned(parent, token)))
             parent = found[0]
         folder, parent = _prepare(result, folder, parent, **about)
     except UnreadableError as error:
@@ -74,21 +72,19 @@ def publish(
             f"{str(error).rstrip('.')}; nothing was pushed, the model is saved in {saved}, and the same call makes the release and "
             "pushes it, once that can be read."
         ) from error.__cause__
-    if not trainer.args.should_save:
+    if not run.writes:
         return None
     where = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
     where["name_private_parent"] = name_private_parent
     return push(folder, repo_id, revision=None if to_main else branch, **where)
 
 
-def _prepare(
-    result: "UnlearningResult", folder: Path, parent: Parent | None, **about: Any
-) -> tuple[Path, Parent | None]:
+def _prepare(result: Result, folder: Path, parent: Parent | None, **about: Any) -> tuple[Path, Parent | None]:
     """Write the release; where no parent is given, with the one that the model names by itself, if its weights are there.
 
     The model may have been changed since it was loaded, which the receipt finds out.
     """
-    claimed = [] if parent else _claimed_parents(result.trainer, about["token"])
+    claimed = [] if parent else _claimed_parents(result.run.model, about["token"])
     for claim in claimed:
         try:
             return prepare(result, folder, parent=claim, **about), claim
@@ -106,12 +102,12 @@ def _prepare(
     return prepare(result, folder, parent=parent, **about), parent
 
 
-def _claimed_parents(trainer: "UnlearningTrainer", token: str | None) -> list[Parent]:
+def _claimed_parents(model: nn.Module, token: str | None) -> list[Parent]:
     """The commits that the model may have been loaded from, the likeliest first.
 
     What `load_model` has noted; else, since `from_pretrained` notes no revision, every branch that is in the cache; `main`.
     """
-    base = models.base_of(trainer.model)
+    base = models.base_of(model)
     name = getattr(base, "name_or_path", "")  # what `from_pretrained` was given
     if not name or os.path.isdir(name):
         return []

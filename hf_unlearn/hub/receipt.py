@@ -11,7 +11,7 @@ import secrets as random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel, load_peft_weights
@@ -21,10 +21,11 @@ from torch.testing import assert_close
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .. import __version__, models
+from ..data.source import Source
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted, own_adapters
-from ..training.checkpoints import PRIVATE
-from ..training.facts import describe_run
+from ..training.facts import versions
+from ..training.record import Result, Run
 from . import merkle
 from .canonical import CANONICAL, FORMAT, KIND, body, canonical, check_json, digest_of, read_json, read_receipt
 from .card_parts import read_parts
@@ -36,9 +37,6 @@ from .signing import sign
 from .weights import adapter_files, fetch_weights, files_in, saved_digest, saved_metadata, weight_files
 from .withholding import FEWEST
 
-if TYPE_CHECKING:
-    from ..api import UnlearningResult
-
 # What may be beside a release without being of it, such as what a repository has of itself.
 DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore")
 
@@ -48,7 +46,7 @@ DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gi
 
 
 def make_receipt(
-    result: "UnlearningResult",
+    result: Result,
     folder: str | Path,
     *,
     parent: Any = None,
@@ -72,26 +70,25 @@ def make_receipt(
         fewest: samples of an earlier request below which its figures are left out.
     """
     check_token(token)
-    folder, trainer = Path(folder), result.trainer
+    folder, run = Path(folder), result.run
     for name, given in (("dataset", dataset), ("earlier", earlier)):
         check_json(given, name)
-    where, origin = _find_parent(parent, trainer.origin, token)
+    where, origin = _find_parent(parent, run.origin, token)
     if origin and is_adapted(result.model) and not own_adapters(result.model) and adapter_files(files_in(origin)):
         raise UnlearningError(
             "The adapter was trained on a model into which that of its parent was merged, and such a model is not on the Hub; "
             "call result.merge(), and publish that."
         )
-    before = _weights_before(trainer, where, origin)
+    before = _weights_before(run, where, origin)
     previous = _link(where, origin)
     config, figures = read_json(folder / CONFIG), read_json(folder / METRICS)
-    run = describe_run(trainer)
-    records = _keep_secrets(trainer, Path(trainer.args.output_dir, PRIVATE, SECRETS))
+    records = _keep_secrets(run.sources["forget"], run.private / SECRETS)
     receipt = {
         "kind": KIND,
         "format": FORMAT,
         "version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": trainer.task,
+        "task": run.task.name,
         "parent": where,
         "previous": previous,
         "weights": {"before": before, "after": saved_digest(folder), "metadata": saved_metadata(folder)},
@@ -103,9 +100,9 @@ def make_receipt(
             "canonical": CANONICAL,
         },
         "method": method_digests(config),
-        "seeds": run["seeds"],
-        "versions": run["versions"],
-        "image_processor": _image_processor(trainer.processing_class),
+        "seeds": run.seeds,
+        "versions": versions(run),
+        "image_processor": _image_processor(run.processing_class),
         "dataset": dict(dataset) if dataset else None,
         "metrics": {when: figures.get(when) for when in ("before", "after")},
         "earlier": [_published(row, fewest) for row in earlier or []],
@@ -186,9 +183,8 @@ def _find_parent(
         return where, fetch_weights(where["repo"], where["commit"], token)
 
 
-def _keep_secrets(trainer: Any, path: Path) -> Secrets:
+def _keep_secrets(source: Source, path: Path) -> Secrets:
     """New secrets, or those at `path` if they are of the very same records: proofs given before stay good then."""
-    source = trainer.sources["forget"]
     records = sorted(record_digests(source.dataset, source.input_columns))
     if path.exists():
         kept = Secrets.load(path)
@@ -215,17 +211,19 @@ def _link(where: dict[str, str] | None, origin: Path | None) -> dict[str, str | 
     return {**(where or {"repo": None, "commit": None}), "receipt": digest_of(body(receipt)), **signer}
 
 
-def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | None) -> str | None:
+def _weights_before(run: Run, where: dict[str, str] | None, origin: Path | None) -> str | None:
     """The digest of the original's saved weights; None if no parent is named and the original was not kept."""
-    about = read_json(Path(trainer.args.output_dir, PRIVATE, "original.json"))
-    kept = Path(trainer.args.output_dir, PRIVATE, about["folder"]) if about["folder"] else None
+    about = run.kept()
+    if about is None:
+        raise UnlearningError(f"{run.private} is gone, and the original with it; run again to keep it.")
+    kept = run.private / about["folder"] if about["folder"] else None
     if origin is None:
         return saved_digest(kept) if kept else None
     name = f"{where['repo']} at {where['commit']}" if where else repr(str(origin))
     try:
         digest = saved_digest(origin)
-        known = where and trainer.origin == {"repo": where["repo"], "revision": where["commit"]}
-        if known or (kept and saved_digest(kept) == digest) or _is_original(trainer, about["digest"], origin):
+        known = where and run.origin == {"repo": where["repo"], "revision": where["commit"]}
+        if known or (kept and saved_digest(kept) == digest) or _is_original(run, about["digest"], origin):
             return digest
     except UnlearningError as error:  # which names a folder of the cache
         raise UnlearningError(str(error).replace(repr(str(origin)), name)) from error
@@ -235,13 +233,13 @@ def _weights_before(trainer: Any, where: dict[str, str] | None, origin: Path | N
     )
 
 
-def _is_original(trainer: Any, digest: str, origin: Path) -> bool:
+def _is_original(run: Run, digest: str, origin: Path) -> bool:
     """Whether a folder holds what the run began with, where names or precision of the files differ, or adapters lie in it.
 
     Of a model that came with adapters, those are compared; another one may be what the adapters in the folder make of their
     base, once they were merged.
     """
-    model, adapters = trainer.model, adapter_files(files_in(origin))
+    model, adapters = run.model, adapter_files(files_in(origin))
     if not isinstance(models.base_of(model), PreTrainedModel):
         return False
     if own := own_adapters(model):
@@ -258,7 +256,7 @@ def _is_original(trainer: Any, digest: str, origin: Path) -> bool:
     elif not adapters:
         return models.weights_digest(saved) == digest
     else:
-        with trainer.original_model() as begun:
+        with run.original() as begun:
             state = begun.state_dict()
     if not adapters:
         return _digests([state]) == _digests([saved.state_dict()])

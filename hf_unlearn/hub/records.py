@@ -15,7 +15,7 @@ import datasets
 
 from ..data.source import Source
 from ..errors import UnlearningError
-from ..training.checkpoints import PRIVATE
+from ..training.output import PRIVATE
 from . import merkle
 from .canonical import CANONICAL, FORGET, is_columns, misfits
 from .encoding import encode

@@ -5,36 +5,34 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate.utils import gather_object
 
+from .. import models
+from ..audits.report import AuditReport
 from ..errors import UnlearningError
+from ..training.record import Result, Run
 from .card import is_local, read_card, write_card
 from .client import UnreadableError, check_token
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_released
 from .receipt import make_receipt, seal
+from .repository import Parent
 from .revisions import pinned
 from .weights import files_in
 from .withholding import FEWEST, check_fewest, each_text, publishable, publishable_metrics
-
-if TYPE_CHECKING:
-    from ..api import UnlearningResult
-    from ..audits.report import AuditReport
-    from ..training.trainer import UnlearningTrainer
-    from .repository import Parent
 
 HIDDEN = "(a local path)"
 
 
 def prepare(
-    result: "UnlearningResult",
+    result: Result,
     folder: str | Path,
     *,
     repo_id: str | None = None,
-    parent: "Parent | str | Path | None" = None,
+    parent: Parent | str | Path | None = None,
     revision: str | None = None,
-    report: "AuditReport | None" = None,
+    report: AuditReport | None = None,
     sign_key: str | Path | None = None,
     class_names: bool = False,
     fewest: int = FEWEST,
@@ -59,7 +57,7 @@ def prepare(
     """
     check_token(token)
     check_fewest(fewest)
-    folder, trainer = Path(folder).absolute(), result.trainer
+    folder, run = Path(folder).absolute(), result.run
     unfinished = folder.with_name(f".{folder.name}.unfinished")
 
     def begin() -> None:
@@ -84,23 +82,23 @@ def prepare(
         seal(unfinished, sign_key)
         _replace(folder, unfinished)
 
-    where_it_is_written(trainer, begin)
+    where_it_is_written(run, begin)
     try:
         result.save(unfinished)
-        where_it_is_written(trainer, finish)
+        where_it_is_written(run, finish)
     finally:
-        if trainer.args.should_save:
+        if run.writes:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def where_it_is_written(trainer: "UnlearningTrainer", work: Callable[[], None]) -> None:
+def where_it_is_written(run: Run, work: Callable[[], None]) -> None:
     """Do something on the processes that write, while the others wait; if it fails on one, it fails on all of them.
 
     Else those that do not write would wait for ever, or go on with a release that is not there.
     """
     problem = None
-    if trainer.args.should_save:
+    if run.writes:
         try:
             work()
         except Exception as error:  # which is raised below, when the others know of it
@@ -137,17 +135,15 @@ def _replace(folder: Path, finished: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _class_names(result: "UnlearningResult") -> list[str] | None:
-    request = result.trainer.request
-    if not request.is_class or not result.trainer.num_labels:
+def _class_names(result: Result) -> list[str] | None:
+    run = result.run
+    if not run.is_class or not run.task.has_classes:
         return None
-    from .. import models
-
     names = models.base_of(result.model).config.id2label
-    return [str(names[label]) for label in request.forget_classes]
+    return [str(names[label]) for label in run.forget_classes]
 
 
-def _clean(folder: Path, parent: "Parent | None", class_names: list[str] | None, fewest: int = FEWEST) -> None:
+def _clean(folder: Path, parent: Parent | None, class_names: list[str] | None, fewest: int = FEWEST) -> None:
     """Take out what names paths, or tells which samples are forgotten; pin the base of an adapter to the parent's commit."""
     for path in folder.rglob(ADAPTER_CONFIG):
         content = json.loads(path.read_text())

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError
@@ -31,9 +31,6 @@ from .contents import (
 )
 from .names import ADAPTER_CONFIG, CARD, CONFIG, MAIN, PROCESSORS, RECEIPT, check_names, fits, is_commit, is_legal
 from .repository import Blob, Parent, Repository, as_meant, blobs_of, check_tag, differences, moved, restoring
-
-if TYPE_CHECKING:
-    from ..api import UnlearningResult
 
 __all__ = [
     *("Parent", "PurgePlan", "Pushed", "Revision"),
@@ -68,8 +65,14 @@ class Revision:
 # Push
 
 
+class Pushable(Protocol):
+    """What makes a release of itself, as an `UnlearningResult` does."""
+
+    def push_to_hub(self, repo_id: str, revision: str | None = None, **about: Any) -> Pushed | None: ...
+
+
 def push(
-    folder: "str | Path | UnlearningResult",
+    folder: str | Path | Pushable,
     repo_id: str,
     *,
     revision: str | None = None,

@@ -4,7 +4,7 @@ samples of earlier requests."""
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -14,13 +14,11 @@ from ..data.source import Source
 from ..errors import UnlearningError
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.figures import figures
+from ..training.record import Result, Run
 from .canonical import body, digest_of, read_receipt
 from .client import UnreadableError, reading, retry
 from .names import RECEIPT
 from .weights import fetch_weights, parent_limit, relative_distance
-
-if TYPE_CHECKING:
-    from ..api import UnlearningResult
 
 FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
 
@@ -73,7 +71,7 @@ def drift(
     return {"parent": parent, "first": relative_distance(begun, folder)}
 
 
-def evaluate_earlier(result: "UnlearningResult", earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the model, before and after this request, makes of the samples of earlier requests.
 
     Accuracy, loss, and the AUC against unseen samples of the same classes with its interval: about .5 when the earlier
@@ -83,18 +81,18 @@ def evaluate_earlier(result: "UnlearningResult", earlier: Sequence[Mapping[str, 
     Args:
         earlier: `[{"name": "request-1", "forget": dataset}, ...]`.
     """
-    trainer = result.trainer
-    if trainer.tasks:
+    run = result.run
+    if not run.task.is_audited:
         raise UnlearningError(
-            "earlier is given for a multi-task model, whose requests are for single tasks; audit those by themselves."
+            f"earlier is given for {run.task.noun}, whose requests are for single tasks; audit those by themselves."
         )
-    sources = {f"earlier {i}": _source(trainer, item) for i, item in enumerate(earlier)}
-    evaluator = copy.copy(trainer.evaluator)
-    evaluator.samples = DrawnSamples(trainer.sources | sources, seed=trainer.args.seed)
+    sources = {f"earlier {i}": _source(run, item) for i, item in enumerate(earlier)}
+    evaluator = copy.copy(run.evaluator)
+    evaluator.samples = DrawnSamples(run.sources | sources, seed=run.seeds["unlearning"])
     sets = {name: (name, np.arange(len(source))) for name, source in sources.items()}
-    if "evidence" in trainer.indices:
-        sets["evidence"] = trainer.indices["evidence"]
-    with trainer.original_model() as original:  # under an adapter this is `result.model`, with the adapter off
+    if "evidence" in run.indices:
+        sets["evidence"] = run.indices["evidence"]
+    with run.original() as original:  # under an adapter this is `result.model`, with the adapter off
         before = {name: evaluator.measure(original, *chosen) for name, chosen in sets.items()}
     after = {name: evaluator.measure(result.model, *chosen) for name, chosen in sets.items()}
     rows = []
@@ -114,19 +112,20 @@ def _figures(measured: dict[str, Any], name: str) -> tuple[dict[str, float | Non
     return {key: values.get(key) for key in FIGURES}, {key: why for key, why in reasons.items() if key in FIGURES}
 
 
-def _source(trainer: Any, item: Mapping[str, Any]) -> Source:
+def _source(run: Run, item: Mapping[str, Any]) -> Source:
     if not isinstance(item, Mapping) or set(item) != {"name", "forget"}:
         what = ", ".join(item) if isinstance(item, Mapping) else type(item).__name__
         raise UnlearningError(
             f'An earlier request is given as {what}; expected {{"name": "request-1", "forget": dataset}}.'
         )
-    source = Source(item["forget"], f"the earlier request {item['name']!r}", trainer.args.columns, task=trainer.task)
+    source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, layout=run.task.layout)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
-    number_classes([source], trainer.model.config)
-    trainer.collate.check(source)
-    check_samples([source], trainer.collate, trainer.model)
-    retain = trainer.sources.get("retain")
+    number_classes([source], run.task.config)
+    collator = run.evaluator.collator.collator
+    collator.check(source)
+    check_samples([source], collator, run.model)
+    retain = run.sources.get("retain")
     if retain and not retain.is_stream:
         shared = np.isin(source.digests(), retain.digests()).sum()
         if shared:

@@ -25,11 +25,10 @@ from .. import models
 from ..errors import UnlearningError
 from . import identity
 from .disk import check_disk, clear_write_errors
-from .output import ORIGINAL, check_same_request, keep_request, read_original, request_digest
+from .output import ORIGINAL, PRIVATE, check_same_request, keep_request, read_original, request_digest
 
 logger = logging.getLogger(__name__)
 
-PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
 COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 METHOD_STATE = "method.safetensors"
 
@@ -341,34 +340,6 @@ class ResumableTrainer(Trainer):
             flag = torch.tensor(int(self._signalled), device=self.args.device)
             self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
         return self._interrupted
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = None,
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        *,
-        repo_id: str | None = None,
-        **release: Any,
-    ) -> Any:
-        """Push the result of the run to a branch of its own (see `UnlearningResult.push_to_hub`).
-
-        Overridden because the Trainer's pushes several commits, to the main branch. It always waits for the Hub.
-        """
-        from ..api import UnlearningResult
-
-        repo_id = repo_id or self.args.hub_model_id
-        if repo_id is None:
-            raise UnlearningError("No repository was named; pass repo_id=, or hub_model_id= in the arguments.")
-        release = {"private": self.args.hub_private_repo} | release
-        return UnlearningResult(self.model, self, self.metrics, self.runtime).push_to_hub(
-            repo_id,
-            revision or self.args.hub_revision,
-            message=commit_message,
-            token=token or self.args.hub_token,
-            **release,
-        )
 
 
 def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:

@@ -18,8 +18,8 @@ from ..errors import UnlearningError
 from ..models.adapters import Adapter
 from ..tasks.base import Task
 from .arguments import UnlearningArguments
-from .checkpoints import COMPLETE, PRIVATE
-from .output import ORIGINAL, check_not_original, read_original, taken_back
+from .checkpoints import COMPLETE
+from .output import ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
 
 
 def load_original(

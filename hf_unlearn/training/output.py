@@ -15,6 +15,7 @@ from ..methods.base import CONFIG_NAME
 from ..models.find import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
 
 METRICS = "metrics.json"
+PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
 ORIGINAL = "original.json"  # which original and which run an output folder has
 MODEL_FILES = ("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX)
 

@@ -16,11 +16,12 @@ from scipy.stats import ks_2samp, mannwhitneyu, norm
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_unlearn import AuditReport, UnlearningError, audit, metrics, models, unlearn
-from hf_unlearn.audits import evidence, plain, reference, relearning
+from hf_unlearn.audits import canaries, evidence, figures, findings, matched, plain, reference, relearning, words
+from hf_unlearn.audits.canaries import wrong_labels
 from hf_unlearn.audits.context import AuditContext
-from hf_unlearn.audits.evidence import SCORES, stand_out, wrong_labels
+from hf_unlearn.audits.matched import stand_out
 from hf_unlearn.audits.membership import Matched, matched_mean, matched_test, paired_auc, paired_drop
-from hf_unlearn.audits.passes import completion_statistics, distance
+from hf_unlearn.audits.passes import distance
 from hf_unlearn.audits.plain import Shares
 from hf_unlearn.audits.verdict import LEVEL, Finding, correct, decide, holm, smallest_auc
 from hf_unlearn.commands.cli import main
@@ -28,6 +29,8 @@ from hf_unlearn.data.batches import Batch
 from hf_unlearn.methods.local_teacher import similarity
 from hf_unlearn.metrics import matched_auc
 from hf_unlearn.metrics.membership import called_members
+from hf_unlearn.tasks.causal_lm import CausalLM, completion_statistics
+from hf_unlearn.tasks.classification import ImageClassification
 from hf_unlearn.tasks.evaluation import Tally
 from hf_unlearn.tasks.figures import Measurement
 from tests.runs import request as rows_of
@@ -186,14 +189,14 @@ def test_the_headline_is_what_tells_most():
 
 def test_one_direction():
     """The same scores are never both too high and too low; the comparison with a retrained model is asked first."""
-    about = {"auc_low": 0.4, "auc_high": 0.6}, "image-classification", True
+    about = {"auc_low": 0.4, "auc_high": 0.6}, ImageClassification, True
     tests = {
         "margin": Matched(0.5, 0.02, 1.0, 0.3, 1e-9, 60, 90, [], {}),
         "entropy": Matched(0.7, 0.02, 1e-9, 0.4, 1e-9, 60, 90, [], {}),
     }
 
     def kinds(beside=(), **called):
-        return {finding.kind for finding in evidence.membership_findings(tests, called, *about, beside)}
+        return {finding.kind for finding in matched.membership_findings(tests, called, *about, beside)}
 
     assert kinds() == {"residual"}
     assert kinds([Finding("relative", "", "", p=1e-4, kind="over")]) == {"over"}
@@ -201,7 +204,7 @@ def test_one_direction():
     assert kinds(accuracy=Shares(0.5, 0.6, 1e-7)) == {"residual"} and kinds(loss=Shares(0.5, 0.6, 1e-10)) == {"over"}
     tests["margin"] = Matched(0.41, 0.05, 0.1, 0.3, 0.3, 60, 90, [], {})
     assert kinds() == {"over"}
-    found = evidence.membership_findings(tests, {}, *about)
+    found = matched.membership_findings(tests, {}, *about)
     assert found[-1].sentence.endswith("in 70.0% of pairs, but not the higher margin: it is sure of wrong answers.")
 
 
@@ -243,19 +246,19 @@ def simulated(rng, n_classes=10):
     return measured
 
 
-def findings_of(measured, task="image-classification"):
+def findings_of(measured, task=ImageClassification):
     sets = {name: (name, np.arange(len(m.labels))) for name, m in measured["original"].items()}
     labels = {name: m.labels for name, m in measured["original"].items()}
     named = dict.fromkeys(measured)
     ctx = AuditContext(named, None, sets, labels, False, task, 10, None, measured=measured)
     row = {"auc_low": 0.0, "auc_high": 1.0}
     tests = stand_out(measured["unlearned"]["forget"], measured["unlearned"]["unseen"], task)
-    beside = [evidence._relative(evidence._gap(ctx)), *plain.retrained_findings(ctx, control=True)]
+    beside = [findings.relative(findings.gap(ctx)), *plain.retrained_findings(ctx, control=True)]
     called = plain.attack(measured["unlearned"], task)
     found = [
         *beside,
-        *evidence.membership_findings(tests, called, row, task, True, beside),
-        *evidence.harm_findings(ctx),
+        *matched.membership_findings(tests, called, row, task, True, beside),
+        *findings.harm_findings(ctx),
     ]
     correct(found)
     return found
@@ -638,8 +641,8 @@ def _close(a, b):
 
 def test_the_backend_of_an_image_processor_is_told():
     collator = SimpleNamespace(processing_class=ViTImageProcessor(), raw_columns=["image"])
-    ctx = SimpleNamespace(collator=collator, sets={}, num_labels=0, models={})
-    assert "Images are read by ViTImageProcessor; backend: torchvision." in evidence.conventions(ctx)
+    ctx = SimpleNamespace(collator=collator, sets={}, models={}, task=CausalLM)
+    assert "Images are read by ViTImageProcessor; backend: torchvision." in words.conventions(ctx)
 
 
 class TestRefused:
@@ -703,7 +706,7 @@ class TestRefused:
             )
 
 
-def test_statistics_are_quick(monkeypatch):
+def test_statistics_are_quick():
     """Of two models and 10,000 forget, retained and unseen samples in 1,000 classes."""
     rng, sets, measured = np.random.default_rng(8), ("forget", "retain", "unseen"), {"original": {}, "unlearned": {}}
     labels = {name: rng.integers(0, 1000, 10_000) for name in sets}
@@ -713,22 +716,21 @@ def test_statistics_are_quick(monkeypatch):
             signals |= {signal: rng.random(10_000) for signal in ("entropy", "loss", "correct", "confidence")}
             of[name] = Measurement(labels[name], signals, rng.random((1000, 1000)))
     rows = {name: (name, np.arange(10_000)) for name in sets}
-    about = False, "image-classification", 1000, None
+    about = False, ImageClassification, 1000, None
     ctx = AuditContext(dict.fromkeys(measured), None, rows, labels, *about, measured=measured)
-    monkeypatch.setattr(evidence, "class_names", lambda model: None)
     metrics.mia([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1])  # imports what it needs
     times = []
     while min(times, default=1) >= 0.5 and len(times) < 3:  # other work slows a core's own down
         started = time.process_time()
-        figures, _ = evidence._figures(ctx)
+        by_model, _ = figures.by_model(ctx)
         tests = {name: stand_out(of["forget"], of["unseen"], ctx.task) for name, of in measured.items()}
-        assert len(evidence._by_class(ctx, tests["unlearned"])) == 1000
+        assert len(figures.by_class(ctx, tests["unlearned"])) == 1000
         called = {name: plain.attack(of, ctx.task) for name, of in measured.items()}
         trace = evidence._trace(ctx, tests["original"], called["original"])
-        planted = evidence._planted_members(ctx, tests["original"], trace, among=6)
-        assert evidence._attack(ctx, True) and planted["planted"] > 8000
+        planted = canaries.planted_members(ctx, tests["original"], trace, among=6)
+        assert matched.attack(ctx, True) and planted["planted"] > 8000
         times.append(time.process_time() - started)
-    assert set(tests["original"]) == set(SCORES["classifier"]) and figures["unlearned"]["auc_low"] < 0.5
+    assert set(tests["original"]) == set(ImageClassification.scores) and by_model["unlearned"]["auc_low"] < 0.5
     assert min(times) < 0.5
 
 

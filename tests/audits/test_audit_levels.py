@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn import UnlearningError, models
+from hf_unlearn import UnlearningError
 from hf_unlearn.audits import quantization, reference, relearning, representation
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.exchange import exchange
@@ -21,11 +21,9 @@ from hf_unlearn.audits.quantization import fake_quantize, quantized
 from hf_unlearn.audits.reference import degree, rmia, train_reference, true_positives
 from hf_unlearn.audits.relearning import area, barrier, interpolated, interval, relearn, shots
 from hf_unlearn.audits.representation import linear_cka, margin, probe
-from hf_unlearn.data.collator import Collator
 from hf_unlearn.data.samples import DrawnSamples, TrainingCollator
 from hf_unlearn.data.source import Source
-from hf_unlearn.tasks.causal_lm import CompletionCollator
-from hf_unlearn.tasks.evaluation import Evaluator
+from hf_unlearn.tasks import task_of
 from tests.samples import fitted, learnt, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_llama_lm, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -36,16 +34,15 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def context(of: dict[str, nn.Module], data: dict, processing_class=None) -> AuditContext:
     original = of["original"]
-    task, num_labels = models.task_of(original), models.num_labels(original)
-    sources = {name: Source(dataset, name, task=task) for name, dataset in data.items()}
-    make = CompletionCollator if task == "causal-lm" else Collator
-    collator = make(sources["forget"], processing_class, None, accepts=models.inputs(original))
+    task = task_of(original)
+    sources = {name: Source(dataset, name, layout=task.layout) for name, dataset in data.items()}
+    collator = task.collator(sources["forget"], processing_class, None)
     samples = DrawnSamples(sources)
-    evaluator = Evaluator(Accelerator(cpu=True), samples, TrainingCollator(collator), num_labels, batch_size=16)
+    evaluator = task.evaluator(Accelerator(cpu=True), samples, TrainingCollator(collator), batch_size=16)
     sets = {name: (name, np.arange(len(source))) for name, source in sources.items()}
     measured = {name: {s: evaluator.measure(model, *sets[s]) for s in sets} for name, model in of.items()}
     labels = {name: measured["original"][name].labels for name in sets}
-    return AuditContext(of, evaluator, sets, labels, False, task, num_labels, collator, measured=measured)
+    return AuditContext(of, evaluator, sets, labels, False, task, task.num_labels, collator, measured=measured)
 
 
 @pytest.fixture

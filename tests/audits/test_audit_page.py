@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from hf_unlearn.audits.content import number, plain, value
 from hf_unlearn.audits.report import AuditReport
-from hf_unlearn.audits.sections import number, plain, value
 from tests.audit_contents import HOSTILE, audit_content, least, renamed
 from tests.audits.test_audit_report import at
 from tests.browser import CHROMIUM, Browser

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from hf_unlearn.audits import evidence, passes, plain
+from hf_unlearn.audits import evidence, figures, passes, plain
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.evidence import judge
 from hf_unlearn.audits.plain import matched_shares
 from hf_unlearn.audits.verdict import LEVEL, decide, seen, smallest_auc
+from hf_unlearn.tasks.classification import ImageClassification
 from hf_unlearn.tasks.figures import Measurement
 
 CLASSES, NAMES = 10, ("original", "unlearned", "retrained")
@@ -84,12 +85,12 @@ def reported():
 
 def verdict_of(measured, monkeypatch):
     row = {"auc_low": 0.0, "auc_high": 1.0}
-    monkeypatch.setattr(evidence, "_figures", lambda ctx: (dict.fromkeys(ctx.measured, row), {}))
-    monkeypatch.setattr(evidence, "_by_class", lambda ctx, tests: [])
+    monkeypatch.setattr(figures, "by_model", lambda ctx: (dict.fromkeys(ctx.measured, row), {}))
+    monkeypatch.setattr(figures, "by_class", lambda ctx, tests: [])
     monkeypatch.setattr(passes, "distance", lambda *_: {"total": 0.01, "head_only": False, "layers": []})
     sets = {name: (name, np.arange(len(of.labels))) for name, of in measured["original"].items()}
     labels = {name: of.labels for name, of in measured["original"].items()}
-    about = False, "image-classification", CLASSES, None
+    about = False, ImageClassification, CLASSES, None
     ctx = AuditContext(dict.fromkeys(measured), None, sets, labels, *about, measured=measured)
     judged = judge(ctx)
     verdict = decide(judged.findings, judged.cannot, judged=judged.can, power=judged.power(judged.findings))

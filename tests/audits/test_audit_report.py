@@ -13,8 +13,9 @@ import pytest
 
 from hf_unlearn import UnlearningError
 from hf_unlearn.audits import plots
+from hf_unlearn.audits.content import At, number, plain, value
 from hf_unlearn.audits.report import NEEDED, AuditReport
-from hf_unlearn.audits.sections import At, number, plain, sections, value
+from hf_unlearn.audits.sections import sections
 from tests.audit_contents import HOSTILE, audit_content, least, renamed, without
 
 CONTENTS = {

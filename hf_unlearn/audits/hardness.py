@@ -1,31 +1,27 @@
 """How hard a request is, measured before anything is unlearned."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ..errors import UnlearningError
+from ..methods.base import Context
 from ..methods.gradients import Gradient, clip_, dots
-from ..methods.hamu import HamuConfig, Hardness, explain, solve
+from ..methods.hamu import Hamu, HamuConfig, Hardness, explain, solve
 from ..models import adapters
-from .arguments import UnlearningArguments
-from .context import Context
-from .trainer import UnlearningTrainer
 
 EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° between them
 PAPER_RATIO = 0.5
 SHOWN = 10
+SIDES = ("retain", "forget")
 
 
 @dataclass(frozen=True)
@@ -145,78 +141,31 @@ class HardnessReport:
             raise UnlearningError(f"The figures cannot be written to {str(path)!r}: {error.strerror}.") from None
 
 
-def measure_hardness(
-    model: PreTrainedModel | nn.Module | str,
-    *,
-    forget: Any,
-    retain: Any,
-    method: HamuConfig | None = None,
-    processing_class: Any = None,
-    args: UnlearningArguments | None = None,
-    overlap: str = "error",
-    data_collator: Callable | None = None,
-    peft_config: Any = None,
-) -> HardnessReport:
-    """How hard it is to forget `forget` without harm to `retain`, from one pass over both sets; nothing is changed.
-
-    The gradients are those of the model as it is, in eval mode, over each whole set, of the weights that HAMU would train:
-    those of a new adapter, where it trains one.
+def hardness(context: Context, method: Hamu, sizes: dict[str, int], max_norm: float) -> HardnessReport:
+    """Of one step of the method, from the whole gradients of both sets of a run that has not begun.
 
     Args:
-        method: the HAMU whose step is asked about; by default `HamuConfig()`.
-        args: training arguments; batch size, precision, clipping, columns and seed count.
-
-    The other arguments are those of `unlearn()`.
-
-    Example:
-        >>> report = measure_hardness(model, forget=forget, retain=retain)  # doctest: +SKIP
-        >>> print(report.summary())  # doctest: +SKIP
+        sizes: of `retain` and `forget`.
+        max_norm: of each gradient, by which it is clipped; 0: not at all.
     """
-    method = HamuConfig() if method is None else method
-    if not isinstance(method, HamuConfig):
-        raise UnlearningError(f"method is {method!r}; expected a HamuConfig, whose measure hardness is.")
-    if args is not None and not isinstance(args, UnlearningArguments):
-        raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        args = UnlearningArguments(folder, report_to="none", disable_tqdm=True) if args is None else copy.copy(args)
-        args.output_dir, args.measure = folder, False
-        if isinstance(model, nn.Module):
-            stack.enter_context(_as_it_was(model))
-        trainer = UnlearningTrainer(
-            model,
-            args,
-            method=method,
-            forget_dataset=forget,
-            retain_dataset=retain,
-            processing_class=processing_class,
-            data_collator=data_collator,
-            peft_config=peft_config,
-            overlap=overlap,
-        )
-        return _report(trainer)
-
-
-def _report(trainer: UnlearningTrainer) -> HardnessReport:
-    context, method, config = Context(trainer), trainer.method, trainer.method.config
     method.prepare(context)
-    sizes = {name: len(trainer.sources[name]) for name in ("retain", "forget")}
-    both = context.gradients(method.loss, [[(name, i) for i in range(size)] for name, size in sizes.items()])
+    both = context.gradients(method.loss, [[(name, i) for i in range(sizes[name])] for name in SIDES])
     retain, forget = both
     kappa, *squares = (dots(a, b).sum().item() for a, b in ((retain, forget), (retain, retain), (forget, forget)))
     norms = [math.sqrt(square) for square in squares]
-    for name, norm in zip(sizes, norms, strict=True):
+    for name, norm in zip(SIDES, norms, strict=True):
         if not math.isfinite(norm):
             raise UnlearningError(
                 f"The gradient of the {name} samples is NaN or infinite; check these samples, or use float32 weights."
             )
     for gradient in both:
-        if trainer.named_gradients.max_norm > 0:
-            clip_(gradient, trainer.named_gradients.max_norm)
+        if max_norm > 0:
+            clip_(gradient, max_norm)
+    config = method.config
     how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
-    _, hardness = solve(retain, forget, 1.0, *how)
+    _, found = solve(retain, forget, 1.0, *how)
     return HardnessReport(
-        hardness=hardness,
+        hardness=found,
         config=config,
         forget_size=sizes["forget"],
         retain_size=sizes["retain"],
@@ -245,7 +194,7 @@ def _conflicts(retain: Gradient, forget: Gradient, groups: list[list[int]], name
 
 
 @contextlib.contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
+def as_it_was(model: nn.Module) -> Iterator[None]:
     """Afterwards: no adapter of ours, the same weights trained, the same modes, on the same device."""
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

@@ -1,0 +1,64 @@
+"""What an audit refuses before any compute: levels and models that it cannot judge by."""
+
+from torch import nn
+
+from ..errors import UnlearningError
+from ..tasks import TASKS, task_of
+from . import passes
+
+AUDITED = tuple(name for name, kind in TASKS.items() if kind.is_audited)
+
+
+def check_level(level: int, reference: nn.Module | str | None = None, base_model: str | None = None) -> None:
+    if level not in (0, 1, 2):
+        raise UnlearningError(
+            f"level is {level!r}; expected 0 (forward passes), 1 (probes, relearning) or 2 (attacks)."
+        )
+    if reference is not None and level < 2:
+        raise UnlearningError(
+            f"level is {level}, which reads no reference model; pass level=2, or leave reference out."
+        )
+    if base_model is not None and (level < 2 or reference is not None):
+        raise UnlearningError(
+            "base_model is what a reference model of level 2 is trained from, and none is trained here; pass level=2 without "
+            "reference, or leave base_model out."
+        )
+
+
+def check_models(loaded: dict[str, nn.Module]) -> None:
+    """Refuses models that do not say the same kind of thing about a sample, and a stand-in for retraining that is none."""
+    original = loaded["original"]
+    task = task_of(original)
+    if not task.is_audited:
+        raise UnlearningError(
+            f"The original is for {task.name}, which cannot be audited; expected {', '.join(AUDITED)}."
+        )
+    if "reference" in loaded and 2 not in task.audit_parts:
+        raise UnlearningError(
+            f"reference is for attacks on classifiers, and the original is {task.noun}; leave it out."
+        )
+    for name, model in loaded.items():
+        other = task_of(model)
+        if other.name != task.name:
+            raise UnlearningError(
+                f"original is for {task.name} and {name} for {other.name}; expected two models for one task."
+            )
+        if other.num_outputs != task.num_outputs:
+            raise UnlearningError(
+                f"original has a head of {task.num_outputs} {task.outputs} and {name} one of {other.num_outputs}; expected the "
+                "same in both."
+            )
+        maps = task.class_names, other.class_names
+        if all(maps) and maps[0] != maps[1]:
+            row = next(i for i, (one, two) in enumerate(zip(*maps, strict=True)) if one != two)
+            raise UnlearningError(
+                f"Class {row} is {maps[0][row]!r} in original and {maps[1][row]!r} in {name}; expected one label map "
+                "(config.id2label) in both."
+            )
+        if name in ("retrained", "reference"):
+            apart = passes.distance(original, model)
+            if apart is not None and apart["total"] == 0:
+                raise UnlearningError(
+                    f"{name} has the weights of the original, which was trained on the forget samples; expected a model that "
+                    "was trained without them."
+                )

@@ -1,0 +1,189 @@
+"""What is given to an audit, by name or in person, opened: its models, its sets, and the context that they make."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from .. import models
+from ..data.collator import Collator
+from ..data.overlap import check_overlaps
+from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
+from ..data.source import Columns, Source
+from ..data.splits import split_unseen
+from ..errors import UnlearningError
+from ..models.adapters import is_adapted, merged
+from ..tasks.base import Task
+from ..tasks.checks import check_samples, number_classes
+from ..tasks.evaluation import Evaluator
+from ..training.record import Run
+from .context import AuditContext
+from .split import Split
+
+RETAINED = 10_000  # samples that are measured at most
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def open_model(model: nn.Module | str | Path, name: str) -> nn.Module:
+    """The model, without adapters; loaded where a name is given."""
+    if isinstance(model, (str, Path)):
+        repo, revision = models.split_revision(model)
+        return models.load_model(repo, revision=revision)
+    if not isinstance(model, nn.Module):
+        raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
+    return without_adapter(model)
+
+
+def without_adapter(model: nn.Module) -> nn.Module:
+    """A model with an adapter as one without, that its weights can be compared."""
+    return merged(model) if is_adapted(model) else model
+
+
+def processor_of(given: Mapping[str, Any], loaded: Mapping[str, nn.Module]) -> Any:
+    """What the original, or else the unlearned model, comes with; None where neither is given by name."""
+    for name in ("original", "unlearned"):
+        if isinstance(given[name], str):
+            repo, revision = models.split_revision(given[name])
+            if (processor := models.load_processor(repo, loaded[name], revision)) is not None:
+                return processor
+    return None
+
+
+def name_of(given: Any, model: nn.Module) -> str:
+    """A Hub id, or the last part of a path: where it lies on this machine is nobody's business."""
+    name = str(given) if isinstance(given, (str, Path)) else models.base_of(model).config.name_or_path
+    if not name:
+        return type(models.base_of(model)).__name__
+    return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def open_sets(
+    sets: Mapping[str, Any],
+    task: Task,
+    original: nn.Module,
+    processing_class: Any,
+    columns: Columns | None,
+    overlap: str,
+    seed: int,
+) -> tuple[DrawnSamples, Collator]:
+    """Those of the sets that are given, checked before any compute, and what makes model inputs of their rows."""
+    sources = {name: _source(data, name, columns, task) for name, data in sets.items() if data is not None}
+    number_classes(sources.values(), task.config)
+    if "forget" not in sources:
+        raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
+    if overlap == "error":
+        check_overlaps(sources)
+    collator = task.collator(sources["forget"], processing_class, None)
+    for source in sources.values():
+        collator.check(source)
+    check_samples(sources.values(), collator, original)
+    collator.sizes(sources)  # which refuses samples of which nothing counts
+    fixed = all(is_deterministic(source, collator) for source in sources.values())
+    return DrawnSamples(sources, seed=seed, seeded=not fixed), collator
+
+
+def _source(data: Any, name: str, columns: Columns | None, task: Task) -> Source:
+    source = Source(data, name, columns, layout=task.layout)
+    if source.is_stream:
+        raise UnlearningError(f"{name} is a stream; expected a datasets.Dataset, or a torch Dataset of dicts.")
+    if len(source) == 0:
+        raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
+    return source
+
+
+def _measured(sources: dict[str, Source], seed: int, split_seed: int | None) -> dict[str, tuple[str, np.ndarray]]:
+    sets = {"forget": ("forget", np.arange(len(sources["forget"])))}
+    if "retain" in sources:
+        size = len(sources["retain"])
+        drawn = np.random.default_rng([seed, 3]).choice(size, min(size, RETAINED), replace=False)
+        sets["retain"] = ("retain", np.sort(drawn))
+    if "test" in sources:
+        sets["unseen"] = ("test", np.arange(len(sources["test"])))
+    elif "unseen" in sources:
+        sets["unseen"] = ("unseen", split_unseen(sources["unseen"].labels, split_seed)[1])
+    return {name: of for name, of in sets.items() if len(of[1])}
+
+
+def _is_class(sources: dict[str, Source], task: Task) -> bool:
+    if not task.has_classes or "retain" not in sources:
+        return False
+    return not np.isin(sources["forget"].labels, sources["retain"].labels).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both
+
+
+def make_context(
+    loaded: dict[str, nn.Module],
+    task: Task,
+    samples: DrawnSamples,
+    collator: Collator,
+    split: Split,
+    seed: int,
+    batch_size: int | None,
+    base_model: str | None,
+) -> AuditContext:
+    """Of models and sets that were given; the models are on the device then."""
+    accelerator = Accelerator()
+    for model in loaded.values():
+        model.to(accelerator.device)
+    size = batch_size or task.eval_batch_size(128, 8)
+    evaluator = task.evaluator(accelerator, samples, TrainingCollator(collator), batch_size=size)
+    sets = _measured(samples.sources, seed, split.seed)
+    return _context(
+        loaded, evaluator, sets, task, _is_class(samples.sources, task), seed=seed, split=split, base_model=base_model
+    )
+
+
+def context_of_run(run: Run, loaded: dict[str, nn.Module], base_model: str | None) -> AuditContext:
+    """With what the run has measured, the unseen samples being those that could not steer it."""
+    for model in loaded.values():
+        model.to(run.device)
+    sets = {"unseen" if name == "evidence" else name: of for name, of in run.indices.items() if name != "control"}
+    return _context(
+        loaded,
+        run.evaluator,
+        sets,
+        run.task,
+        run.is_class,
+        seed=run.seeds["unlearning"],
+        split=Split(run.seeds["split"]),
+        base_model=base_model,
+    )
+
+
+def _context(
+    loaded: dict[str, nn.Module],
+    evaluator: Evaluator,
+    sets: dict[str, tuple[str, np.ndarray]],
+    task: Task,
+    is_class: bool,
+    **about: Any,
+) -> AuditContext:
+    sources = evaluator.samples.sources
+    labels = {
+        name: sources[source].labels[rows] for name, (source, rows) in sets.items() if not sources[source].is_stream
+    }  # of a stream they come with the pass
+    return AuditContext(
+        models={name: model for name, model in loaded.items() if name != "reference"},
+        reference=loaded.get("reference"),
+        evaluator=evaluator,
+        sets=sets,
+        labels=labels,
+        is_class=is_class,
+        task=task,
+        num_labels=evaluator.num_labels,
+        collator=evaluator.collator.collator,
+        **about,
+    )
