@@ -45,7 +45,7 @@ def train(
     return model.eval()
 
 
-def main(output: str = "quickstart", seed: int = 0) -> dict:
+def run(output: str = "quickstart", seed: int = 0) -> dict:
     """Runs the quickstart and returns its rows: model -> row -> figures."""
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(

@@ -1,19 +1,17 @@
-"""The commands of `hf-unlearn` that work on revisions of a Hub repository."""
+"""push a saved result to a branch of its own: push FOLDER OWNER/NAME [--revision BRANCH]"""
 
-import argparse
-import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UnlearningError
+from .text import command_parser
 
 if TYPE_CHECKING:
     from ..hub.repository import Parent
 
 
-def push(argv: Sequence[str]) -> None:
-    """push a saved result to a branch of its own: push FOLDER OWNER/NAME [--revision BRANCH]"""
-    parser = _parser("push", push)
+def main(argv: Sequence[str]) -> None:
+    parser = command_parser("push", __doc__)
     parser.add_argument("folder", help="what result.save() or a run wrote")
     parser.add_argument("repository", help="OWNER/NAME")
     parser.add_argument("--revision", metavar="BRANCH", help="default: unlearned/<method>-<date>-<id>")
@@ -44,66 +42,6 @@ def push(argv: Sequence[str]) -> None:
     print(f"{pushed.url}\ncommit {pushed.commit} of {pushed.revision}")
 
 
-def list_revisions(argv: Sequence[str]) -> None:
-    """list the branches and tags of a repository: list OWNER/NAME"""
-    parser = _parser("list", list_revisions)
-    parser.add_argument("repository", help="OWNER/NAME")
-    options = parser.parse_args(argv)
-    from ..hub import revisions
-
-    found = revisions.list_revisions(options.repository)
-    width = max(len(revision.name) for revision in found)
-    for r in found:
-        print(f"{r.name.ljust(width)}  {r.kind.ljust(6)}  {r.commit[:12]}  {r.date:%Y-%m-%d %H:%M}  {r.title}")
-
-
-def tag(argv: Sequence[str]) -> None:
-    """give a revision a tag: tag OWNER/NAME TAG --revision BRANCH"""
-    parser = _parser("tag", tag)
-    parser.add_argument("repository", help="OWNER/NAME")
-    parser.add_argument("tag")
-    parser.add_argument("--revision", required=True, help="a branch or a commit")
-    parser.add_argument("--message")
-    options = parser.parse_args(argv)
-    from ..hub import revisions
-
-    commit = revisions.tag(options.repository, options.tag, revision=options.revision, message=options.message)
-    print(f"{options.tag} is at commit {commit}")
-
-
-def rollback(argv: Sequence[str]) -> None:
-    """give a branch the content of an earlier commit, by a new one: rollback OWNER/NAME --revision BRANCH [--to COMMIT]"""
-    parser = _parser("rollback", rollback)
-    parser.add_argument("repository", help="OWNER/NAME")
-    parser.add_argument("--revision", metavar="BRANCH", required=True)
-    parser.add_argument("--to", metavar="COMMIT", help="or a tag; default: the commit before the newest one")
-    parser.add_argument("--message", help="the title of the new commit")
-    options = parser.parse_args(argv)
-    from ..hub import revisions
-
-    done = revisions.rollback(options.repository, options.revision, to=options.to, message=options.message)
-    print(f"{done.url}\ncommit {done.commit} of {done.revision}")
-
-
-def purge(argv: Sequence[str]) -> None:
-    """delete for good what only the history of a branch has: purge OWNER/NAME --revision BRANCH"""
-    parser = _parser("purge", purge)
-    parser.add_argument("repository", help="OWNER/NAME")
-    parser.add_argument("--revision", metavar="BRANCH", required=True)
-    parser.add_argument(
-        "--confirm", metavar="PLAN", help="do what was shown, by its name; without this, only say what would be gone"
-    )
-    options = parser.parse_args(argv)
-    from ..hub import purging
-
-    if options.confirm is None:
-        plan = purging.purge_plan(options.repository, options.revision)
-        print(f"{plan.describe()}\nNothing was done. To do it: --confirm {shlex.quote(plan.confirmation)}")
-        return
-    plan = purging.purge(options.repository, options.revision, confirm=options.confirm)
-    print(f"Done: {len(plan.commits)} commits and {len(plan.files)} large files are gone from {options.repository}.")
-
-
 def read_parent(text: str, repository: str) -> "Parent":
     """`OWNER/NAME@COMMIT`, or a commit of the repository itself."""
     from ..hub.repository import Parent
@@ -112,10 +50,3 @@ def read_parent(text: str, repository: str) -> "Parent":
     if not commit:
         raise UnlearningError(f"--parent is {text!r}; expected OWNER/NAME@COMMIT, or a commit.")
     return Parent(name or repository, commit)
-
-
-def _parser(name: str, command: Callable) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"hf-unlearn {name}", description=command.__doc__)
-
-
-COMMANDS = {"push": push, "list": list_revisions, "tag": tag, "rollback": rollback, "purge": purge}

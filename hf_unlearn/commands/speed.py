@@ -6,19 +6,15 @@ compared are alive together and take turns of a few steps, and what counts is th
 followed each other.
 """
 
-import argparse
 import importlib.metadata
-import json
 import math
 import os
 import platform
-import shlex
 import statistics
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,9 +41,7 @@ from transformers.utils import logging
 from .. import __version__
 from ..methods import LotusConfig
 from ..training.arguments import UnlearningArguments
-from ..training.output import check_files
 from ..training.trainer import UnlearningTrainer
-from .settings import check_options
 
 FORGET, RETAIN = 0.1, 0.3  # shares: of all samples that are forgotten, of the retained ones that LoTUS uses
 TURN = 3  # steps in a row
@@ -299,7 +293,7 @@ def compare_memory(samples: int = 5_000, classes: int = 1_000) -> list[dict[str,
 
 
 def _memory(samples: int, classes: int) -> dict[str, int]:
-    _quiet()
+    quiet()
     model = bert(0, classes, layers=1, width=16)
     data = random_data(model, round(samples * (FORGET + RETAIN * (1 - FORGET))), 0)
     memory = [_own_memory()]
@@ -318,7 +312,7 @@ def _own_memory() -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The command
+# What is said of it
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -351,51 +345,6 @@ def versions() -> dict[str, str]:
     return {"hf_unlearn": __version__} | {name: importlib.metadata.version(name) for name in others}
 
 
-def _quiet() -> None:
+def quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="hf-unlearn benchmark", description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=60, help="timed steps of every training loop")
-    parser.add_argument("--whole-run", action="store_true", help="also time whole runs of ten epochs")
-    parser.add_argument("--runs", type=int, default=3, help="pairs of whole runs")
-    parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: its own choice")
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu: processor time, of one thread, where others work too"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    args = parser.parse_args(argv)
-    if args.clock == "cpu" and args.threads not in (None, 1):
-        parser.error("--clock cpu sees one thread only: leave --threads out, or use --clock wall")
-    check_options(args, batch_size=1, image_size=1, steps=1, runs=1, threads=1)
-    check_files(json=args.json)
-    if threads := 1 if args.clock == "cpu" else args.threads:
-        torch.set_num_threads(threads)
-    _quiet()
-    settings, rows = {"batch_size": args.batch_size, "image_size": args.image_size, "clock": args.clock}, []
-    for name in args.models:
-        print(f"timing {name} ...", file=sys.stderr)
-        rows += compare_steps(name, steps=args.steps, **settings)
-        if args.whole_run:
-            print(f"timing whole runs of {name} ...", file=sys.stderr)
-            rows.append(compare_runs(name, runs=args.runs, **settings))
-    memory = None if args.no_memory else compare_memory()
-    print(report(rows))
-    for size in memory or []:
-        print(
-            f"Memory, {size['samples']:,} samples, {size['classes']:,} classes: the teacher's table on disk has "
-            f"{size['table'] / 1e6:.0f} MB, and the process grew by {size['growth'] / 1e6:.0f} MB."
-        )
-    if args.json:
-        settings["batchnorm"] = "in training mode on both sides"
-        content = {"command": shlex.join(["hf-unlearn", "benchmark", *argv]), "machine": machine()}
-        content |= {"versions": versions(), "settings": settings, "rows": rows, "memory": memory}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
-    return 0

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hf_unlearn import UnlearningArguments, UnlearningError
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.commands.recipe import RecipeArguments, help_text, parse
-from hf_unlearn.commands.settings import show
+from hf_unlearn.commands.text import show
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.lotus import LotusConfig
 
@@ -285,7 +285,7 @@ def test_interrupt_and_bugs(capsys, monkeypatch):
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys; from hf_unlearn.commands import cli; cli.main([]); "
+        "import sys; from hf_unlearn.commands import main; main([]); "
         "assert not {'torch', 'transformers', 'datasets', 'numpy', 'yaml'} & set(sys.modules)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -299,16 +299,14 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 @pytest.mark.slow
 def test_errors_of_the_real_program(tmp_path):
-    done = command("-m", "hf_unlearn.commands.cli", "run", str(tmp_path / "none.yaml"))
+    done = command("-m", "hf_unlearn", "run", str(tmp_path / "none.yaml"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: The recipe '{tmp_path}/none.yaml' cannot be read: No such file or directory.\n"
 
 
 @pytest.mark.slow
 def test_env_has_versions_and_no_token():
-    done = command(
-        "-m", "hf_unlearn.commands.cli", "env", HF_TOKEN="hf_NeverToBeShown", HUGGING_FACE_HUB_TOKEN="hf_NorThis"
-    )
+    done = command("-m", "hf_unlearn", "env", HF_TOKEN="hf_NeverToBeShown", HUGGING_FACE_HUB_TOKEN="hf_NorThis")
     assert done.returncode == 0
     for name in ("hf_unlearn", "python", "platform", "torch", "transformers", "peft", "huggingface_hub", "device"):
         assert re.search(rf"^- {name}: \S", done.stdout, re.MULTILINE), name
