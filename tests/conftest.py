@@ -50,4 +50,4 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
 @pytest.fixture
 def unlooked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks at some samples of every set before the run, so that a poisoned set comes as far as training."""
-    monkeypatch.setattr("hf_unlearn.training.trainer.check_samples", lambda *_: None)
+    monkeypatch.setattr("hf_unlearn.training.reading.check_samples", lambda *_: None)

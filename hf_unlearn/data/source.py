@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,33 +21,11 @@ from PIL import Image
 
 from ..errors import UnlearningError
 from .labels import Numbering
+from .layout import CLASSES, IMAGE_COLUMNS, LABEL_COLUMNS, MODEL_INPUTS, TEXT_COLUMNS, Columns, Layout
 from .randomness import seeded
-
-IMAGE_COLUMNS = ("image", "img")
-TEXT_COLUMNS = ("text", "sentence", "content", "review")
-PAIR_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-)
-PROMPT_COLUMNS = ("prompt", "completion")
-LABEL_COLUMNS = ("labels", "label")
-MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
-
-
-@dataclass
-class Columns:
-    """Names of the columns, where they are not the usual ones."""
-
-    image: str | None = None
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
 
 
 def as_dataset(data: Any, name: str) -> Any:
@@ -83,17 +60,21 @@ class Source:
         name: str,
         columns: Columns | None = None,
         size: int | None = None,
-        task: str = "image-classification",
+        layout: Layout = CLASSES,
     ):
-        self.dataset, self.name, self.given, self.task = as_dataset(dataset, name), name, columns or Columns(), task
-        self.has_classes = task.endswith("classification")
+        self.dataset, self.name, self.given, self.layout = (
+            as_dataset(dataset, name),
+            name,
+            columns or Columns(),
+            layout,
+        )
+        self.has_classes, self.task_columns = layout.has_classes, layout.task_columns
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
         if not self.is_stream and not (hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")):
             raise UnlearningError(
                 f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
             )
         self._size, self._reader = size, (StreamReader(dataset) if self.is_stream else None)
-        self.task_columns: list[str] = []  # the labels of a multi-task model
         self._digests: np.ndarray | None = None
         self.numbering: Numbering | None = None  # of the classes, as the model numbers them
 
@@ -184,26 +165,12 @@ class Source:
         if given.image or given.text:
             wanted = [name for name in (given.image or given.text, given.text_pair) if name]
             return [self._find(name, (), names, "input", "image_column or text_column") for name in wanted]
-        if self.task != "causal-lm":
-            choices = [(n,) for n in MODEL_INPUTS + IMAGE_COLUMNS] + list(PAIR_COLUMNS) + [(n,) for n in TEXT_COLUMNS]
-        else:
-            choices = [("input_ids",), PROMPT_COLUMNS] + [(n,) for n in TEXT_COLUMNS]
-        for choice in choices:
+        for choice in self.layout.inputs:
             if set(choice) <= set(names):
                 return list(choice)
         if self.task_columns and self.processed_inputs:
             return self.processed_inputs
-        if self.task == "causal-lm":
-            raise UnlearningError(
-                f"{self.name} has the columns {', '.join(names)}; expected {' and '.join(PROMPT_COLUMNS)}, a text "
-                f"({', '.join(TEXT_COLUMNS)}) or input_ids. Name yours with text_column= (the prompt, or the whole text) "
-                "and text_pair_column= (the completion)."
-            )
-        raise UnlearningError(
-            f"{self.name} has the columns {', '.join(names)}; expected an image ({', '.join(IMAGE_COLUMNS)}), a text "
-            f"({', '.join(TEXT_COLUMNS)}) or processed inputs ({', '.join(MODEL_INPUTS)}). Name yours with "
-            "image_column= or text_column=."
-        )
+        raise UnlearningError(f"{self.name} has the columns {', '.join(names)}; expected {self.layout.expected}")
 
     def _find(self, given: str | None, usual: Sequence[str], names: list[str], what: str, argument: str) -> str:
         for name in [given] if given else usual:

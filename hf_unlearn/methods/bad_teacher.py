@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..tasks.losses import divergence
-from ..training.teacher import OnlineTeacher
 from .base import Method, MethodConfig, MethodInfo, Paper
+from .frozen import OnlineTeacher
 
 
 def bad_teaching_loss(

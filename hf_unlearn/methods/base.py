@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..data.schedule import Schedule
 from ..errors import UnlearningError
+from ..tasks.base import Task
+from ..tasks.figures import Measurement
+from ..tasks.multitask_evaluation import TaskMeasurement
+from ..tasks.several import Tasks
 from .fields import check_fields
-
-if TYPE_CHECKING:
-    from ..training.context import Context
 
 CONFIG_NAME = "unlearning_config.json"
 CLASSIFICATION = ("image-classification", "text-classification")
@@ -76,6 +80,134 @@ class MethodConfig:
         return cls(**values)
 
 
+class Teacher(Protocol):
+    """What a frozen model says of a batch."""
+
+    def logits(self, batch: Batch) -> Tensor: ...
+
+
+class Context(Protocol):
+    """What a method may ask of the run. Samples are named by (source, index), the sources are `forget` and `retain`.
+
+    Attributes:
+        task: of the model, with `tasks` and `targets` (where something must be forgotten) of a multi-task model.
+        num_labels: of a classifier; 0 for others.
+        forget_classes: the labels in the forget set.
+        is_class_request: whether whole classes are forgotten.
+        parameter_names: of `parameters`.
+        kept: forget sample -> its place in `retain`, if it keeps a label.
+        is_deterministic: whether training reads a sample the same in every epoch.
+        given_teacher: the user's `teacher`.
+    """
+
+    seed: int
+    task: Task
+    tasks: Tasks | None
+    targets: list[str]
+    num_labels: int
+    forget_classes: list[int]
+    is_class_request: bool
+    parameter_names: list[str]
+    kept: dict[int, int]
+    is_deterministic: bool
+    given_teacher: Any
+
+    @property
+    def model(self) -> nn.Module:
+        """The unwrapped model."""
+        ...
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the order of every gradient."""
+        ...
+
+    @property
+    def is_sharded(self) -> bool: ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """What each step trains on."""
+        ...
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming update."""
+        ...
+
+    def has(self, split: str) -> bool:
+        """Whether there are samples of `retain` or `control`, the half of unseen that may steer."""
+        ...
+
+    def accuracy(self, split: str) -> float:
+        """Accuracy of the model as it is now, in eval mode, on `forget`, `retain` or `control`."""
+        ...
+
+    def measure(self, split: str) -> Measurement | TaskMeasurement:
+        """What the model as it is now says about each sample of `forget`, `retain` or `control`."""
+        ...
+
+    def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """(indices, labels, what the head of the model reads as it is now), batch by batch, of all samples of a source, on
+        every process."""
+        ...
+
+    def supervised(self, source: str, task: str) -> np.ndarray:
+        """The samples of `forget` whose label on a task must go, or those of `retain` that have one that stays."""
+        ...
+
+    def step_samples(self, group: str) -> list[tuple[str, int]]:
+        """The samples of the coming step, of all processes."""
+        ...
+
+    def batch(self, samples: list[tuple[str, int]], epoch: int | None = None) -> Batch:
+        """One batch of these samples; with an epoch, as training reads them then."""
+        ...
+
+    def gradients(
+        self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
+    ) -> list[list[Tensor]]:
+        """The whole gradient of `loss(model, batch)` over each group of samples.
+
+        The loss is made with `batch.mean`, here a mean over the group. The model is in eval mode. Groups are cut to the
+        batch size and shared out over the processes, and every process gets all gradients.
+        """
+        ...
+
+    def uses(self, loss: Callable[[nn.Module, Batch], Tensor], sample: tuple[str, int]) -> list[bool]:
+        """Which parameters the loss of a sample depends on."""
+        ...
+
+    def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
+        """Whether the model in training mode gives the loss of eval mode: no dropout, and BatchNorm frozen."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """The model in eval mode inside."""
+        ...
+
+    def teacher(self, cache: str = "auto") -> Teacher:
+        """The frozen original: `teacher.logits(batch)`. Its logits are kept in a table, unless `cache` is "never" or reading
+        a sample twice gives different inputs, which "always" refuses."""
+        ...
+
+    def untrained_model(self) -> nn.Module:
+        """A model of the original's architecture with random weights, drawn by the seed, in eval mode and frozen."""
+        ...
+
+    def start_from_base(self) -> None:
+        """Replace the weights by those the original was trained from."""
+        ...
+
+    def log(self, values: dict[str, float]) -> None:
+        """Log `values` together with the next losses."""
+        ...
+
+    def log_step(self, values: dict[str, Tensor]) -> None:
+        """Log the means of these over processes and over the steps since the last log, as the losses are logged."""
+        ...
+
+
 class Method:
     """Base class of all methods; a user's own subclass can be passed wherever a name can.
 
@@ -109,11 +241,16 @@ class Method:
         """The share of the retained samples that is used."""
         return 1.0
 
+    @property
+    def class_request(self) -> bool | None:
+        """Whether its config says that whole classes must go; None: it does not say."""
+        return getattr(self.config, "class_mode", None)
+
     def epochs(self, epochs: int) -> list[str]:
         """The kind of every epoch of a run of `epochs` epochs (see `Schedule`)."""
         raise NotImplementedError
 
-    def prepare(self, context: "Context") -> None:
+    def prepare(self, context: Context) -> None:
         """Called once, before the first step, while the model is still the original."""
 
     def trained_modules(self, model: nn.Module) -> list[str] | None:
@@ -123,7 +260,7 @@ class Method:
         """
         return None
 
-    def adapter(self, task: str) -> dict[str, Any] | None:
+    def adapter(self, task: Task) -> dict[str, Any] | None:
         """Arguments of the `LoraConfig` that is used on models of this task unless the user says otherwise."""
         return None
 

@@ -311,7 +311,7 @@ class LocalTeacher(Method):
 
         with seeded(context.seed, 4, seed):
             given = config.teacher if context.given_teacher is None else context.given_teacher
-            teacher = new_teacher(given, context.model, context.task, context.num_labels)
+            teacher = new_teacher(given, context.model, context.task)
             teacher.to(context.model.device).requires_grad_(True)
             teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
             inputs = readable(teacher, first.inputs)

@@ -170,6 +170,10 @@ class Multitask(Method):
             "freeze_batchnorm": True,
         }
 
+    @property
+    def class_request(self) -> bool:
+        return self.config.class_unlearning
+
     def epochs(self, epochs: int) -> list[str]:
         return ["paired"] * epochs
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig
 
@@ -39,8 +40,8 @@ class Paired(Method):
 
     config: PairedConfig
 
-    def adapter(self, task: str) -> dict[str, Any] | None:
-        return {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"} if task == "causal-lm" else None
+    def adapter(self, task: Task) -> dict[str, Any] | None:
+        return task.lora
 
     def epochs(self, epochs: int) -> list[str]:
         return ["paired"] * epochs
@@ -53,7 +54,7 @@ class Paired(Method):
             forget, control = context.measure("forget"), context.measure("control")
             self.loss_aim, accuracy = (control.mean(of, like=forget.labels) for of in ("loss", "correct"))
             # It says nothing where it was no higher, and little of texts, most of whose tokens are right in unseen ones too.
-            told_apart = forget.accuracy > accuracy and context.task != "causal-lm"
+            told_apart = forget.accuracy > accuracy and context.task.right_or_wrong
             self.accuracy_aim = accuracy if told_apart else -1.0
 
     def on_epoch_begin(self, epoch: int) -> bool | None:

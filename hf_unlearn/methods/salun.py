@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted
+from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .gradients import Gradient
@@ -104,7 +105,7 @@ class Salun(Method):
     def trained_modules(self, model: nn.Module) -> list[str] | None:
         return self.inner.trained_modules(model)
 
-    def adapter(self, task: str) -> dict[str, Any] | None:
+    def adapter(self, task: Task) -> dict[str, Any] | None:
         return self.inner.adapter(task)
 
     def adapter_arguments(self) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from ..errors import UnlearningError
 from ..models.adapters import NAME, is_adapted, merged, own_adapters, tuner_layers
 from ..models.modes import evaluating
 from ..models.small import ResNet8, small_transformer
+from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 
 
-def new_teacher(given: Any, original: nn.Module, task: str, num_labels: int) -> nn.Module:
-    """A fresh teacher: from scratch by its name ("auto": by the task), a checkpoint, a copy of a model, or from a function."""
-    own = "resnet8" if task == "image-classification" else "transformer"
+def new_teacher(given: Any, original: nn.Module, task: Task) -> nn.Module:
+    """A fresh teacher: from scratch by its name ("auto": by what the original reads), a checkpoint, a copy of a model, or from a function."""
+    channels = models.image_channels(original)
+    own = "resnet8" if channels else "transformer"
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
     if not isinstance(given, str):
@@ -32,11 +34,11 @@ def new_teacher(given: Any, original: nn.Module, task: str, num_labels: int) -> 
     words = original.get_input_embeddings().num_embeddings if own == "transformer" else None
     if given in ("auto", own):
         if words is None:
-            return ResNet8(num_labels, models.image_channels(original))
-        return small_transformer(num_labels, words, models.max_tokens(original) or 512)
+            return ResNet8(task.num_labels, channels)
+        return small_transformer(task.num_labels, words, models.max_tokens(original) or 512)
     if given in ("resnet8", "transformer"):
-        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task}; use {own!r}.")
-    teacher = models.load_model(given, task=task, num_labels=num_labels)
+        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task.name}; use {own!r}.")
+    teacher = models.load_model(given, task=task.name, num_labels=task.num_labels)
     theirs = teacher.get_input_embeddings().num_embeddings if words else None
     if theirs != words:
         raise UnlearningError(

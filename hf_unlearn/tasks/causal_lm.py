@@ -1,148 +1,89 @@
-"""Prompts and completions of a language model, as token ids and labels."""
+"""Language models: a sample is a completion, and every sample counts the same, however long it is."""
 
-import os.path
+import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
-from ..data.batches import Batch
-from ..data.collator import Collator
-from ..data.source import Source, is_conversation
-from ..errors import UnlearningError
+from .. import models
+from ..data.source import Source
+from ..metrics.signals import rows_at_once
+from .base import Task
+from .completions import COMPLETIONS, CompletionCollator
 from .losses import IGNORED, next_tokens
 
+MIN_K = 0.2
 
-class CompletionCollator(Collator):
-    """Rows to a `Batch` whose labels are the token ids of the completion, and -100 everywhere else.
 
-    A row is one of
-    - a `prompt` and a `completion`, both text or both lists of messages, which the tokenizer's chat template writes out
-    - a text, of which all is completion
-    - `input_ids`, with `labels` or a `completion_mask`; without either, all is completion
+class CausalLM(Task):
+    name = "causal-lm"
+    noun = "a language model"
+    outputs = "words"
+    layout = COMPLETIONS
+    counted = "the tokens of a language model's samples"
+    is_fixed = True
+    right_or_wrong = False  # most tokens of a text are right in unseen ones too
+    lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    scores = {"margin": "likelihood", "min_k": "min-k %", "extraction": "extraction strength"}
+    audit_parts = {1: ("relearning",)}
+    conventions = (
+        "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20% least likely ones; "
+        "extraction strength: the share of the completion that greedy decoding gives right after the shortest prefix "
+        "from which it does.",
+        "AUC: P(forget > unseen) + ½ P(equal) by the mean log-likelihood; 95% bootstrap interval.",
+    )
+    pipeline_tag = "text-generation"
+    auto_class = "AutoModelForCausalLM"
 
-    Prompt and completion are tokenized as one text: the completion begins at the first token that the prompt by itself
-    does not have. Text ends with the tokenizer's end-of-sequence token. What is longer than the model or the tokenizer
-    allows is cut off on the right, where the padding is too.
+    def __init__(self, model: nn.Module):
+        self.limits = models.limits(model)
+        self.config = models.base_of(model).config
+        self.num_outputs = self.config.get_text_config().vocab_size
+
+    def collator(self, example: Source, processing_class: Any, data_collator: Callable | None) -> CompletionCollator:
+        return CompletionCollator(example, processing_class, data_collator, **self.limits)
+
+    def eval_batch_size(self, eval_size: int, train_size: int) -> int:
+        return min(eval_size, train_size)  # a row of logits over the vocabulary for each token
+
+    def audit_statistics(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return completion_statistics(logits, labels)
+
+
+@torch.no_grad()
+def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) -> dict[str, Tensor]:
+    """What of a completion is known by heart, for each sample of a language model, from its T completion tokens y_t.
+
+        min_k       mean of the ⌈share · T⌉ lowest log p(y_t | y_<t)
+        extraction  1 − k/T with the smallest k such that greedy decoding from the prompt and y_1 … y_k gives the rest,
+                    y_{k+1} … y_T, exactly
+
+    Greedy decoding gives the rest exactly if and only if every token of it is the likeliest one after the true tokens
+    before it. One forward pass over the true tokens tells: T − k is the length of the run of right argmax predictions that
+    ends the completion. 1: all of it from the prompt alone; 0: not even the last token.
+
+    Args:
+        logits: [n, L, V]; those at one place predict the token at the next.
+        labels: [n, L], -100 outside the completion.
+
+    References:
+        Shi et al., *Detecting Pretraining Data from Large Language Models*, ICLR 2024, arXiv 2310.16789 (min-k % prob).
+        Carlini et al., *Extracting Training Data from Large Language Models*, USENIX Security 2021, arXiv 2012.07805;
+        as a metric: Wang et al., *Towards Effective Evaluations and Comparisons for LLM Unlearning Methods*, ICLR 2025,
+        arXiv 2406.09179 (extraction strength).
     """
-
-    pads = False  # by itself, with any token: what is padding has no label
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        tokenizer = self.processing_class
-        lengths = [self.max_tokens, getattr(tokenizer, "model_max_length", None)]
-        self.longest = min([length for length in lengths if length] or [2**20])
-        ids = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos")]
-        self.padding = next((i for i in ids if i is not None), 0)
-        self.conversations = bool(self.raw_columns) and is_conversation(self.example.first_row[self.raw_columns[0]])
-        if self.conversations and not tokenizer.chat_template:
-            raise UnlearningError(
-                f"The {self.raw_columns[0]} of {self.example.name} is a list of messages, and the tokenizer has no chat "
-                "template; set tokenizer.chat_template, or pass text."
-            )
-
-    def __call__(self, rows: list[dict]) -> Batch:
-        if self.data_collator is not None:
-            return Batch(self.data_collator(rows))
-        samples = [_processed(row) for row in rows] if self.raw_columns is None else self._tokenized(rows)
-        samples = [(ids[: self.longest], labels[: self.longest]) for ids, labels in samples]
-
-        def padded(values: list[Tensor], padding: int) -> Tensor:
-            return pad_sequence(values, batch_first=True, padding_value=padding)
-
-        batch = Batch(
-            input_ids=padded([torch.tensor(ids, dtype=torch.long) for ids, _ in samples], self.padding),
-            attention_mask=padded([torch.ones(len(ids), dtype=torch.long) for ids, _ in samples], 0),
-            labels=padded([torch.tensor(labels, dtype=torch.long) for _, labels in samples], IGNORED),
-        )
-        return self.checked(batch)
-
-    def _tokenized(self, rows: list[dict]) -> list[tuple[list[int], list[int]]]:
-        prompts, wholes = zip(*map(self._texts, rows), strict=True)
-        samples = []
-        for prompt, ids in zip(self._ids(prompts), self._ids(wholes), strict=True):
-            start = len(os.path.commonprefix([prompt, ids]))
-            eos = None if self.conversations else self.processing_class.eos_token_id  # a chat template ends by itself
-            if eos is not None and start < len(ids) and ids[-1] != eos:
-                ids = [*ids, eos]
-            samples.append((ids, [IGNORED] * start + ids[start:]))
-        return samples
-
-    def _texts(self, row: dict) -> tuple[str, str]:
-        """The prompt, and prompt and completion together."""
-        values = [row[column] for column in self.raw_columns]
-        for column, value in zip(self.raw_columns, values, strict=True):
-            if not (is_conversation(value) if self.conversations else isinstance(value, str)):
-                expected = "a list of messages" if self.conversations else "text"
-                raise UnlearningError(
-                    f"A {column} is {repr(value)[:60]}; expected {expected}, as in the first row of {self.example.name}."
-                )
-        prompt = values[0] if len(values) == 2 else None
-        if not self.conversations:
-            return prompt or "", "".join(values)
-        write = self.processing_class.apply_chat_template
-        whole = write([message for value in values for message in value], tokenize=False)
-        return write(prompt, tokenize=False, add_generation_prompt=True) if prompt else "", whole
-
-    def _ids(self, texts: tuple[str, ...]) -> list[list[int]]:
-        """Token ids, without what the tokenizer puts behind a text."""
-        encoded = self.processing_class(
-            list(texts),
-            add_special_tokens=not self.conversations,  # a chat template writes them
-            return_special_tokens_mask=not self.conversations,
-            verbose=False,  # that a text is too long for the model
-        )
-        if self.conversations:
-            return encoded["input_ids"]
-        stripped = []
-        for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-            end = next((i for i in range(len(ids), 0, -1) if not special[i - 1]), 0)
-            stripped.append(ids[:end])
-        return stripped
-
-    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray:
-        """The number of completion tokens that are predicted in each sample. Refuses samples without one."""
-        counts = {name: self._count(source, progress) for name, source in sources.items()}
-        return np.concatenate([counts[name] for name in ("forget", "retain") if name in counts])
-
-    def _count(self, source: Source, progress: bool, chunk: int = 256) -> np.ndarray:
-        starts, counts = range(0, len(source), chunk), []
-        for start in tqdm(
-            starts, desc=f"tokens of {source.name}", leave=False, disable=not progress or len(starts) < 8
-        ):
-            rows = range(start, min(start + chunk, len(source)))
-            labels = self.read(source, rows).get("labels")
-            if labels is None or labels.ndim != 2 or len(labels) != len(rows):
-                raise UnlearningError(
-                    f"The data collator made labels of shape {None if labels is None else tuple(labels.shape)} of "
-                    f"{len(rows)} samples of {source.name}; expected one row of token labels (-100: no loss) for each."
-                )
-            counts.append((next_tokens(labels) != IGNORED).sum(dim=1).numpy())
-        counts = np.concatenate(counts)
-        if len(empty := np.flatnonzero(counts == 0)):
-            raise UnlearningError(
-                f"{len(empty)} of the {len(source)} samples of {source.name} have no completion token to predict (the "
-                f"first is row {empty[0]}): it is empty, or behind the {self.longest} tokens that are read. Remove the "
-                "row, or shorten its prompt."
-            )
-        return counts
-
-
-def _processed(row: dict) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a row that is tokenized already, without its padding."""
-    ids = np.asarray(row["input_ids"])
-    read = np.asarray(row.get("attention_mask", np.ones_like(ids))).astype(bool)
-    if row.get("labels") is not None:
-        labels = np.asarray(row["labels"])
-    else:
-        labels = np.where(np.asarray(row.get("completion_mask", np.ones_like(ids))).astype(bool), ids, IGNORED)
-    if not ids.shape == read.shape == labels.shape or ids.ndim != 1:
-        raise UnlearningError(
-            f"A sample has input_ids of shape {ids.shape} and labels of shape {labels.shape}; expected one label for each "
-            "token (-100: no loss), or no labels."
-        )
-    return ids[read].tolist(), labels[read].tolist()
+    labels = next_tokens(labels)
+    kept = labels != IGNORED
+    rows, places = kept.nonzero(as_tuple=True)
+    log_p, right = [], []
+    step = rows_at_once(logits.shape[2])
+    for row, place in zip(rows.split(step), places.split(step), strict=True):
+        z, y = logits[row, place].double(), labels[row, place]
+        log_p.append(z.log_softmax(dim=-1).gather(1, y[:, None])[:, 0])
+        right.append(z.argmax(dim=-1) == y)
+    counts = kept.sum(dim=1).tolist()
+    lowest = [x.topk(math.ceil(share * len(x)), largest=False).values.mean() for x in torch.cat(log_p).split(counts)]
+    runs = [x.flip(0).double().cumprod(dim=0).mean() for x in torch.cat(right).split(counts)]
+    return {"min_k": torch.stack(lowest), "extraction": torch.stack(runs)}

@@ -12,7 +12,7 @@ from ..data.batches import to_model
 from ..models.modes import evaluating
 from .evaluation import Evaluator
 from .figures import Figures
-from .multitask import Tasks
+from .several import Tasks
 
 
 @dataclass

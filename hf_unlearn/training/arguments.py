@@ -7,13 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ..data.source import Columns
+from .. import models
+from ..data.layout import Columns
 from ..data.splits import SPLIT_SEED
 from ..errors import UnlearningError, in_one_sentence
+from ..methods import Method
 from ..methods.fields import check_fields
+from ..models import adapters
+from ..tasks.base import Task
 
 # What a method has its own defaults for. None means: not set by the user, the method decides.
 METHOD_DEFAULTS = (
@@ -113,3 +118,22 @@ class UnlearningArguments(TrainingArguments):
     @property
     def columns(self) -> Columns:
         return Columns(self.image_column, self.text_column, self.text_pair_column, self.label_column)
+
+
+def with_defaults(args: UnlearningArguments, method: Method, model: nn.Module, adapted: bool) -> UnlearningArguments:
+    """A copy in which the method has filled in what is left unset, for this model; in an adapter Adam steps further."""
+    defaults = method.arguments(models.architecture_family(model), models.width(model))
+    if adapted:
+        if "learning_rate" in defaults and defaults.get("optim") != "sgd":
+            defaults["learning_rate"] *= adapters.LEARNING_RATE
+        defaults |= method.adapter_arguments()
+    return args.resolved(defaults | method.config.arguments)
+
+
+def for_trainer(args: UnlearningArguments, method: Method, task: Task) -> UnlearningArguments:
+    """What the Trainer must do otherwise: clip nothing where gradients are clipped one by one, and find unused weights."""
+    if method.info.kind == "gradient":
+        args.max_grad_norm = 0.0
+    if task.leaves_out and args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True
+    return args

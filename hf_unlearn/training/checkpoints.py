@@ -1,6 +1,5 @@
 """Complete checkpoints only: saving, finding and resuming them, and the original that they belong to."""
 
-import errno
 import json
 import logging
 import os
@@ -15,18 +14,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
 from ..errors import UnlearningError
 from . import identity
-from .arguments import UnlearningArguments
-from .output import ORIGINAL, keep_request, read_original
+from .disk import check_disk, clear_write_errors
+from .output import ORIGINAL, check_same_request, keep_request, read_original, request_digest
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,10 @@ METHOD_STATE = "method.safetensors"
 class ResumableTrainer(Trainer):
     """A Trainer whose run, killed at any moment, goes on from its newest complete checkpoint with the same bits."""
 
+    _claimed = False  # whether the run in the output folder is of this trainer
+
     @property
-    def _private(self) -> Path:
+    def private(self) -> Path:
         return Path(self.args.output_dir, PRIVATE)
 
     def _begin(self, resume: str | bool | None) -> str | None:
@@ -57,9 +58,19 @@ class ResumableTrainer(Trainer):
         with self._together():
             if self.args.should_save:
                 self._keep_original(checkpoint, digest)
-                keep_request(self._private, request)
+                keep_request(self.private, request)
         self._claimed = True
         return checkpoint
+
+    def _check_output(self, resume: str | bool | None, digest: str) -> str | None:
+        """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
+        request = None  # of samples that differ whenever they are read
+        if self.deterministic:
+            mask = self.request.mask
+            request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        if not resume and not self._claimed:  # or of this very trainer, which may train again
+            check_same_request(self.private, None if self.adapter else digest, request)
+        return request
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -92,34 +103,34 @@ class ResumableTrainer(Trainer):
 
     def _keep_original(self, checkpoint: str | None, digest: str) -> None:
         """Keep the original once, or where on the Hub it is."""
-        about = self._private / ORIGINAL
+        about = self.private / ORIGINAL
         if checkpoint is not None:
             begun, run = self._about(), _read(Path(checkpoint, COMPLETE))["run"]
             if begun is not None and (begun["run"], begun["digest"]) == (run, digest):
                 return
         check_disk(self.model, self.args)
         with clear_write_errors(self.args.output_dir):
-            self._private.mkdir(parents=True, exist_ok=True)
+            self.private.mkdir(parents=True, exist_ok=True)
             about.unlink(missing_ok=True)  # from here on, checkpoints of an earlier run do not count
             folder = None
             if self.origin is None and self.adapter is None:
-                folder, new = "original", self._private / "original.new"  # what is there may be all that is left of it
+                folder, new = "original", self.private / "original.new"  # what is there may be all that is left of it
                 shutil.rmtree(new, ignore_errors=True)
                 models.save_model(self.model, new)
-                shutil.rmtree(self._private / folder, ignore_errors=True)
-                new.rename(self._private / folder)
+                shutil.rmtree(self.private / folder, ignore_errors=True)
+                new.rename(self.private / folder)
             content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
             _write_last(about, content)
 
     def _about(self) -> dict[str, Any] | None:
         """What is noted of the original and of the run that has this output folder, if anything."""
-        return read_original(self._private)
+        return read_original(self.private)
 
     def where_original(self) -> str:
         """In words, from where the original can be loaded again."""
         about = self._about() or {"folder": None}
         if about["folder"]:
-            return f"the original, {self._private / about['folder']},"
+            return f"the original, {self.private / about['folder']},"
         return f"the original, {about['repo']}@{about['revision']}," if "repo" in about else "the original"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -140,17 +151,33 @@ class ResumableTrainer(Trainer):
             models.save_model(model, folder, state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self._own_clipping()
-            self.method.config.save(
-                folder, training=used, schedule=getattr(self, "schedule", None) and self.schedule.epochs
-            )
+            used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self.own_clipping()
+            self.method.config.save(folder, training=used, schedule=self.schedule and self.schedule.epochs)
+
+    def own_clipping(self) -> dict[str, float]:
+        """The norm that a gradient method's gradients are clipped to, each by itself; the Trainer clips none."""
+        return {"max_grad_norm": self.named_gradients.max_norm} if self.method.info.kind == "gradient" else {}
+
+    def check_finite(self, weights: bool = False) -> None:
+        """Refuse to go on, or to save, where a loss was NaN or infinite, or `weights` are."""
+        if not self.watch.all_finite():
+            what = "loss was NaN or infinite by"
+        elif weights and not self.is_fsdp_enabled and not all(p.isfinite().all() for p in self.model.parameters()):
+            what = "weights are NaN or infinite after"
+        else:
+            return
+        raise UnlearningError(
+            f"The {what} step {self.state.global_step} (learning rate {self.args.learning_rate:g}); lower learning_rate or set "
+            f"max_grad_norm, and start again from {self.where_original()} without resume_from_checkpoint, since a checkpoint "
+            "goes on with the settings it was saved with."
+        )
 
     def _save_checkpoint(self, model, trial) -> None:
         """The Trainer's checkpoint, with the method's state, counted as complete only by a marker that is written last.
 
         Overridden because no public hook comes before older checkpoints are deleted: a kill in between would leave none.
         """
-        self._check_finite(weights=True)
+        self.check_finite(weights=True)
         folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
             (folder / COMPLETE).unlink(missing_ok=True)
@@ -255,7 +282,7 @@ class ResumableTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""
-        self._accuracies = {}
+        self.looks.forget()
         if self.is_fsdp_enabled:
             return super()._load_best_model()
         models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
@@ -342,45 +369,6 @@ class ResumableTrainer(Trainer):
             token=token or self.args.hub_token,
             **release,
         )
-
-
-def check_disk(model: nn.Module, args: UnlearningArguments) -> None:
-    """Room for the original, the result and one checkpoint with two moments of the optimizer."""
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    check_room(args, 2 * size + (0 if args.save_strategy == SaveStrategy.NO else size + 2 * trained))
-
-
-def check_room(args: UnlearningArguments, needed: int) -> None:
-    """Refuse to begin what the disk of the output folder has no room for."""
-    folder = Path(args.output_dir).absolute()
-    free = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
-    if free < needed:
-        raise UnlearningError(
-            f"{args.output_dir} has {free / 2**20:.0f} MiB free, and this run needs about {needed / 2**20:.0f} MiB; free "
-            "some space, or choose another output_dir."
-        )
-
-
-# What safetensors says, and what torch.save says: its zip writer only notices that fewer bytes arrived than it wrote.
-_DISK_FULL = ("No space left", "File too large", "quota exceeded", "iostream", "inline_container", "StreamWriter")
-
-
-@contextmanager
-def clear_write_errors(folder: str | Path) -> Iterator[None]:
-    """A full disk, or a folder that cannot be written, in one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for I/O
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in _DISK_FULL)
-        if isinstance(error, RuntimeError) and not full:
-            raise
-        why = "the disk is full" if full else str(error)
-        raise UnlearningError(
-            f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
-            "were; make room and save again, or resume."
-        ) from error
 
 
 def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:

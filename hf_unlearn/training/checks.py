@@ -5,8 +5,10 @@ import os
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..errors import UnlearningError, in_one_sentence
@@ -15,6 +17,7 @@ from ..methods.fields import check_fields
 from ..models import adapters
 from .arguments import UnlearningArguments
 from .output import check_folder
+from .request import Request
 
 AT_LEAST = {
     **dict.fromkeys(
@@ -38,6 +41,7 @@ WITHOUT_EFFECT = {
     "include_for_metrics": "evaluation is of the method's figures",
     "label_names": "label_column names the labels",
 }
+EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept", "uis", "task_interference")  # metrics that see the evidence half
 OF_THE_TRAINER = {  # its arguments that this one takes no notice of
     "train_dataset": "pass forget_dataset and retain_dataset",
     "eval_dataset": "pass unseen_dataset and test_dataset",
@@ -148,6 +152,48 @@ def check_values(args: UnlearningArguments) -> None:
             raise UnlearningError(f"{name} is {value!r}, which has no effect, because {why}; leave it out.")
 
 
+def check_resolved(
+    args: UnlearningArguments,
+    method: Method,
+    model: nn.Module,
+    request: Request,
+    adapted: bool,
+    optimizers: tuple | None = None,
+    optimizer_cls_and_kwargs: tuple | None = None,
+    **others: Any,
+) -> None:
+    """What can be known of the training arguments once the method has filled in its own."""
+    check_values(args)
+    _check_steering(args, request)
+    own = (optimizers or (None,))[0]
+    if method.info.kind == "gradient":
+        check_gradient_method(method, args, own, optimizer_cls_and_kwargs, request.has_stream)
+    if method.info.kind == "surgery":
+        return
+    if not adapted and not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UnlearningError(
+            "All weights of the model are frozen, and none would be trained; expected model.requires_grad_(True), or some of "
+            "them with requires_grad, or peft_config."
+        )
+    check_optimizer(args, model, bool(optimizer_cls_and_kwargs or own))
+
+
+def _check_steering(args: UnlearningArguments, request: Request) -> None:
+    steering = str(args.metric_for_best_model).removeprefix("eval_")
+    if steering.startswith(EVIDENCE):
+        raise UnlearningError(
+            f"metric_for_best_model is {args.metric_for_best_model}, which is measured on the half of the unseen samples "
+            "that must not steer; expected gap, or a metric of forget or retain."
+        )
+    if steering == "gap" and (why := request.why_no_gap()):
+        if args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST:
+            raise UnlearningError(
+                f"The best checkpoint is the one with the smallest gap, and there is no gap because {why}; pass such "
+                "samples, another metric_for_best_model, or load_best_model_at_end=False."
+            )
+        args.metric_for_best_model = None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The optimizer and the schedule
 
@@ -221,6 +267,9 @@ def check_task(method: Method, task: str) -> None:
 
 
 def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
+    """Of a method that edits weights once: an adapter in the model, and what is to be done about a new one."""
+    if method.info.kind != "surgery":
+        return
     name = method.info.name
     if adapters.is_adapted(model):
         raise UnlearningError(
@@ -238,7 +287,7 @@ def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
 
 
 def check_gradient_method(
-    method: Method, args: UnlearningArguments, kwargs: dict[str, Any], retain_is_stream: bool
+    method: Method, args: UnlearningArguments, own: Any, own_class: tuple | None, retain_is_stream: bool
 ) -> None:
     """What would scale gradients, or turn the update that the method asks for into another one."""
     name = method.info.name
@@ -253,13 +302,12 @@ def check_gradient_method(
         )
     if not method.plain_sgd:
         return
-    optimizer, (own, _) = args.optim, kwargs.get("optimizers") or (None, None)
-    found = f"optim={optimizer.value!r}" if optimizer != OptimizerNames.SGD else None
+    found = f"optim={args.optim.value!r}" if args.optim != OptimizerNames.SGD else None
     if args.optim_args and "momentum" in args.optim_args:
         found = f"optim_args={args.optim_args!r}"
     if args.weight_decay:
         found = f"weight_decay={args.weight_decay:g}"
-    if kwargs.get("optimizer_cls_and_kwargs"):
+    if own_class:
         found = "an optimizer class of your own"
     if own is not None:
         groups = own.param_groups if isinstance(own, torch.optim.SGD) else []
@@ -272,8 +320,15 @@ def check_gradient_method(
         )
 
 
-def check_sharding(method: Method, version: int) -> None:
-    if version != 2:
+def check_sharding(method: Method, accelerator: Accelerator) -> None:
+    """Refuse what cannot be had of weights that FSDP shards."""
+    if (fsdp := getattr(accelerator.state, "fsdp_plugin", None)) is None:
+        return
+    if method.info.kind == "surgery":
+        raise UnlearningError(f"{method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
+    if method.info.kind != "gradient":
+        return
+    if (version := getattr(fsdp, "fsdp_version", 1)) != 2:
         raise UnlearningError(
             f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
             "FSDP2 (fsdp_version: 2) or DDP."

@@ -1,4 +1,4 @@
-"""What a method may ask of the run."""
+"""What a method may ask, answered by the trainer."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -10,134 +10,187 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..data.batches import Batch
+from ..data.batches import Batch, to_model
 from ..data.samples import seeded
-from ..data.schedule import Schedule
+from ..data.schedule import Draw, Schedule
+from ..errors import UnlearningError
+from ..methods import base
+from ..methods.frozen import OnlineTeacher
 from ..models.modes import evaluating
 from ..tasks.figures import Measurement
-from ..tasks.multitask import Tasks
 from ..tasks.multitask_evaluation import TaskMeasurement
-from .teacher import OnlineTeacher, TableTeacher
+from .disk import check_room
+from .original import base_weights
+from .teacher import TableTeacher
 
 
-class Context:
-    """What a method may ask of the trainer."""
+class Context(base.Context):
+    """The run of one trainer, as a method sees it; what each member means is said in `methods.base`."""
 
     def __init__(self, trainer: Any):
         self._trainer = trainer
-        self.seed: int = trainer.args.seed
-        self.num_labels: int = trainer.num_labels
-        self.forget_classes: list[int] = trainer.request.forget_classes
-        self.is_class_request: bool = trainer.request.is_class
-        self.parameter_names: list[str] = [name for name, _ in trainer.trained()]
-        self.tasks: Tasks | None = trainer.tasks  # of a multi-task model
-        self.targets: list[str] = trainer.targets if trainer.tasks else []  # where something must be forgotten
-        self.kept: dict[int, int] = trainer.request.kept  # forget sample -> its place in `retain`, if it keeps a label
-        self.task: str = trainer.task
-        self.is_deterministic: bool = trainer.deterministic  # whether training reads a sample the same in every epoch
-        self.given_teacher: Any = trainer.given_teacher
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What is trained, in the order of every gradient."""
-        return [parameter for _, parameter in self._trainer.trained()]
+        request = trainer.request
+        self.seed = trainer.args.seed
+        self.task, self.tasks, self.targets = trainer.task, trainer.tasks, trainer.targets
+        self.num_labels = trainer.num_labels
+        self.forget_classes, self.is_class_request, self.kept = request.forget_classes, request.is_class, request.kept
+        self.parameter_names = [name for name, _ in trainer.trained()]
+        self.is_deterministic = trainer.deterministic
+        self.given_teacher = trainer.given_teacher
 
     @property
     def model(self) -> nn.Module:
-        """The unwrapped model."""
         return self._trainer.model
 
-    def accuracy(self, split: str) -> float:
-        """Accuracy of the model as it is now, in eval mode, on `forget`, `retain` or the `control` half of unseen."""
-        return self._trainer.accuracy(split)
-
-    def supervised(self, source: str, task: str) -> np.ndarray:
-        """The samples of `forget` whose label on a task must go, or those of `retain` that have one that stays."""
-        sizes = self._trainer.sizes[:, self.tasks.names.index(task)]
-        n_forget = len(self._trainer.sources["forget"])
-        return np.flatnonzero(sizes[:n_forget] if source == "forget" else sizes[n_forget:])
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for _, parameter in self._trainer.trained()]
 
     @property
     def is_sharded(self) -> bool:
         return self._trainer.is_fsdp_enabled
 
+    @property
+    def schedule(self) -> Schedule:
+        return self._trainer.schedule
+
+    @property
+    def learning_rate(self) -> float:
+        return self._trainer.optimizer.param_groups[0]["lr"]
+
+    # -- What the model as it is now says
+
     def has(self, split: str) -> bool:
-        """Whether there are samples of `retain` or `control`."""
         return split in self._trainer.indices
 
+    def accuracy(self, split: str) -> float:
+        return self._trainer.looks.accuracy(split)
+
     def measure(self, split: str) -> Measurement | TaskMeasurement:
-        """What the model as it is now says about each sample of `forget`, `retain` or `control`."""
-        return self._trainer.measure_split(split)
+        return self._trainer.looks.measure(split)
+
+    def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        trainer = self._trainer
+        yield from trainer.evaluator.features(trainer.looks.model(), source, np.arange(len(trainer.sources[source])))
+
+    # -- Samples
+
+    def supervised(self, source: str, task: str) -> np.ndarray:
+        sizes = self._trainer.sizes[:, self.tasks.names.index(task)]
+        n_forget = len(self._trainer.sources["forget"])
+        return np.flatnonzero(sizes[:n_forget] if source == "forget" else sizes[n_forget:])
+
+    def step_samples(self, group: str) -> list[tuple[str, int]]:
+        draws = self.schedule.step(self._trainer.state.global_step)[group]
+        return [(draw.source, draw.index) for draw in draws]
+
+    def batch(self, samples: list[tuple[str, int]], epoch: int | None = None) -> Batch:
+        return self._batch(self._draws(samples), epoch)
+
+    def _draws(self, samples: list[tuple[str, int]]) -> list[Draw]:
+        return self.schedule.weighted([Draw("group", source, index, 0) for source, index in samples])
+
+    def _batch(self, draws: list[Draw], epoch: int | None = None) -> Batch:
+        trainer = self._trainer
+        samples = trainer.evaluator.samples
+        if epoch is not None:
+            samples, draws = trainer.train_dataset, [draw._replace(epoch=epoch) for draw in draws]
+        return to_model(trainer.reading.collator()(samples.__getitems__(draws)), self.model, trainer.args.device)
+
+    # -- Gradients
 
     def gradients(
         self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
     ) -> list[list[Tensor]]:
-        """The whole gradient of `loss(model, batch)` over each group of samples, given as (source, index).
-
-        The loss is made with `batch.mean`, here a mean over the group. The model is in eval mode. Groups are cut to the
-        batch size and shared out over the processes, and every process gets all gradients.
-        """
-        return self._trainer.gradients(loss, groups)
-
-    def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
-        """Whether the model in training mode gives the loss of eval mode: no dropout, and BatchNorm frozen."""
-        return self._trainer.is_same_in_training(loss)
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """The model in eval mode inside."""
-        return evaluating(self.model)
+        args, accelerator, parameters = self._trainer.args, self._trainer.accelerator, self.parameters
+        wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
+        totals = [[torch.zeros_like(p, dtype=d) for p, d in zip(parameters, wide, strict=True)] for _ in groups]
+        pieces = [
+            (total, draws[i : i + args.train_batch_size])
+            for total, draws in zip(totals, map(self._draws, groups), strict=True)
+            for i in range(0, len(draws), args.train_batch_size)
+        ]
+        with self.evaluating():
+            for total, draws in pieces[args.process_index :: args.world_size]:
+                with accelerator.autocast():
+                    value = loss(self.model, self._batch(draws))
+                found = torch.autograd.grad(value, parameters, allow_unused=True)
+                for column, gradient in zip(total, found, strict=True):
+                    if gradient is not None:
+                        column += gradient
+        if args.world_size > 1:
+            for total in totals:
+                flat = accelerator.reduce(torch.cat([column.flatten() for column in total]), "sum")
+                parts = flat.split([column.numel() for column in total])
+                total[:] = [part.view_as(column) for part, column in zip(parts, total, strict=True)]
+        return totals
 
     def uses(self, loss: Callable[[nn.Module, Batch], Tensor], sample: tuple[str, int]) -> list[bool]:
-        """Which parameters the loss of a sample depends on."""
-        trainer = self._trainer
-        value = loss(self.model, trainer._batch(trainer._draws([sample])))
+        value = loss(self.model, self.batch([sample]))
         return [g is not None for g in torch.autograd.grad(value, self.parameters, allow_unused=True)]
 
-    def step_samples(self, group: str) -> list[tuple[str, int]]:
-        """The samples of the coming step, of all processes."""
-        draws = self._trainer.schedule.step(self._trainer.state.global_step)[group]
-        return [(draw.source, draw.index) for draw in draws]
+    def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
+        frozen = self._trainer.frozen_batchnorm
+        if set(models.batchnorm_modules(self.model)) - set(frozen):
+            return False
+        batch = self.batch([("forget", 0)])
+        with torch.no_grad(), torch.random.fork_rng(), self.evaluating():
+            value = loss(self.model, batch)
+            self.model.train()
+            for module in frozen:
+                module.eval()
+            return torch.allclose(loss(self.model, batch), value, rtol=1e-5)
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the coming update."""
-        return self._trainer.optimizer.param_groups[0]["lr"]
+    def evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self.model)
+
+    # -- Other models
 
     def teacher(self, cache: str = "auto") -> TableTeacher | OnlineTeacher:
-        """The frozen original: `teacher.logits(batch)`."""
-        return self._trainer.make_teacher(cache)
+        if cache == "always" and not self.is_deterministic:
+            raise UnlearningError(
+                'cache_teacher is "always", but reading a sample twice gives different inputs (a random transform); '
+                'use "auto" or "never", or remove the transform.'
+            )
+        if cache != "never" and self.is_deterministic:
+            return self._table()
+        if adapter := self._trainer.adapter:
+            return OnlineTeacher(self.model, adapter.disabled)
+        return OnlineTeacher(copy.deepcopy(self.model).eval().requires_grad_(False))
 
-    def start_from_base(self) -> None:
-        """Replace the weights by those the original was trained from."""
-        self._trainer.start_from_base()
+    def _table(self) -> TableTeacher:
+        trainer = self._trainer
+        used, n_forget = self.schedule.used(), len(trainer.sources["forget"])
+        forget, retain = used[used < n_forget], used[used >= n_forget] - n_forget
+        n_retain = len(trainer.sources["retain"]) if "retain" in trainer.sources else 0
+        check_room(trainer.args, 4 * len(used) * self.num_labels)  # a full disk under a memory map kills the process
+        about = trainer.private / "teacher", forget, retain, n_forget, n_retain
+        table = TableTeacher(trainer.evaluator, trainer.looks.model(), *about)
+        if len(forget):
+            trainer.looks.accuracies["forget"] = table.forget_accuracy
+        return table
 
     def untrained_model(self) -> nn.Module:
-        """A model of the original's architecture with random weights, drawn by the seed, in eval mode and frozen."""
         model = models.base_of(self.model)
         with seeded(self.seed):
             untrained = type(model)(copy.deepcopy(model.config))
         return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
 
-    @property
-    def schedule(self) -> Schedule:
-        """What each step trains on."""
-        return self._trainer.schedule
-
-    def batch(self, samples: list[tuple[str, int]], epoch: int | None = None) -> Batch:
-        """One batch of these samples, given as (source, index); with an epoch, as training reads them then."""
-        return self._trainer._batch(self._trainer._draws(samples), epoch)
-
-    def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
-        """(indices, labels, what the head of the model reads as it is now), batch by batch, of all samples of `forget` or
-        `retain`, on every process."""
+    def start_from_base(self) -> None:
         trainer = self._trainer
-        yield from trainer.evaluator.features(trainer._forward_model, source, np.arange(len(trainer.sources[source])))
+        if trainer.adapter:
+            raise UnlearningError(
+                f"{trainer.method.info.name} trains all weights from base_model on; leave out peft_config."
+            )
+        trainer.looks.forget()
+        torch.manual_seed(self.seed)
+        self.model.load_state_dict(base_weights(trainer.base_model, self.model, self.task))
+
+    # -- Logs
 
     def log(self, values: dict[str, float]) -> None:
-        """Log `values` together with the next losses."""
-        self._trainer.pending_logs.update(values)
+        self._trainer.watch.pending.update(values)
 
     def log_step(self, values: dict[str, Tensor]) -> None:
-        """Log the means of these over processes and over the steps since the last log, as the losses are logged."""
         for name, value in values.items():
-            self._trainer._add_part(name, value)
+            self._trainer.watch.add(name, value)

@@ -7,9 +7,30 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..data.batches import Batch, to_model
 from ..data.schedule import Schedule
+from ..methods import Method
 from .arguments import UnlearningArguments
+from .request import Request
+
+
+def make_schedule(request: Request, method: Method, args: UnlearningArguments, sizes: np.ndarray | None) -> Schedule:
+    """The method's epochs, cut into steps; with a fraction of epochs, or a number of steps, it ends earlier."""
+    whole = int(np.ceil(args.num_train_epochs))
+    retain = request.sources.get("retain")
+    schedule = Schedule(
+        method.epochs(whole),
+        n_forget=len(request.forget),
+        n_retain=len(retain) if retain else 0,
+        batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        retain_fraction=method.retain_fraction,
+        retain_is_stream=bool(retain and retain.is_stream),
+        max_steps=args.max_steps if args.max_steps > 0 else None,
+        sizes=sizes,
+    )
+    if args.max_steps <= 0 and args.num_train_epochs < whole:
+        schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / whole))
+    return schedule
 
 
 class MicroBatches:
@@ -26,19 +47,6 @@ class MicroBatches:
         return self.schedule.micro_batches(0, args.process_index, args.world_size, args.gradient_accumulation_steps)
 
 
-class Share:
-    """This process's share of a set, in batches, as often as it is iterated."""
-
-    def __init__(self, trainer: Any, name: str):
-        self.trainer, self.name = trainer, name
-
-    def __iter__(self) -> Iterator[Batch]:
-        trainer, evaluator = self.trainer, self.trainer.evaluator
-        indices = np.arange(len(trainer.sources[self.name]))
-        for _, batch in evaluator.batches(self.name, indices, evaluator.shard, self.name):
-            yield to_model(batch, trainer.model, trainer.args.device)
-
-
 class Flow(TrainerCallback):
     """Epochs, which the Trainer does not know of: the method's hooks, and what is due at the end of each."""
 
@@ -49,7 +57,7 @@ class Flow(TrainerCallback):
         trainer = self.trainer
         state.num_train_epochs = len(trainer.schedule.epochs)
         state.epoch = trainer.schedule.progress(state.global_step)
-        trainer._parts_since = state.global_step
+        trainer.watch.since = state.global_step
         if state.global_step == 0 and trainer.original:
             values, _ = trainer.evaluator.figures(
                 trainer.original, trainer.original, class_request=trainer.request.is_class
@@ -57,15 +65,15 @@ class Flow(TrainerCallback):
             trainer.log({f"eval_{name}": value for name, value in values.items() if value is not None})
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.trainer._accuracies, self.trainer._measured = {}, {}
+        self.trainer.looks.forget()
         self.trainer.method.on_step_begin(state.global_step)
-        self.trainer.pending_logs |= self.next_logs
+        self.trainer.watch.pending |= self.next_logs
         self.next_logs = {}
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, step = self.trainer, state.global_step
         state.epoch = trainer.schedule.progress(step)
-        trainer._accuracies, trainer._measured = {}, {}
+        trainer.looks.forget()
         with trainer.accelerator.autocast():
             if trainer.method.on_step_end(step) is False:
                 control.should_training_stop = True
@@ -74,16 +82,16 @@ class Flow(TrainerCallback):
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
-            due, trainer.pending_logs = trainer.pending_logs, {}
+            due, trainer.watch.pending = trainer.watch.pending, {}
             if step < state.max_steps and trainer.method.on_epoch_begin(trainer.schedule.epoch(step)) is False:
                 control.should_training_stop = True
-            self.next_logs, trainer.pending_logs = trainer.pending_logs, due  # of the next epoch, not of this one
+            self.next_logs, trainer.watch.pending = trainer.watch.pending, due  # of the next epoch, not of this one
         if trainer.interrupted():
             # Only save: an evaluation in the middle of an epoch could change which checkpoint is the best.
             self.done = step
             control.should_save = True
         if step % 10 == 0 or control.should_log:
-            trainer._check_finite()
+            trainer.check_finite()
 
     def on_save(self, args, state, control, **kwargs):
         if self.trainer.interrupted():

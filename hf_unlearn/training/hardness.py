@@ -211,8 +211,8 @@ def _report(trainer: UnlearningTrainer) -> HardnessReport:
                 f"The gradient of the {name} samples is NaN or infinite; check these samples, or use float32 weights."
             )
     for gradient in both:
-        if trainer._max_norm > 0:
-            clip_(gradient, trainer._max_norm)
+        if trainer.named_gradients.max_norm > 0:
+            clip_(gradient, trainer.named_gradients.max_norm)
     how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
     _, hardness = solve(retain, forget, 1.0, *how)
     return HardnessReport(

@@ -72,7 +72,7 @@ def _training(trainer: Trainer) -> dict[str, Any]:
     stateful = {type(callback).__name__: callback.state()["args"] for callback in callbacks}
     steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
     names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
-    values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer._own_clipping()
+    values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer.own_clipping()
     return values | {
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "number of epochs": len(trainer.schedule.epochs),
@@ -90,7 +90,7 @@ def _training(trainer: Trainer) -> dict[str, Any]:
 
 def _model(trainer: Trainer) -> dict[str, Any]:
     """What else is known of the model than its weights."""
-    args, model, frozen = trainer.args, trainer.model, set(trainer._frozen_batchnorm)
+    args, model, frozen = trainer.args, trainer.model, set(trainer.frozen_batchnorm)
     dropout = sorted({value for module in model.modules() for value in _dropout(module)})
     batchnorm = set(models.batchnorm_modules(model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -160,8 +160,7 @@ def _fingerprint(source: Source, key: str) -> dict[str, Any]:
     sample."""
     size = len(source)
     if source.is_stream:
-        first = Source([source.first_row], source.name, source.given, task=source.task)
-        first.task_columns, source = source.task_columns, first
+        source = Source([source.first_row], source.name, source.given, layout=source.layout)
     inputs, labels = (hashlib.blake2b(key=key.encode(), digest_size=16) for _ in range(2))
     inputs.update(source.digests().astype("S16").tobytes())
     for value in _labels(source):

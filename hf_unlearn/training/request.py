@@ -4,16 +4,14 @@ import logging
 from typing import Any
 
 import numpy as np
-from torch.utils.data import ConcatDataset, Subset
-from transformers import PreTrainedConfig
 
 from ..data.overlap import check_overlaps
 from ..data.source import Source
 from ..data.splits import split_unseen
 from ..errors import UnlearningError
 from ..methods import Method
+from ..tasks.base import Task
 from ..tasks.checks import number_classes
-from ..tasks.multitask import Tasks, request_mask
 from .arguments import UnlearningArguments
 
 logger = logging.getLogger(__name__)
@@ -37,10 +35,11 @@ class Request:
         is_class: whether whole classes are forgotten: none of them is among the retained samples.
         is_split: whether the halves of unseen are measured, by `args.split_seed`; with a test set, all of unseen may steer.
 
-    Of a multi-task model also:
+    Of a multi-task model also (see `Supervision`):
         mask: which label of which forget sample must go: bool [forget samples, tasks]; None for other models.
         counted: for each source, the labels that are measured: bool [samples, tasks].
         kept: forget sample -> its place in the source `retain`, if it keeps some label.
+        targets: the tasks of which something must be forgotten.
         sizes: 1 where a sample has a label to train a task on, by `sample_index`, else 0.
     """
 
@@ -48,72 +47,39 @@ class Request:
         self,
         datasets: dict[str, Any],
         method: Method,
-        config: PreTrainedConfig,
+        task: Task,
         args: UnlearningArguments,
         overlap: str = "error",
-        task: str = "image-classification",
-        tasks: Tasks | None = None,
         asked: Any = None,
     ):
-        self.mask: np.ndarray | None = None
-        self.kept: dict[int, int] = {}
+        self.task = task
         self.sources = _open(datasets, args, task)
-        for source in self.sources.values():
-            source.task_columns = tasks.names if tasks else []
-        number_classes(self.sources.values(), config)
+        number_classes(self.sources.values(), task.config)
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
             raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
         if overlap == "error":
             check_overlaps(self.sources)
-        if tasks is not None:
-            self._take_tasks(tasks, asked, args)
-        elif asked is not None:
-            raise UnlearningError(
-                f"tasks is given, and the model is for {task}; expected a multi-task model, or no tasks."
-            )
+        self.supervision = task.supervision(self.sources, asked)
+        self.mask, self.counted, self.kept = (getattr(self.supervision, of) for of in ("mask", "counted", "kept"))
+        self.sizes, self.targets = self.supervision.sizes, list(self.supervision.targets)
+        if self.supervision.retain is not None:
+            self.sources["retain"] = self.supervision.retain
         self.is_split = "unseen" in self.sources and "test" not in self.sources
         self.indices = self._measured(args)
-        if tasks is not None:
-            self._check_control(tasks.names)
+        if "control" in self.indices:
+            task.check_control(self.supervision, *self.indices["control"])
         self.is_class = self._is_class(method)
-
-    def _take_tasks(self, tasks: Tasks, asked: Any, args: UnlearningArguments) -> None:
-        """Which labels go and which stay. Those that a forget sample keeps stand behind the retained samples."""
-        self.mask = request_mask(asked, tasks.names, len(self.forget))
-        labelled = {name: tasks.labelled(source) for name, source in self.sources.items()}
-        goes, stays = labelled["forget"] & self.mask, labelled["forget"] & ~self.mask
-        for name, found, what in (
-            ("forget", goes, "label on the tasks it is to forget"),
-            ("retain", labelled["retain"], "label on any task"),
-        ):
-            if len(idle := np.flatnonzero(~found.any(axis=1))):
-                raise UnlearningError(
-                    f"{len(idle)} of the {len(found)} samples of {name} have no {what} (the first is row {idle[0]}); remove "
-                    "them, or give them one."
-                )
-        targets = self.mask.any(axis=0)
-        self.counted = labelled | {"forget": np.where(targets, goes, labelled["forget"])}
-        kept = np.flatnonzero(stays.any(axis=1))
-        self.kept = {int(row): len(self.retain) + i for i, row in enumerate(kept)}
-        self.sizes = np.concatenate([goes, labelled["retain"], stays[kept]]).astype(np.int64)
-        if len(kept):
-            both = ConcatDataset([self.retain.dataset, Subset(self.forget.dataset, kept.tolist())])
-            self.sources["retain"] = Source(both, "retain", args.columns, task="multi-task")
-            self.sources["retain"].task_columns = tasks.names
-
-    def _check_control(self, names: list[str]) -> None:
-        """A task is forgotten when it scores as on unseen samples, which takes some with a label on it."""
-        if "control" not in self.indices:
-            return
-        source, control = self.indices["control"]
-        asked = self.mask.any(axis=0) & self.counted["forget"].any(axis=0)
-        if len(absent := np.flatnonzero(asked & ~self.counted[source][control].any(axis=0))):
+        if method.whole_classes and not self.is_class:
             raise UnlearningError(
-                f"The unseen samples that may steer have no label on the task {names[absent[0]]!r}, and what is forgotten of it "
-                "is held against them; give some of unseen labels on it (half of them steer, unless test is given)."
+                f"{method.info.name} forgets whole classes, and the request is for single samples, or the retained set is a "
+                "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
             )
+
+    @property
+    def has_stream(self) -> bool:
+        return any(source.is_stream for source in self.sources.values())
 
     def _measured(self, args: UnlearningArguments) -> dict[str, tuple[str, np.ndarray]]:
         sources = self.sources
@@ -133,10 +99,8 @@ class Request:
         return {split: value for split, value in indices.items() if len(value[1])}
 
     def _is_class(self, method: Method) -> bool:
-        if self.mask is not None:
-            return getattr(method.config, "class_unlearning", False)
-        asked = getattr(method.config, "class_mode", None)
-        if self.retain is None or self.retain.is_stream:
+        asked = method.class_request
+        if not self.task.has_classes or self.retain is None or self.retain.is_stream:
             return bool(asked)
         whole = not np.isin(self.forget_classes, self.retain.labels).any()
         if asked and not whole:
@@ -153,8 +117,8 @@ class Request:
 
     def why_no_gap(self) -> str | None:
         """Why the metric that steers by default cannot be had, if so."""
-        if self.mask is not None:
-            return "a multi-task model has a score for each task"
+        if self.task.why_no_gap:
+            return self.task.why_no_gap
         if missing := [
             name for name, split in (("retain", "retain"), ("unseen", "control")) if split not in self.indices
         ]:
@@ -176,18 +140,18 @@ def check_needs(method: Method, given: dict[str, Any]) -> None:
             raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
 
 
-def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dict[str, Source]:
+def _open(datasets: dict[str, Any], args: UnlearningArguments, task: Task) -> dict[str, Source]:
     sources = {}
     for name, dataset in datasets.items():
         if dataset is None:
             continue
-        source = Source(dataset, name, args.columns, args.retain_size, task)
+        source = Source(dataset, name, args.columns, args.retain_size, task.layout)
         if source.is_stream and name != "retain":
             raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
-        if source.is_stream and not source.has_classes:
-            what = "the tokens of a language model's samples" if task == "causal-lm" else "the labels of each task"
+        if source.is_stream and task.counted:
             raise UnlearningError(
-                f"The retained set is a stream, and {what} are counted before the first step; make it a datasets.Dataset."
+                f"The retained set is a stream, and {task.counted} are counted before the first step; make it a "
+                "datasets.Dataset."
             )
         if source.is_stream and args.retain_size is None:
             raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")

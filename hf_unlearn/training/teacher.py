@@ -1,16 +1,14 @@
-"""The frozen original as a teacher: a table of its logits, computed once, or the model itself."""
+"""The frozen original as a teacher: a table of its logits, computed once."""
 
-import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.batches import Batch
-from ..models.modes import evaluating
 from ..tasks.evaluation import Evaluator
 
 
@@ -60,19 +58,14 @@ class TableTeacher:
         return rows.to(batch.sample_index.device, non_blocking=True)
 
 
-class OnlineTeacher:
-    """The original run beside the student, for inputs that differ from one reading to the next."""
-
-    def __init__(self, model: nn.Module, frozen: Callable[[], contextlib.AbstractContextManager] | None = None):
-        self.model = model
-        self.frozen = frozen or contextlib.nullcontext  # under an adapter: what switches it off
-
-    def logits(self, batch: Batch) -> Tensor:
-        with torch.no_grad(), self.frozen(), evaluating(self.model):
-            logits = self.model(**batch.inputs).logits
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def remove_tables(folder: Path, accelerator: Accelerator) -> None:
+    """They hold what the original said of the forget set, and nobody needs them any more."""
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process:
+        for path in folder.glob("teacher-*"):
+            path.unlink()
 
 
-def _local_processes(accelerator) -> int:
+def _local_processes(accelerator: Accelerator) -> int:
     """Processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

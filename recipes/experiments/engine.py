@@ -72,7 +72,7 @@ def measure(name: str, turns: int) -> dict[str, dict[str, float]]:
         methods = {"difference": Difference(), "hamu": HamuConfig(realised=False)}
         trainers = {side: trainer(model, method, BATCH[name], folder) for side, method in methods.items()}
     batch = next(iter(trainers["hamu"].get_train_dataloader()))
-    frozen = trainers["hamu"]._frozen_batchnorm
+    frozen = trainers["hamu"].frozen_batchnorm
 
     def plain():
         model.train()

@@ -28,7 +28,7 @@ from hf_unlearn import UnlearningArguments, unlearn
 from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods import Multitask, MultitaskConfig
 from hf_unlearn.models.multitask import MultiTaskModel, MultiTaskModelConfig
-from hf_unlearn.tasks.multitask import Tasks
+from hf_unlearn.tasks.several import Tasks
 
 VARIANTS = {
     "multitask": {},

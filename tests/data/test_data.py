@@ -19,7 +19,9 @@ from hf_unlearn.data.samples import DrawnSamples, TrainingCollator, is_determini
 from hf_unlearn.data.schedule import Draw, Schedule
 from hf_unlearn.data.source import Columns, Source, StreamReader
 from hf_unlearn.data.splits import split_unseen
-from hf_unlearn.training.teacher import OnlineTeacher, TableTeacher
+from hf_unlearn.methods.frozen import OnlineTeacher
+from hf_unlearn.training.context import Context
+from hf_unlearn.training.teacher import TableTeacher
 from tests.samples import arguments, for_trainer, images, pictures, request, sentences
 from tests.tiny import MAX_LENGTH, PAD, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
 
@@ -426,7 +428,7 @@ class TestAugmentation:
         for split, (name, indices) in trainer.indices.items():
             for _, batch in trainer.evaluator.batches(name, indices, (0, 1)):
                 assert batch["pixel_values"].mean() < 10, split
-        assert isinstance(trainer.make_teacher("auto"), OnlineTeacher)
+        assert isinstance(Context(trainer).teacher("auto"), OnlineTeacher)
 
 
 class TestDeterminism:
@@ -442,12 +444,12 @@ class TestDeterminism:
     def test_random_transform_is_found(self, which, tmp_path):
         data = request()
         trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path), **for_trainer(data))
-        assert trainer.deterministic and isinstance(trainer.make_teacher("auto"), TableTeacher)
+        assert trainer.deterministic and isinstance(Context(trainer).teacher("auto"), TableTeacher)
         data[which] = self.jittered(data[which])
         trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path), **for_trainer(data))
-        assert not trainer.deterministic and isinstance(trainer.make_teacher("auto"), OnlineTeacher)
+        assert not trainer.deterministic and isinstance(Context(trainer).teacher("auto"), OnlineTeacher)
         with pytest.raises(UnlearningError, match='cache_teacher is "always", but reading a sample twice'):
-            trainer.make_teacher("always")
+            Context(trainer).teacher("always")
 
     def test_random_transform_repeats_for_a_sample(self, tmp_path):
         data = for_trainer(request() | {"retain": self.jittered(request()["retain"])})

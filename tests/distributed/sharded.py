@@ -14,7 +14,7 @@ from hf_unlearn.methods.gradients import clip_, dots
 from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import hamu_update
 from hf_unlearn.methods.pcgrad import pcgrad_update
-from hf_unlearn.training.trainer import _swap, reduce_every_micro_batch
+from hf_unlearn.training.gradients import NamedGradients, reduce_every_micro_batch
 
 
 def network() -> nn.Module:
@@ -65,18 +65,17 @@ def main(folder: Path) -> None:
             compare(f"hamu {variant} {groups}", a, b)
             assert hard.branches == reference.branches and abs(hard.kappa - reference.kappa) < 1e-15
     # Two named losses over two micro-batches, where the Trainer does not sync the first.
-    parameters, swapped = list(sharded.parameters()), {}
+    parameters, named = list(sharded.parameters()), NamedGradients(max_norm=0.0)
     for micro in range(2):
         sharded.set_requires_gradient_sync(micro == 1)
         reduce_every_micro_batch(sharded)
         for name, start in (("a", 0), ("b", 12)):
             rows = slice(start + 6 * micro, start + 6 * micro + 6)
-            _swap(parameters, swapped.setdefault(name, [None] * len(parameters)))
-            loss(sharded, rows).backward()
-            _swap(parameters, swapped[name])
+            with named.of(name, parameters):
+                loss(sharded, rows).backward()
     for name, start in (("a", 0), ("b", 12)):
         halves = [gradients(whole, slice(start + 6 * micro, start + 6 * micro + 6)) for micro in range(2)]
-        compare(f"accumulated {name}", swapped[name], [x + y for x, y in zip(*halves, strict=True)])
+        compare(f"accumulated {name}", named.by_name[name], [x + y for x, y in zip(*halves, strict=True)])
     same, hard = hamu_update(found[0], found[0], lr=0.1, ratio=0.5, quota_scale="relative")
     assert hard.unavoidable and hard.branches["collinear"] == 5
     compare("parallel", same, [0.05 * g for g in expected[0]])

@@ -26,13 +26,13 @@ from hf_unlearn.methods import (
     create_method,
 )
 from hf_unlearn.methods.bad_teacher import bad_teaching_loss
+from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.methods.l1_sparse import decayed, l1_norm
 from hf_unlearn.methods.neggrad_plus import neggrad_loss
 from hf_unlearn.methods.salun import Salun, saliency_mask
 from hf_unlearn.methods.scrub import max_loss, min_loss
 from hf_unlearn.methods.unsir import learn_noise, noise_loss
 from hf_unlearn.tasks.losses import cross_entropy, divergence
-from hf_unlearn.training.teacher import OnlineTeacher
 from tests import groups
 from tests.runs import StopAt, make_trainer
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
@@ -80,9 +80,9 @@ def poisoned(data: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
 def recorded(trainer) -> set[str]:
     """The splits that the method asks for."""
     asked = set()
-    for name in ("measure_split", "accuracy"):
-        ask = getattr(trainer, name)
-        setattr(trainer, name, lambda split, ask=ask: (asked.add(split), ask(split))[1])
+    for name in ("measure", "accuracy"):
+        ask = getattr(trainer.looks, name)
+        setattr(trainer.looks, name, lambda split, ask=ask: (asked.add(split), ask(split))[1])
     return asked
 
 

@@ -23,7 +23,7 @@ from hf_unlearn.data.schedule import Draw, Schedule
 from hf_unlearn.data.source import Columns, Source
 from hf_unlearn.methods import list_methods
 from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
-from hf_unlearn.tasks.causal_lm import CompletionCollator
+from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator
 from hf_unlearn.tasks.losses import cross_entropy
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.runs import OwnDifference, distance
@@ -64,7 +64,7 @@ def plain_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 def collate(rows: list[dict] | datasets.Dataset, tokenizer: Any = None, max_tokens: int | None = None) -> Batch:
     data = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
-    source = Source(data, "forget", task="causal-lm")
+    source = Source(data, "forget", layout=COMPLETIONS)
     collator = CompletionCollator(source, tokenizer, None, max_tokens=max_tokens)
     return collator(source.rows(range(len(data))))
 
@@ -199,15 +199,18 @@ class TestCollator:
         ]
         forget, other, same = (datasets.Dataset.from_list(part) for part in (rows[:5], rows[5:], rows[4:]))
         check_overlaps(
-            {"forget": Source(forget, "forget", task="causal-lm"), "retain": Source(other, "retain", task="causal-lm")}
+            {
+                "forget": Source(forget, "forget", layout=COMPLETIONS),
+                "retain": Source(other, "retain", layout=COMPLETIONS),
+            }
         )
         with pytest.raises(
             UnlearningError, match=r"1 of the 5 forget samples stand in retain too \(rows 4 of forget\)"
         ):
             check_overlaps(
                 {
-                    "forget": Source(forget, "forget", task="causal-lm"),
-                    "retain": Source(same, "retain", task="causal-lm"),
+                    "forget": Source(forget, "forget", layout=COMPLETIONS),
+                    "retain": Source(same, "retain", layout=COMPLETIONS),
                 }
             )
 
@@ -232,12 +235,12 @@ class TestCollator:
     def test_named_columns(self):
         data = questions(3)
         renamed = data.rename_columns({"prompt": "question", "completion": "answer"})
-        source = Source(renamed, "forget", Columns(text="question", text_pair="answer"), task="causal-lm")
+        source = Source(renamed, "forget", Columns(text="question", text_pair="answer"), layout=COMPLETIONS)
         found = CompletionCollator(source, tiny_tokenizer(), None)(source.rows(range(3)))
         assert torch.equal(found.labels, collate(data, tiny_tokenizer()).labels)
 
     def test_sizes(self):
-        sources = {name: Source(data, name, task="causal-lm") for name, data in request().items()}
+        sources = {name: Source(data, name, layout=COMPLETIONS) for name, data in request().items()}
         collator = CompletionCollator(sources["forget"], tiny_tokenizer(), None)
         words = [len(row["completion"].split()) for name in ("forget", "retain") for row in sources[name].dataset]
         assert collator.sizes(sources).tolist() == [n + 1 for n in words]  # and the end of the sequence
@@ -337,7 +340,7 @@ class TestTraining:
     @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 2), (2, 1), (2, 2)])
     def test_loss_is_the_mean_over_all_tokens_of_a_group(self, kind, world, accumulation):
         model = tiny_llama_lm().double()
-        sources = {name: Source(data, name, task="causal-lm") for name, data in request().items()}
+        sources = {name: Source(data, name, layout=COMPLETIONS) for name, data in request().items()}
         collator = CompletionCollator(sources["forget"], tiny_tokenizer(), None)
         plan = Schedule([kind], n_forget=7, n_retain=25, batch_size=8, sizes=collator.sizes(sources))
         samples, collate_groups = DrawnSamples(sources), TrainingCollator(collator)

@@ -18,7 +18,8 @@ from hf_unlearn.data.digits import Samples
 from hf_unlearn.data.source import Source
 from hf_unlearn.methods import Multitask, MultitaskConfig
 from hf_unlearn.models.multitask_labels import sample_losses, stack_labels
-from hf_unlearn.tasks.multitask import TaskCollator, Tasks, request_mask
+from hf_unlearn.tasks import task_of
+from hf_unlearn.tasks.several import TaskCollator, Tasks, request_mask
 from hf_unlearn.training.context import Context
 from hf_unlearn.training.request import Request
 from tests.samples import arguments, for_trainer, images, same_bits, sentences, weights
@@ -299,10 +300,10 @@ class TestLabelled:
         expected = np.array([[i not in (4, 5), i not in (0, 4)] for i in range(6)])  # distance, shape
         assert tasks.names == ["distance", "shape"]
         for rows in (absent, absent.with_format(None), as_rows(data, shape=[0, 4], distance=[4, 5])):
-            assert (tasks.labelled(Source(rows, "forget", task="multi-task")) == expected).all()
+            assert (tasks.labelled(Source(rows, "forget", layout=tasks.layout)) == expected).all()
         rows = as_rows(data)
         rows[1]["shape"], rows[2]["distance"] = -100, float("nan")
-        found = tasks.labelled(Source(rows, "forget", task="multi-task"))
+        found = tasks.labelled(Source(rows, "forget", layout=tasks.layout))
         assert (~found == [[i == 2, i == 1] for i in range(6)]).all()
 
     @pytest.mark.parametrize("as_torch", [False, True])
@@ -320,13 +321,13 @@ class TestLabelled:
             rows = datasets.Dataset.from_dict(columns, features=data.features).with_format("torch")
         missing = {"depth": [0, 2], "normals": [3], "seg": [0, 1]}
         expected = np.array([[i not in missing[name] for name in tasks.names] for i in range(5)])
-        assert (tasks.labelled(Source(rows, "forget", task="multi-task")) == expected).all()
+        assert (tasks.labelled(Source(rows, "forget", layout=tasks.layout)) == expected).all()
 
     def test_of_ones_own(self):
         tasks = Tasks(Perceptron(), losses_of, ["a", "b"])
         rows = [{"x": torch.zeros(6), "a": 1, "b": None}, {"x": torch.zeros(6), "a": float("nan"), "b": 2.0}]
         assert tasks.kinds == {"a": None, "b": None}
-        assert (tasks.labelled(Source(rows, "forget", task="multi-task")) == [[True, False], [False, True]]).all()
+        assert (tasks.labelled(Source(rows, "forget", layout=tasks.layout)) == [[True, False], [False, True]]).all()
         stacked = tasks.stack("b", [None, 2.0])
         assert stacked.dtype == torch.float32 and stacked.isnan().tolist() == [True, False]
         assert tasks.stack("a", [1, 2]).dtype == torch.float32  # whether one is missing or not
@@ -339,9 +340,8 @@ class TestLabelled:
 
 class TestCollator:
     def collator(self, model, data, **options) -> TaskCollator:
-        source = Source(data, "forget", task="multi-task")
         tasks = Tasks(model)
-        source.task_columns = tasks.names
+        source = Source(data, "forget", layout=tasks.layout)
         about = {"processing_class": None, "data_collator": None, "accepts": {"pixel_values", "input_ids"}, **options}
         return TaskCollator(tasks, source, **about)
 
@@ -383,10 +383,10 @@ class TestCollator:
 
 
 def make_request(asked, data=None, model=None) -> tuple[Request, dict]:
-    data, tasks = data or pictures(), Tasks(model or tiny())
+    data, task = data or pictures(), task_of(model or tiny())
     args = arguments("unused")
     sets = data | {"test": data.get("test")}
-    return Request(sets, Multitask(), None, args, "error", "multi-task", tasks, asked), data
+    return Request(sets, Multitask(), task, args, "error", asked), data
 
 
 def test_request():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_unlearn import UnlearningError
+from hf_unlearn.training.context import Context
 from tests.runs import OWN, OwnDifference, launch, make_trainer, weights
 
 
@@ -48,7 +49,7 @@ def test_one_extra_copy(tmp_path):
     method, trainer, _ = run(tmp_path, batch=4, accumulation=2)
     assert method.held == [0, 0]
     assert [set(step) for step in method.seen] == [{"forget", "retain"}] * 2
-    assert trainer._gradients == {}
+    assert trainer.named_gradients.by_name == {}
 
 
 def test_each_gradient_is_clipped_by_itself(tmp_path):
@@ -78,8 +79,8 @@ def test_gradients_of_samples(tmp_path):
     method, trainer, _ = run(tmp_path / "a", batch=3)
     loss = lambda model, batch: batch.mean(torch.nn.functional.cross_entropy(model(**batch.inputs).logits, batch.labels, reduction="none"))  # noqa: E731, E501  # fmt: skip
     samples = [("retain", i) for i in range(7)] + [("forget", 2)]
-    (whole,) = trainer.gradients(loss, [samples])
-    single = trainer.gradients(loss, [[sample] for sample in samples])
+    (whole,) = Context(trainer).gradients(loss, [samples])
+    single = Context(trainer).gradients(loss, [[sample] for sample in samples])
     for i, tensor in enumerate(whole):
         torch.testing.assert_close(torch.stack([g[i] for g in single]).mean(dim=0), tensor, rtol=1e-10, atol=1e-14)
     assert all(parameter.grad is None for _, parameter in trainer.trained())

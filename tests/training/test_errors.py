@@ -17,6 +17,7 @@ from hf_unlearn.data.source import Source
 from hf_unlearn.methods import LotusConfig, RandomLabelConfig
 from hf_unlearn.models.load import load_model
 from hf_unlearn.tasks.checks import looked_at
+from hf_unlearn.training.context import Context
 from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_llama_lm, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -268,9 +269,9 @@ class TestDisk:
             monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(2**30, 0, free))
             if free < needed:
                 with pytest.raises(UnlearningError, match="MiB free"):
-                    trainer.make_teacher("auto")
+                    Context(trainer).teacher("auto")
             else:
-                trainer.make_teacher("auto")
+                Context(trainer).teacher("auto")
 
     @pytest.mark.parametrize("save_strategy", ["no", "steps"])
     def test_room_for_checkpoints_is_asked_for_only_with_checkpoints(self, tmp_path, monkeypatch, save_strategy):

@@ -10,8 +10,9 @@ from torch import nn
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods import LotusConfig
+from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.models import adapters
-from hf_unlearn.training.teacher import OnlineTeacher, TableTeacher
+from hf_unlearn.training.teacher import TableTeacher
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, sentences, weights
 from tests.tiny import random_inputs, tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 

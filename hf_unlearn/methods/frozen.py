@@ -1,0 +1,27 @@
+"""A frozen model beside the student."""
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..models.modes import evaluating
+
+
+class OnlineTeacher:
+    """A model run on every batch, in eval mode and without gradients; for inputs that differ from one reading to the next.
+
+    Args:
+        frozen: under an adapter, what switches it off.
+    """
+
+    def __init__(self, model: nn.Module, frozen: Callable[[], contextlib.AbstractContextManager] | None = None):
+        self.model = model
+        self.frozen = frozen or contextlib.nullcontext
+
+    def logits(self, batch: Batch) -> Tensor:
+        with torch.no_grad(), self.frozen(), evaluating(self.model):
+            logits = self.model(**batch.inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

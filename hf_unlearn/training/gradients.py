@@ -1,0 +1,46 @@
+"""The gradients of a gradient method's losses, each by itself, while the micro-batches of a step are added up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..methods.gradients import clip_
+
+
+class NamedGradients:
+    """A gradient for each named loss. While a loss is at work, `.grad` holds its gradient alone."""
+
+    def __init__(self, max_norm: float):
+        self.max_norm = max_norm
+        self.by_name: dict[str, list[Tensor | None]] = {}
+
+    @contextmanager
+    def of(self, name: str, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Inside, `.grad` of the parameters is that of the loss `name`."""
+        gradient = self.by_name.setdefault(name, [None] * len(parameters))
+        _swap(parameters, gradient)
+        yield
+        _swap(parameters, gradient)
+
+    def whole(self, parameters: list[nn.Parameter]) -> dict[str, list[Tensor]]:
+        """What the micro-batches have added up to, each gradient clipped by itself; the next step begins without."""
+        whole, self.by_name = self.by_name, {}
+        for gradient in whole.values():
+            for i, parameter in enumerate(parameters):
+                if gradient[i] is None:
+                    gradient[i] = torch.zeros_like(parameter)
+            if self.max_norm > 0:
+                clip_(gradient, self.max_norm)
+        return whole
+
+
+def reduce_every_micro_batch(model: nn.Module) -> None:
+    """Undo the Trainer's `no_sync` of FSDP2, which would add up gradients out of reach, those of all names together."""
+    model.set_requires_gradient_sync(True)
+
+
+def _swap(parameters: list[nn.Parameter], gradients: list[Tensor | None]) -> None:
+    for i, parameter in enumerate(parameters):
+        parameter.grad, gradients[i] = gradients[i], parameter.grad

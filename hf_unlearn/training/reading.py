@@ -1,0 +1,77 @@
+"""How the samples of a request are read: as batches of model inputs, checked, counted, the same every time or not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
+from ..errors import UnlearningError
+from ..tasks.checks import check_samples
+from ..tasks.evaluation import Evaluator
+from .arguments import UnlearningArguments
+from .request import Request
+
+
+class Reading:
+    """The way from a request to batches.
+
+    Attributes:
+        collate: rows to model inputs.
+        sizes: how much each sample counts in a mean, by `sample_index`; None: all count the same.
+        deterministic: whether training reads a sample the same in every epoch.
+        workers: processes that read. A stream is read in one: each worker would read all of it, or, worse, a part of its
+            shards.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        model: nn.Module,
+        args: UnlearningArguments,
+        processing_class: Any,
+        data_collator: Callable | None,
+        augment: Callable | None,
+    ):
+        self.request, self.augment, self.seed, task = request, augment, args.seed, request.task
+        self.collate = task.collator(request.sources["forget"], processing_class, data_collator)
+        for source in request.sources.values():
+            self.collate.check(source)
+        check_samples(request.sources.values(), self.collate, model)
+        self.sizes: np.ndarray | None = request.sizes
+        if self.sizes is None:
+            self.sizes = self.collate.sizes(request.sources, progress=not args.disable_tqdm)
+        trained = [request.sources[name] for name in ("forget", "retain") if name in request.sources]
+        self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
+        if task.is_fixed and not self.deterministic:
+            raise UnlearningError(
+                f"The samples are different every time they are read (augment, or a random transform), and {task.counted} are "
+                "counted before the first step; expected fixed texts."
+            )
+        self.workers = 0 if request.has_stream else args.dataloader_num_workers
+
+    def training_samples(self) -> DrawnSamples:
+        """As training reads them."""
+        return DrawnSamples(self.request.sources, self.augment, self.seed, seeded=not self.deterministic)
+
+    def measured_samples(self) -> DrawnSamples:
+        """As they are."""
+        return DrawnSamples(self.request.sources, seed=self.seed, seeded=not self.deterministic)
+
+    def collator(self) -> TrainingCollator:
+        return TrainingCollator(self.collate)
+
+    def evaluator(self, accelerator: Accelerator, args: UnlearningArguments) -> Evaluator:
+        """Forward passes over the sets as they are."""
+        task = self.request.task
+        return task.evaluator(
+            accelerator,
+            self.measured_samples(),
+            self.collator(),
+            self.request.supervision,
+            batch_size=task.eval_batch_size(args.per_device_eval_batch_size, args.train_batch_size),
+            workers=self.workers,
+            progress=not args.disable_tqdm,
+        )
