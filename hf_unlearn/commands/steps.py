@@ -8,13 +8,13 @@ from transformers import PreTrainedModel
 
 from .. import models
 from ..api import UnlearningResult, unlearn
-from ..audits.audit import TASKS as AUDITED_TASKS
 from ..audits.report import AuditReport
 from ..data.source import Columns, Source
 from ..data.splits import split_dataset
 from ..errors import UnlearningError
 from ..methods import MethodConfig, get_method
 from ..models import adapters
+from ..tasks import TASKS
 from ..training.arguments import UnlearningArguments
 from ..training.checks import check_arguments
 from ..training.output import check_result_folder
@@ -55,10 +55,11 @@ def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: dict[str
     """Refuses before the run what the audit after it would refuse."""
     if recipe.audit is None:
         return
-    if (task := models.task_of(model)) not in AUDITED_TASKS:
+    task = TASKS[models.task_of(model)]
+    if not task.is_audited:
         raise UnlearningError(
-            f"audit is {recipe.audit}, and the model is for {task}, which cannot be audited; leave out audit, or use a model "
-            f"for {', '.join(AUDITED_TASKS)}."
+            f"audit is {recipe.audit}, and the model is for {task.name}, which cannot be audited; leave out audit, or use a "
+            f"model for {', '.join(name for name, kind in TASKS.items() if kind.is_audited)}."
         )
     if recipe.audit and data["unseen"] is None and data["test"] is None:
         raise UnlearningError(
@@ -148,9 +149,10 @@ def _forget_choice(
     if recipe.forget_ids is not None:
         return {"indices": _read_rows(recipe.forget_ids, recipe.id_column, train)}
     if recipe.forget_labels is not None:
-        if not (task := models.task_of(model)).endswith("classification"):
+        task = TASKS[models.task_of(model)]
+        if not task.has_classes:
             raise UnlearningError(
-                f"forget_labels names classes, and the samples of a {task} model have none; expected forget_ids, "
+                f"forget_labels names classes, and the samples of a {task.name} model have none; expected forget_ids, "
                 "forget_where or forget_fraction."
             )
         source, config = Source(train, "train_split", Columns(label=args.label_column)), model.config
