@@ -28,9 +28,10 @@ quality: $(VENV)/.installed-dev  ## check lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-style: $(VENV)/.installed-dev  ## repair lint and format
+style: $(VENV)/.installed-dev  ## repair lint and format, and write the datasheets of the methods
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -c "from hf_unlearn.methods.datasheets import FILE, as_json; FILE.write_text(as_json(), encoding='utf-8')"
 
 # An installation is repeated only when pyproject.toml changes: each leaves a stamp file in .venv.
 $(BIN)/python:

@@ -14,14 +14,16 @@ _MODULES = {
     "audits.report": ["AuditReport"],
     "errors": ["UnlearningError"],
     "methods": [
-        *("BadTeacherConfig", "DampConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
+        *("BadTeacherConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
         *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
         *("OrthogradConfig", "PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig"),
-        *("ScrubConfig", "SimnpoConfig", "SsdConfig", "UnsirConfig", "get_method", "list_methods"),
+        *("ScrubConfig", "SimnpoConfig", "UnsirConfig", "get_method", "list_methods"),
     ],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "models.multitask": ["MultiTaskModelConfig", "MultiTaskModel"],
     "data.splits": ["split_dataset"],
+    "surgery.damp": ["DampConfig"],
+    "surgery.ssd": ["SsdConfig"],
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from .errors import UnlearningError
     from .methods import (
         BadTeacherConfig,
-        DampConfig,
         FinetuneConfig,
         GradDiffConfig,
         GradientAscentConfig,
@@ -55,13 +56,14 @@ if TYPE_CHECKING:
         SalunConfig,
         ScrubConfig,
         SimnpoConfig,
-        SsdConfig,
         UnsirConfig,
         get_method,
         list_methods,
     )
     from .methods.multitask import Multitask, MultitaskConfig
     from .models.multitask import MultiTaskModel, MultiTaskModelConfig
+    from .surgery.damp import DampConfig
+    from .surgery.ssd import SsdConfig
     from .training.arguments import UnlearningArguments
 
 

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from hf_unlearn import unlearn
-from hf_unlearn.commands.cli import exit_code
-from hf_unlearn.commands.recipe import load_data, load_model, parse, save_and_report
+from hf_unlearn.commands import exit_code
+from hf_unlearn.commands.recipe import parse
+from hf_unlearn.commands.steps import load_data, load_model, save_and_report
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The public names, `unlearn()` from and to folders, comparison with a retrained model, and logging to trackio."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -19,6 +20,34 @@ from tests.samples import arguments, fitted, for_trainer, images, learnt, pictur
 from tests.tiny import tiny_image_processor, tiny_resnet, tiny_vit
 
 ROOT = Path(__file__).parents[1]
+# What stays importable from where it is, with the names of arguments that stay.
+PROMISED = {
+    "split_dataset": "dataset indices labels where fraction seed",
+    "list_methods": "filter task",
+    "get_method": "name",
+    "audit": "original unlearned forget retain unseen test retrained reference processing_class level seed batch_size",
+    "methods.lotus.temperature": "forget_accuracy unseen_accuracy alpha",
+    "methods.lotus.targets": "teacher_logits is_forget tau noise",
+    "methods.hamu.hamu_update": "retain_grads forget_grads lr ratio variant groups on_infeasible",
+    "methods.local_teacher.similarity": "features forget_features",
+    "methods.local_teacher.truncate_targets": "probabilities top",
+    "methods.multitask.project_out": "gradient protected",
+    "surgery.damp.forget_directions": "forget_means retain_means span",
+    "surgery.damp.remove_directions": "weight directions alpha",
+    "surgery.damp.depth_coefficient": "probe_accuracy stage stages",
+    "surgery.ssd.dampen": "weight importance_forget importance_full alpha lam",
+    "surgery.damp_edit": "model forget_loader retain_loader",
+    "surgery.ssd_edit": "model forget_loader retain_loader",
+    "metrics.jsd": "p q",
+    "metrics.rf_jsd": "forget_probs forget_labels unseen_probs unseen_labels convention missing",
+    "metrics.uis": "unlearned reference targets convention class_unlearning",
+    "metrics.forget_quality": "",
+    "metrics.path": "name",
+    "hub.push": "",
+    "hub.rollback": "",
+    "hub.purge": "",
+    "hub.verify": "",
+}
 
 
 def run_python(code: str, **environment: str) -> str:
@@ -50,10 +79,29 @@ class TestNames:
             name: getattr(hf_unlearn, name) for name in hf_unlearn.__all__
         }
 
-    def test_pure_functions(self):
-        for path in ("methods.lotus.temperature", "methods.lotus.targets", "metrics.jsd", "metrics.rf_jsd"):
-            module, _, name = f"hf_unlearn.{path}".rpartition(".")
-            assert callable(getattr(importlib.import_module(module), name))
+    @pytest.mark.parametrize("name", PROMISED)
+    def test_promised_names(self, name):
+        """As attributes of the package, and from the module that the promise names."""
+        module, _, last = f"hf_unlearn.{name}".rpartition(".")
+        found = getattr(importlib.import_module(module), last)
+        assert callable(found) and inspect.getdoc(found)
+        assert functools.reduce(getattr, name.split("."), hf_unlearn) is found
+
+    @pytest.mark.slow
+    def test_promised_attributes_need_no_import(self):
+        """In a new process, where nothing has imported the modules yet."""
+        run_python(f"""
+            import functools, hf_unlearn
+            for name in {PROMISED}:
+                functools.reduce(getattr, name.split("."), hf_unlearn)
+        """)
+
+    def test_promised_arguments(self):
+        for name, promised in PROMISED.items():
+            given = inspect.signature(functools.reduce(getattr, name.split("."), hf_unlearn)).parameters
+            assert set(promised.split()) <= set(given), name
+        for name in ("metrics", "runtime", "audit", "compare", "save", "push_to_hub"):
+            assert name in dir(hf_unlearn.UnlearningResult) or name in hf_unlearn.UnlearningResult.__dataclass_fields__
 
     def test_arguments_of_unlearn(self):
         names = ["model", "forget", "retain", "unseen", "test", "method", "args", "processing_class", "data_collator"]

@@ -1,1 +1,79 @@
-"""The command line, recipes, and what they run."""
+"""The command line, `hf-unlearn`.
+
+A command is a file here and its name in `COMMANDS`. Its docstring is its line in the help; its `main(argv)` reads the
+arguments first and imports what it needs after that, so that help and a wrong argument are answered at once.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from .. import __version__
+from ..errors import UnlearningError, in_one_sentence
+from .text import columns
+
+COMMANDS = (
+    *("quickstart", "run", "methods", "hardness", "surgery", "audit", "benchmark", "push-metric", "verify"),
+    *("push", "list", "tag", "rollback", "purge", "env"),
+)
+FILES = {"list": "list_revisions", "push-metric": "push_metric"}  # of the commands whose name a file cannot bear
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        return exit_code(_module(argv[0]).main, argv[1:])
+    parser = argparse.ArgumentParser(
+        prog="hf-unlearn",
+        usage="hf-unlearn COMMAND ...",
+        description="Machine unlearning for Hugging Face models.",
+        epilog="commands:\n"
+        + "\n".join(f"  {line}" for line in columns([(name, _module(name).__doc__) for name in COMMANDS]))
+        + "\n\nAn error is one sentence; with HF_UNLEARN_TRACEBACK=1 also where another library failed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    if argv and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {argv[0]!r}; {hint}")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f".{FILES.get(command, command)}", __name__)
+
+
+def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Run `command`; what went wrong is printed as one sentence, once for all processes.
+
+    The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
+    """
+    try:
+        return command(argv) or 0
+    except UnlearningError as error:
+        return _say(str(error), error.__cause__)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `hf-unlearn methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the last flush complain
+        return 1
+    except Exception as error:
+        kind = type(error).__name__
+        return _say(f"The command failed with a {kind}: {in_one_sentence(error)}", error)
+
+
+def _say(sentence: str, cause: BaseException | None) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {sentence}", file=sys.stderr)
+        if cause is not None and os.environ.get("HF_UNLEARN_TRACEBACK"):
+            traceback.print_exception(cause)
+    return 2

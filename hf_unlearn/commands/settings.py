@@ -4,7 +4,6 @@ The type of the field decides how a text is read, so that `1e-4` is a number, `s
 revision called `1.10` keeps its zero.
 """
 
-import argparse
 import dataclasses
 import enum
 import types
@@ -17,6 +16,7 @@ import yaml
 
 from ..errors import UnlearningError
 from ..methods.fields import expected, field_types, kind, options
+from .text import show
 
 
 class Unquoted(str):
@@ -176,19 +176,3 @@ def show_default(f: dataclasses.Field) -> str:
         return "required"
     value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
     return f"default {show(value)}"
-
-
-def show(value: Any) -> str:
-    """A value as a recipe has it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value.value if isinstance(value, enum.Enum) else value)
-
-
-def check_options(options: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers on the command line that are too small."""
-    for name, bound in least.items():
-        if (value := getattr(options, name)) is not None and value < bound:
-            raise UnlearningError(f"--{name.replace('_', '-')} is {value}; expected {bound} or more.")

@@ -13,6 +13,7 @@ from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .gradients import Gradient
+from .table import get_method
 
 
 def saliency_mask(gradient: Gradient, density: float) -> list[Tensor]:
@@ -85,8 +86,6 @@ class Salun(Method):
     config: SalunConfig
 
     def __init__(self, config: SalunConfig | None = None):
-        from . import get_method  # the table has this method in it
-
         super().__init__(config)
         method = get_method(self.config.inner)
         if method.info.kind != "loss" or "base_model" in method.info.needs:

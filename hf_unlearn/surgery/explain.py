@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from .damp_config import HIGHEST
 from .edits import Edit, Removal
-from .fitting import HIGHEST, LEFT
+from .fitting import LEFT
 from .statistics import Statistics
 
 

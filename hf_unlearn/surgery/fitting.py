@@ -2,26 +2,22 @@
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .damp_config import HIGHEST, DampConfig
 from .edits import Edit, Removal, edits_of, write
 from .plan import Plan
 from .statistics import Statistics, collect
 
-if TYPE_CHECKING:
-    from .damp import DampConfig
-
-HIGHEST = 5.0  # of α in the head: there, what varies along a direction within the retained classes is 4 times as large
 LEFT = 0.01  # of the forget samples may still be given a forgotten class
 EASED = (1.0, 0.5, 0.0)  # of α below the head
 EXAMPLES = 200  # samples of each side that are seen once more, through the edited layers below the head
 
 
 def fitted(
-    model: nn.Module, plan: Plan, removals: list[Removal], whole: tuple[Statistics, ...], config: "DampConfig"
+    model: nn.Module, plan: Plan, removals: list[Removal], whole: tuple[Statistics, ...], config: DampConfig
 ) -> tuple[list[Removal], tuple[Statistics, ...], float | None, list[str]]:
     """The removals with α as `ease` and `overshoot` have it, what the head reads behind them, the share of forget samples that
     is left, and notes."""
@@ -102,7 +98,7 @@ def overshoot(
 
 
 def _behind_edits(
-    model: nn.Module, plan: Plan, removals: list[Removal], sides: tuple[Statistics, ...], config: "DampConfig"
+    model: nn.Module, plan: Plan, removals: list[Removal], sides: tuple[Statistics, ...], config: DampConfig
 ) -> tuple[Statistics, ...]:
     """The same of a few samples, once the layers below the head are edited: they change what the head reads."""
     edits = [edit for removal in removals if not removal.reading.is_head for edit in edits_of(removal)]

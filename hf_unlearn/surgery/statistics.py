@@ -104,7 +104,15 @@ def collect(
             if sum(len(keys) for keys, _ in waiting) > 2 * samples:
                 waiting = [_lowest(waiting, samples)]
                 limit = waiting[0][0][-1].item() if samples else 0.0
-    everyone = gather_object([(totals, _lowest(waiting, samples), inputs, largest)] if totals else [])
+    return _of_all_processes(
+        plan, [(totals, _lowest(waiting, samples), inputs, largest)] if totals else [], samples, examples
+    )
+
+
+def _of_all_processes(plan: Plan, found: list[tuple], samples: int, examples: int) -> Statistics:
+    """The statistics from what each process has `found`, if anything: class sums and counts, the keys and rows of its samples,
+    its examples, and the size of its largest batch."""
+    everyone = gather_object(found)
     if not everyone:
         return Statistics({}, [], [], [], 0)
     *sums, counts = (sum(parts) for parts in zip(*(totals for totals, *_ in everyone), strict=True))

@@ -15,7 +15,7 @@ from study import record
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningArguments
-from hf_unlearn.commands.benchmark import RandomSamples, build
+from hf_unlearn.commands.speed import RandomSamples, build
 from hf_unlearn.methods import HamuConfig, Method, MethodConfig, MethodInfo
 from hf_unlearn.tasks.losses import cross_entropy
 from hf_unlearn.training.context import Context

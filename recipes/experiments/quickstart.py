@@ -4,8 +4,8 @@ import tempfile
 
 from study import record
 
-from hf_unlearn.commands.quickstart import main
+from hf_unlearn.commands.demo import run
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        record("quickstart", main(folder))
+        record("quickstart", run(folder))

@@ -17,7 +17,7 @@ from study import record
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_unlearn.commands.benchmark import build
+from hf_unlearn.commands.speed import build
 from hf_unlearn.surgery import damp_edit, ssd_edit
 
 FORWARD, SINGLE, BATCH, CLASSES = 5000, 500, 100, 10  # samples of both sides of DAMP, and of SSD

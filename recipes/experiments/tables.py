@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from hf_unlearn.commands.benchmark import report
+from hf_unlearn.commands.speed import report
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.base import CLASSIFICATION
 from hf_unlearn.metrics.tables import table

@@ -24,7 +24,7 @@ from hf_unlearn.audits.membership import Matched, matched_mean, matched_test, pa
 from hf_unlearn.audits.passes import distance
 from hf_unlearn.audits.plain import Shares
 from hf_unlearn.audits.verdict import LEVEL, Finding, correct, decide, holm, smallest_auc
-from hf_unlearn.commands.cli import main
+from hf_unlearn.commands import main
 from hf_unlearn.data.batches import Batch
 from hf_unlearn.methods.local_teacher import similarity
 from hf_unlearn.metrics import matched_auc

@@ -8,7 +8,7 @@ import pytest
 
 from hf_unlearn import UnlearningError, audit, unlearn
 from hf_unlearn.audits.split import METRICS, Split, recorded_run, split_of
-from hf_unlearn.commands.cli import main
+from hf_unlearn.commands import main
 from hf_unlearn.data.splits import split_unseen
 from hf_unlearn.hub import prepare
 from hf_unlearn.hub.names import RECEIPT

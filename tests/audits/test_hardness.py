@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_unlearn import HamuConfig, LotusConfig, UnlearningArguments, UnlearningError, measure_hardness
-from hf_unlearn.commands import cli, recipe
+from hf_unlearn import commands as cli
+from hf_unlearn.commands import sets
 from hf_unlearn.methods.hamu import hamu_update
 from tests.samples import fitted, images, learnt, same_bits, sentences, weights
 from tests.tasks.test_causal_lm import questions
@@ -354,11 +355,11 @@ class TestCommand:
     ],
 )
 def test_sets_are_named(files, text, rows):
-    assert len(recipe.read_set(text.replace("FILE", f"{files}/questions.jsonl"), "forget")) == rows
+    assert len(sets.read_set(text.replace("FILE", f"{files}/questions.jsonl"), "forget")) == rows
 
 
 def test_a_file_with_a_colon_in_its_name(files, tmp_path):
     path = tmp_path / "a:b.jsonl"
     path.write_bytes((files / "questions.jsonl").read_bytes())
-    assert len(recipe.read_set(str(path), "forget")) == 15
-    assert len(recipe.read_set(f"{files}/questions.jsonl", "forget")) == 15
+    assert len(sets.read_set(str(path), "forget")) == 15
+    assert len(sets.read_set(f"{files}/questions.jsonl", "forget")) == 15

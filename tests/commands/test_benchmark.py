@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_unlearn import UnlearningError
-from hf_unlearn.commands import benchmark
+from hf_unlearn import UnlearningError, commands
+from hf_unlearn.commands import speed as benchmark
 from tests.tiny import tiny_bert, tiny_resnet
 
 BATCH, STEPS = 4, 9
@@ -124,7 +124,7 @@ def test_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "SETUPS", 2)
     command = ["--models", "tiny", "--batch-size", str(BATCH), "--image-size", "16", "--steps", "6"]
     file = tmp_path / "benchmark.json"
-    assert benchmark.main([*command, "--no-memory", "--json", str(file)]) == 0
+    assert commands.main(["benchmark", *command, "--no-memory", "--json", str(file)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 5 and len({line.count("|") for line in lines}) == 1
     content = json.loads(file.read_text())

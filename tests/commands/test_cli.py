@@ -6,14 +6,15 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from hf_unlearn import UnlearningArguments, UnlearningError
-from hf_unlearn.commands import cli
+from hf_unlearn import UnlearningArguments, UnlearningError, __version__
+from hf_unlearn import commands as cli
 from hf_unlearn.commands.recipe import RecipeArguments, help_text, parse
-from hf_unlearn.commands.settings import show
+from hf_unlearn.commands.text import show
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.lotus import LotusConfig
 
@@ -283,32 +284,70 @@ def test_interrupt_and_bugs(capsys, monkeypatch):
     assert 'raise ValueError("not the user\'s fault")' in capsys.readouterr().err
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        ([], [f"  {name} " for name in cli.COMMANDS]),
+        (["methods"], [f"{name} " for name in METHODS]),
+        (["methods", "lotus"], ["  class_cure: "]),
+        (["methods", "--task", "causal-lm", "g*"], ["gru ", "grad_diff "]),
+    ],
+)
+def test_answered_at_once(argv, lines):
     code = (
-        "import sys; from hf_unlearn.commands import cli; cli.main([]); "
+        f"import sys; from hf_unlearn.commands import main; assert main({argv}) == 0; "
         "assert not {'torch', 'transformers', 'datasets', 'numpy', 'yaml'} & set(sys.modules)"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = command("-c", code)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert all(f"\n  {name} " in done.stdout for name in cli.COMMANDS)
+    assert all(f"\n{line}" in done.stdout for line in lines)
     # processor time, which other work on the machine does not stretch
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
+def test_arguments_are_read_before_anything_heavy_is_imported():
+    names = [name for name in cli.COMMANDS if name not in ("run", "benchmark")]  # whose help tells of code
+    code = f"""
+import sys
+from hf_unlearn.commands import main
+for name in {names}:
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+    assert not {{"torch", "transformers", "datasets", "numpy"}} & set(sys.modules), name
+"""
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert all(f"usage: hf-unlearn {name} [-h]" in done.stdout for name in names)
+
+
+def test_promised_commands():
+    promised = (
+        "quickstart run methods hardness surgery audit benchmark push list tag rollback purge verify push-metric env"
+    )
+    assert set(promised.split()) <= set(cli.COMMANDS)
+
+
+def test_ways_in():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"hf-unlearn": f"{cli.__name__}:{cli.main.__name__}"}
+    done = command("-m", "hf_unlearn", "--version")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
+
+
 @pytest.mark.slow
 def test_errors_of_the_real_program(tmp_path):
-    done = command("-m", "hf_unlearn.commands.cli", "run", str(tmp_path / "none.yaml"))
+    done = command("-m", "hf_unlearn", "run", str(tmp_path / "none.yaml"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: The recipe '{tmp_path}/none.yaml' cannot be read: No such file or directory.\n"
 
 
 @pytest.mark.slow
 def test_env_has_versions_and_no_token():
-    done = command(
-        "-m", "hf_unlearn.commands.cli", "env", HF_TOKEN="hf_NeverToBeShown", HUGGING_FACE_HUB_TOKEN="hf_NorThis"
-    )
+    done = command("-m", "hf_unlearn", "env", HF_TOKEN="hf_NeverToBeShown", HUGGING_FACE_HUB_TOKEN="hf_NorThis")
     assert done.returncode == 0
     for name in ("hf_unlearn", "python", "platform", "torch", "transformers", "peft", "huggingface_hub", "device"):
         assert re.search(rf"^- {name}: \S", done.stdout, re.MULTILINE), name

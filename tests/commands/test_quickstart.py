@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from hf_unlearn.commands import quickstart
+from hf_unlearn.commands import demo
 from hf_unlearn.data.digits import load_digits
 from hf_unlearn.metrics.tables import table
 from hf_unlearn.models.small import small_resnet, small_vit
@@ -22,9 +22,9 @@ def test_flipped_labels_are_as_frequent_in_every_set():
 
 @pytest.mark.slow
 def test_quickstart(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quickstart, "MODELS", {"resnet": (small_resnet, 2), "vit": (small_vit, 2)})
+    monkeypatch.setattr(demo, "MODELS", {"resnet": (small_resnet, 2), "vit": (small_vit, 2)})
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
-    results = quickstart.main(str(tmp_path))
+    results = demo.run(str(tmp_path))
     printed = capsys.readouterr().out
     saved = json.loads((tmp_path / "results.json").read_text())
     for name in ("resnet", "vit"):

@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from hf_unlearn import UnlearningError, audit
-from hf_unlearn.commands import cli, recipe
+from hf_unlearn import commands as cli
+from hf_unlearn.commands import recipe, sets, steps
 from hf_unlearn.hub import prepare, verify
 from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
 from tests.runs import tiny_multitask
@@ -92,13 +93,13 @@ def texts(tmp_path_factory) -> Path:
 
 def load(*argv: str) -> dict[str, datasets.Dataset]:
     settings, _, args = recipe.parse(argv)
-    model, _ = recipe.load_model(settings)
-    return recipe.load_data(settings, args, model)
+    model, _ = steps.load_model(settings)
+    return steps.load_data(settings, args, model)
 
 
 def hf_unlearn(*argv: str, folder: Path) -> str:
     """What `hf-unlearn` prints, run as a program of its own in `folder`."""
-    return run([sys.executable, "-m", "hf_unlearn.commands.cli", *argv], folder)
+    return run([sys.executable, "-m", "hf_unlearn", *argv], folder)
 
 
 def run(argv: list[str], folder: Path) -> str:
@@ -296,7 +297,7 @@ def test_an_audit_that_cannot_be_is_refused_before_the_run(models, texts, images
         ),
     ):
         with pytest.raises(UnlearningError, match=message):
-            recipe.run(*recipe.parse([*words, *about]))
+            steps.run(*recipe.parse([*words, *about]))
     assert not (tmp_path / "out").exists()
 
 
@@ -410,10 +411,10 @@ def test_the_checkpoints_of_another_request(models, texts, tmp_path, capsys):
     assert all(torch.equal(tensor, first[name]) for name, tensor in weights(tmp_path / "out/model").items())
 
     for name, argv in (("first", ["resume=true"]), ("second", [f"output_dir={tmp_path / 'another'}"])):
-        result = recipe.run(*recipe.parse([*settings, f"forget_ids={tmp_path / name}", *argv]))
+        result = steps.run(*recipe.parse([*settings, f"forget_ids={tmp_path / name}", *argv]))
         out = Path(result.trainer.args.output_dir)
         prepare(result, tmp_path / "release")
-        train = recipe.read_dataset(str(texts))["train"]
+        train = sets.read_dataset(str(texts))["train"]
         forgotten = record_digests(train.select(rows[name]), ["text"])
         records = Secrets.load(out / "_unlearn" / SECRETS).records
         assert records == sorted(forgotten)

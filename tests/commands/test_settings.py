@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hf_unlearn import UnlearningArguments, UnlearningError, audit, unlearn
-from hf_unlearn.commands import cli, recipe
+from hf_unlearn import commands as cli
+from hf_unlearn.commands import recipe, sets, steps
 from hf_unlearn.methods import METHODS, HamuConfig, LocalTeacherConfig, LotusConfig
 from hf_unlearn.methods.fields import field_types, options
 from hf_unlearn.metrics import interference
@@ -149,7 +150,7 @@ class TestRecipe:
     def test_values(self, tmp_path, text, message):
         def run():
             settings, config, args = self.written(tmp_path, text)()
-            recipe.run(settings, config, args)
+            steps.run(settings, config, args)
 
         with pytest.raises(UnlearningError, match=re.escape(message)):
             run()
@@ -161,7 +162,7 @@ class TestRecipe:
     def test_what_a_local_dataset_does_not_have(self, tmp_path):
         (tmp_path / "train.csv").write_text("text,label\na,1\n")
         for name in ("config", "revision"):
-            what = refused(lambda n=name: recipe.read_dataset(str(tmp_path / "train.csv"), **{n: "v2"}))
+            what = refused(lambda n=name: sets.read_dataset(str(tmp_path / "train.csv"), **{n: "v2"}))
             assert what.startswith(f"dataset_{name} is 'v2', and the dataset ")
 
 

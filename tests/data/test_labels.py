@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, audit, split_dataset, unlearn
-from hf_unlearn.commands.recipe import read_dataset
+from hf_unlearn.commands.sets import read_dataset
 from hf_unlearn.data.labels import Classes, Numbering
 from hf_unlearn.data.source import Columns, Source
 from hf_unlearn.tasks.checks import number_classes

@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import CommitOperationCopy, HfApi
 
 from hf_unlearn import UnlearningError
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub import Parent, list_revisions, purge, purge_plan, purging, push, push_metric, rollback, tag
 from hf_unlearn.models.load import load_model
 from hf_unlearn.models.weights import weights_digest

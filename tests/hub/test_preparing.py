@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hf_unlearn import UnlearningError, unlearn
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub import Parent, make_card, prepare, push, verify
 from hf_unlearn.hub.names import CARD, RECEIPT
 from hf_unlearn.models.load import load_model

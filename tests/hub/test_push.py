@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoTokenizer
 
 from hf_unlearn import DampConfig, UnlearningError, split_dataset, unlearn
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub import Parent, list_revisions, prepare, purge, purge_plan, push, rollback, tag, verify
 from hf_unlearn.hub.names import is_released
 from hf_unlearn.hub.receipt import SECRETS

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_unlearn import UnlearningError, UnlearningResult, models, unlearn
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub import (
     Parent,
     Verification,

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hf_unlearn import UnlearningError, models
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub import Parent, make_receipt, prepare, verify
 from hf_unlearn.hub.canonical import body, canonical, digest_of
 from hf_unlearn.hub.card import write_card

@@ -1,14 +1,16 @@
 """The method table and the baselines: retraining, fine-tuning, random labels."""
 
 import dataclasses
+import inspect
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
 
-from hf_unlearn import UnlearningError, UnlearningTrainer, get_method, list_methods, unlearn
+from hf_unlearn import UnlearningError, UnlearningTrainer, get_method, list_methods, methods, unlearn
 from hf_unlearn.data.randomness import uniform
 from hf_unlearn.methods import (
     METHODS,
@@ -20,9 +22,10 @@ from hf_unlearn.methods import (
     MethodInfo,
     RandomLabelConfig,
     create_method,
+    datasheets,
 )
 from hf_unlearn.methods import random_label as random_label_module
-from hf_unlearn.methods.base import TASKS
+from hf_unlearn.methods.base import TASKS, MethodConfig, Paper
 from hf_unlearn.methods.random_label import wrong_labels
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_vit
@@ -44,6 +47,29 @@ class TestTable:
             UnlearningError, match="There is no method 'lotsu'; did you mean 'lotus'. The methods are lot"
         ):
             get_method("lotsu")
+        for given, meant in (("LoTUS", "lotus"), ("NegGrad+", "neggrad_plus"), ("L1-sparse", "l1_sparse")):
+            with pytest.raises(
+                UnlearningError, match=f"There is no method {re.escape(repr(given))}; did you mean '{meant}'"
+            ):
+                get_method(given)
+
+    def test_every_name_is_there(self):
+        for name, method in METHODS.items():
+            assert name in METHODS and METHODS[name] is method and method.info.name == name
+            for cls in (method, method.config_class):
+                assert getattr(methods, cls.__name__) is cls and cls.__name__ in dir(methods)
+        assert len(METHODS) == len(list_methods()) and "nonsense" not in METHODS
+        with pytest.raises(AttributeError, match="has no attribute 'Nonsense'"):
+            _ = methods.Nonsense
+
+    def test_type_checkers_see_the_classes(self):
+        """The imports under TYPE_CHECKING, which nothing executes; those of surgery come from there."""
+        source = Path(methods.__file__).read_text().split("if TYPE_CHECKING:")[1].split("_HOME")[0]
+        namespace = {"__name__": "hf_unlearn.methods", "__package__": "hf_unlearn.methods"}
+        exec(inspect.cleandoc(source), namespace)
+        own = {cls for m in METHODS.values() if m.info.kind != "surgery" for cls in (m, m.config_class)}
+        seen = {value for name, value in namespace.items() if not name.startswith("__")}
+        assert seen == own | {Method, MethodConfig, MethodInfo, Paper}
 
     def test_created_from_a_name_a_config_or_a_method(self):
         assert create_method("lotus").config == LotusConfig()
@@ -63,6 +89,11 @@ class TestTable:
         result = unlearn(tiny_vit(), **request(), method=Halfway(), args=arguments(tmp_path, num_train_epochs=4))
         assert result.trainer.state.global_step == 3
         assert len(result.trainer.schedule) == 12
+
+
+def test_datasheets_say_what_the_classes_say():
+    assert datasheets.FILE.read_text(encoding="utf-8") == datasheets.as_json(), "run `make style`"
+    assert list(datasheets.datasheets()) == list_methods()
 
 
 @pytest.mark.parametrize("name", list_methods())

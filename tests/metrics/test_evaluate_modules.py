@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hf_unlearn import UnlearningError, metrics
-from hf_unlearn.commands import cli
+from hf_unlearn import commands as cli
 from hf_unlearn.hub.metrics import push_metric, write_space
 
 NAMES = ("avg_gap", "jsd", "rf_jsd", "uis", "unlearning_mia")

@@ -19,7 +19,7 @@ from hf_unlearn import (
     split_dataset,
     unlearn,
 )
-from hf_unlearn.commands.cli import main
+from hf_unlearn.commands import main
 from hf_unlearn.commands.recipe import parse
 from hf_unlearn.models import adapters
 from tests import runs

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification, CLIPConfig, CLIPForImageClassification, PreTrainedModel
 
 from hf_unlearn import DampConfig, UnlearningError, UnlearningTrainer, split_dataset, unlearn
-from hf_unlearn.commands.cli import main
+from hf_unlearn.commands import main
 from hf_unlearn.models.load import load_model
 from hf_unlearn.models.weights import weights_digest
 from hf_unlearn.surgery import damp_edit, find_plan, ssd_edit

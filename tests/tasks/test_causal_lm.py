@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_unlearn import UnlearningArguments, UnlearningError, split_dataset, unlearn
-from hf_unlearn.commands import recipe
+from hf_unlearn.commands import recipe, steps
 from hf_unlearn.data.batches import Batch
 from hf_unlearn.data.overlap import check_overlaps
 from hf_unlearn.data.samples import DrawnSamples, TrainingCollator
@@ -611,7 +611,7 @@ class TestRecipe:
     def test_runs(self, files, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         more = ["task=causal-lm", "forget_fraction=0.3", f"output_dir={tmp_path}/out"]
-        result = recipe.run(*recipe.parse(self.settings(files, *more)))
+        result = steps.run(*recipe.parse(self.settings(files, *more)))
         assert len(result.trainer.sources["forget"]) == 6 and result.metrics["after"]["forget_loss"] > 0
         assert "6 forget and 15 retain samples" in capsys.readouterr().out
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
@@ -620,7 +620,7 @@ class TestRecipe:
     def test_labels_are_refused(self, files, tmp_path, monkeypatch):
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
         with pytest.raises(UnlearningError, match="forget_labels names classes, .* have none; expected forget_ids"):
-            recipe.run(*recipe.parse(self.settings(files, "forget_labels=[0]", f"output_dir={tmp_path}/out")))
+            steps.run(*recipe.parse(self.settings(files, "forget_labels=[0]", f"output_dir={tmp_path}/out")))
 
 
 def test_classifiers_have_no_sizes(tmp_path):

@@ -13,7 +13,7 @@ from peft import PrefixTuningConfig, PromptTuningConfig
 from transformers import TrainerCallback, pipeline
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, models, unlearn
-from hf_unlearn.commands import recipe
+from hf_unlearn.commands import recipe, sets, steps
 from hf_unlearn.methods import LotusConfig
 from hf_unlearn.methods.finetune import Finetune
 from tests.samples import arguments, for_trainer, request, same_bits, weights
@@ -328,7 +328,7 @@ class TestUnreachableHub:
         with pytest.raises(
             UnlearningError, match="The dataset 'me/data' cannot be loaded: .*give a local folder or file"
         ):
-            recipe.read_dataset("me/data")
+            sets.read_dataset("me/data")
         assert nobody == []
 
 
@@ -404,7 +404,7 @@ class TestOutput:
         tiny_vit().save_pretrained(tmp_path / "out" / "model")
         words = [f"model={tmp_path / 'out' / 'model'}", "dataset=me/none", "forget_fraction=0.1"]
         with pytest.raises(UnlearningError, match="is the folder that the original was loaded from"):
-            recipe.run(*recipe.parse([*words, f"output_dir={tmp_path / 'out'}"]))
+            steps.run(*recipe.parse([*words, f"output_dir={tmp_path / 'out'}"]))
 
     def test_a_full_disk_at_the_end(self, tmp_path):
         """Half a result is taken away again, and what was in the folder stays."""

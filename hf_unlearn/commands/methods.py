@@ -1,0 +1,62 @@
+"""list the methods, or show the datasheet of one: methods [--task TASK] [PATTERN]"""
+
+import textwrap
+from collections.abc import Sequence
+
+from ..methods import METHODS, get_method, list_methods
+from ..methods.datasheets import Datasheet, datasheets
+from .text import columns, command_parser, show
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = command_parser("methods", __doc__)
+    parser.add_argument(
+        "pattern", nargs="?", help="a method's name, for its datasheet, or a pattern such as '*label*'"
+    )
+    tasks = dict.fromkeys(task for sheet in datasheets().values() for task in sheet.applies_to)
+    parser.add_argument("--task", choices=tuple(tasks), help="only methods for this task")
+    options = parser.parse_args(argv)
+
+    if options.pattern in METHODS and options.task is None:
+        print(text_of(datasheets()[options.pattern]))
+        return
+    names = list_methods(options.pattern, options.task)
+    if not names and options.pattern and options.task is None:
+        get_method(options.pattern)  # raises, with the nearest name
+    sheets = [datasheets()[name] for name in names]
+    rows = [("method", "kind", "needs", "applies to", "cost")]
+    rows += [(s.name, s.kind, ", ".join(s.needs), ", ".join(s.applies_to), f"{s.cost:g} epochs") for s in sheets]
+    lines = columns(rows)
+    print(lines[0])
+    for line, sheet in zip(lines[1:], sheets, strict=True):
+        print(f"{line}\n    {sheet.summary}")
+
+
+def text_of(sheet: Datasheet) -> str:
+    """What a method is and what it takes, its defaults beside the paper's values."""
+    lines = [f"{sheet.name}: {sheet.summary}", "", sheet.description, ""]
+    rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
+    rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
+    if sheet.paper:
+        rows += [("paper", sheet.paper["title"]), ("", sheet.paper["url"])]
+    lines += columns(rows)
+
+    lines += ["", f"Settings ({sheet.config}):" if sheet.settings else "No settings of its own."]
+    for setting in sheet.settings:
+        differs = f"; paper {show(setting['paper'])}" if "paper" in setting else ""
+        lines.append(f"  {setting['name']}: default {show(setting['default'])}{differs}")
+        indent = " " * 6
+        lines += textwrap.wrap(setting["help"], 110, initial_indent=indent, subsequent_indent=indent)
+
+    names = list(dict.fromkeys(name for values in sheet.arguments.values() for name in values))
+    if names:
+        table = [("", *sheet.arguments)]
+        table += [
+            (name, *(show(values[name]) if name in values else "-" for values in sheet.arguments.values()))
+            for name in names
+        ]
+        lines += ["", "Training arguments, unless you set them:", *("  " + line for line in columns(table))]
+    if sheet.presets:
+        lines += ["", "Settings of the paper (preset: paper, or paper:SETTING):"]
+        lines += textwrap.indent(sheet.presets, "  ").splitlines()
+    return "\n".join(lines)

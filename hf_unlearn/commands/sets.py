@@ -1,0 +1,86 @@
+"""The sets that a command or a recipe names: from the Hub, from a folder, or from a file."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets.exceptions import DatasetsError
+from huggingface_hub.utils import httpx
+
+from .. import models
+from ..errors import UnlearningError
+
+FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def read_dataset(name: str, config: str | None = None, revision: str | None = None) -> datasets.DatasetDict:
+    """All splits of a dataset of the Hub, of a folder, or of a file."""
+    path = Path(name)
+    for what, value in (("dataset_config", config), ("dataset_revision", revision)):
+        if value is not None and path.exists():
+            raise UnlearningError(
+                f"{what} is {value!r}, and the dataset {name!r} is a local file or folder, which has none; leave it out."
+            )
+    try:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            data = datasets.load_from_disk(name)
+        elif path.is_file():
+            if path.suffix not in FILE_FORMATS:
+                raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
+            data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
+        else:
+            with _reading_cache_only(not path.exists() and not models.hub_is_reachable()):
+                data = datasets.load_dataset(name, config, revision=revision)
+    except UnlearningError:
+        raise
+    except (DatasetsError, OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
+        raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error
+    return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+
+
+@contextmanager
+def _reading_cache_only(offline: bool) -> Iterator[None]:
+    """What `HF_HUB_OFFLINE=1` does for datasets: they ask the Hub many times, and wait, before they look into the cache."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:
+    """A split, or slices of splits such as `train[:90%]`."""
+    if name in splits:
+        return splits[name]
+    try:
+        slices = datasets.ReadInstruction.from_spec(name).to_absolute({split: len(splits[split]) for split in splits})
+    except (ValueError, AssertionError):
+        raise UnlearningError(
+            f"{key} is {name!r}; the dataset has {', '.join(splits)} (a slice such as {next(iter(splits))}[:90%] works too)."
+        ) from None
+    return datasets.concatenate_datasets([splits[s.splitname].select(range(s.from_, s.to)) for s in slices])
+
+
+def read_set(data: str, key: str) -> datasets.Dataset:
+    """A set named on the command line: NAME, or NAME:SPLIT where the split may be a slice such as `train[:10%]`."""
+    named = None if Path(data).exists() else re.fullmatch(r"(.+?):(\w.*)", data)
+    name, split = named.groups() if named else (data, None)
+    splits = read_dataset(name)
+    if split is None and len(splits) > 1:
+        raise UnlearningError(
+            f"{key} is {data!r}, which has the splits {', '.join(splits)}; say which one, as in {data}:{next(iter(splits))}."
+        )
+    return take_split(splits, split or next(iter(splits)), key)
+
+
+def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.Dataset:
+    """At most `size` rows, drawn at random, in their own order."""
+    if size is None or size >= len(data):
+        return data
+    return data.select(np.sort(np.random.default_rng(seed).choice(len(data), size, replace=False)))
