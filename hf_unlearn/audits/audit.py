@@ -232,6 +232,7 @@ def _report(
         "task": ctx.task,
         "request": judged.request | {"class_names": evidence.class_names(ctx.models["original"])},
         "models": names,
+        "weights": {name: models.weights_digest(ctx.models[name]) for name in ("original", "unlearned")},
         "verdict": {},
         "figures": judged.figures,
         "reasons": judged.reasons | ({"locality": why} if why else {}),
