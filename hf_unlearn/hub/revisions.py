@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,6 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from ..errors import UnlearningError
-from .canonical import read_json
 from .client import CONFLICTS, check_token, client, is_absent, reader, reading, retry, telling
 from .contents import (
     Files,
@@ -85,7 +84,7 @@ def push(
     """Push a folder as one commit on a branch of its own, which is created from its parent commit.
 
     Large files go first, and are not sent again when an interrupted push is repeated. What the branch has beside the
-    release, such as weights of its parent, is removed from it; a licence stays, and a processor of its parent if it has none.
+    release, such as weights of its parent, is removed from it; a licence stays, and beside no receipt a processor if there is no other.
     What the commit then holds is compared with the release; if it is not the same, the branch is put back.
 
     Args:
@@ -134,8 +133,7 @@ def push(
             files |= {name: with_base(files[name], base) for name in local}
         parent = parent or Parent(repo_id, start)  # which the command says: main may go on
         files |= _addressed_card(folder, files, repo_id, revision, token)
-        patterns = _kept_patterns(repository, files, start, before)
-        commit = _commit_of_release(repository, revision, files, start, before, patterns, refs, tag, message)
+        commit = _commit_of_release(repository, revision, files, start, before, refs, tag, message)
         if tag:
             repository.tag(tag, commit)
     return Pushed(repo_id, revision, commit, repository.url(revision))
@@ -147,7 +145,6 @@ def _commit_of_release(
     files: Files,
     start: str,
     before: Mapping[str, Blob],
-    patterns: Sequence[str],
     refs: dict[str, dict[str, str]],
     tag: str | None,
     message: str | None,
@@ -157,7 +154,7 @@ def _commit_of_release(
     content = {operation.path_in_repo: blobs_of(operation) for operation in additions}
     head, is_new = refs["branches"].get(revision), False
     if head not in (None, start):
-        if not _holds(repository.tree(head), content, patterns):
+        if not _holds(repository.tree(head), content):
             raise UnlearningError(
                 f"{revision!r} of {repository.name} has gone on to commit {head[:12]}, which holds something else, and this push "
                 f"begins at {start[:12]}; nothing there was changed, choose another revision"
@@ -173,7 +170,7 @@ def _commit_of_release(
             "(--to-main) pushes to main."
         )
     others = before.keys() - content.keys()
-    kept = _kept(others, patterns)
+    kept = _kept(others, content)
     removals = [CommitOperationDelete(name, is_folder=False) for name in sorted(others - kept)]
     meant = content | as_meant({name: before[name] for name in kept})
     upload = {"revision": revision, "free_memory": False}
@@ -221,31 +218,21 @@ def _own_branch(folder: Path, files: Files) -> str:
     return default_branch(method, digest.hexdigest())
 
 
-def _kept_patterns(repository: Repository, files: Files, start: str, before: Mapping[str, Blob]) -> list[str]:
-    """What a release leaves in its branch of what that had, beside licences: processors, if it has none of its own.
+def _kept(names: Iterable[str], content: Mapping[str, object]) -> set[str]:
+    """What a release leaves in its branch of what its parent had.
 
-    Where it has a receipt, they are kept only as the parent that this names had them, since `verify` accepts no others.
+    Beside a receipt no processor: neither this nor the card would know of it, and it may belong to another model.
     """
-    processors = [name for name in before if fits(name, PROCESSORS)]
-    if not processors or any(fits(name, PROCESSORS) for name in files):
-        return [".gitattributes"]
-    if RECEIPT in files:
-        parent = read_json(files[RECEIPT]).get("parent") or {}
-        if parent.get("repo") != repository.name:
-            return [".gitattributes"]
-        there = before if parent["commit"] == start else repository.tree(parent["commit"])
-        processors = [name for name in processors if there.get(name) == before[name]]
-    return [".gitattributes", *processors]
-
-
-def _kept(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    patterns = [".gitattributes"]
+    if RECEIPT not in content and not any(fits(name, PROCESSORS) for name in content):
+        patterns += PROCESSORS
     return {name for name in names if fits(name, patterns) or is_legal(name)}
 
 
-def _holds(tree: Mapping[str, Blob], content: Mapping[str, list[Blob]], patterns: Sequence[str]) -> bool:
+def _holds(tree: Mapping[str, Blob], content: Mapping[str, list[Blob]]) -> bool:
     """Whether a commit is that of a push: a parent may have gone on since, and left other licences."""
     rest = tree.keys() - content.keys()
-    meant = content | as_meant({name: tree[name] for name in _kept(rest, patterns)})
+    meant = content | as_meant({name: tree[name] for name in _kept(rest, content)})
     return not differences(tree, meant)
 
 

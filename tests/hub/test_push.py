@@ -141,7 +141,7 @@ def test_what_the_parent_leaves(hub, folders, tmp_path):
     kept = {"LICENSE": b"Apache", "preprocessor_config.json": b'{"of": "the parent"}'}
     hub.put("me/vit", {**contents(folders / "original"), **old, **kept})
     shutil.copytree(folders / "unlearned", tmp_path / "release")
-    for name in ("preprocessor_config.json", RECEIPT):  # with a receipt, only what the parent in it had is kept
+    for name in ("preprocessor_config.json", RECEIPT):  # beside a receipt it would go
         (tmp_path / "release" / name).unlink()
     push(tmp_path / "release", "me/vit", revision=BRANCH)
     files = hub.files("me/vit", BRANCH)
