@@ -65,8 +65,7 @@ def prepare(
     folder, trainer = Path(folder).absolute(), result.trainer
     for original in (trainer.original_folder, parent if isinstance(parent, (str, os.PathLike)) else None):
         check_not_original(folder, original, "folder")
-    if report is not None:
-        check_report(report, result)
+    check_report(report, result)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
 
     def begin() -> None:
