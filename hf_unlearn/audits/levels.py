@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .. import __version__, models
 from ..errors import UnlearningError
 from . import exchange, passes, quantization, reference, relearning, representation
 from .canaries import canary_places
@@ -59,6 +59,7 @@ def _report(
         "task": ctx.task.name,
         "request": judged.request | {"class_names": ctx.task.class_names},
         "models": names,
+        "weights": {name: models.weights_digest(ctx.models[name]) for name in ("original", "unlearned")},
         "verdict": {},
         "figures": judged.figures,
         "reasons": judged.reasons | ({"locality": why} if why else {}),

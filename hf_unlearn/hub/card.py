@@ -13,8 +13,7 @@ from typing import Any
 import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from ..audits.report import AuditReport
 from ..errors import UnlearningError
@@ -23,7 +22,7 @@ from ..metrics import uis
 from ..metrics.tables import NAMES, SCORES
 from ..tasks import TASKS, Task
 from .client import check_token, reading, retry
-from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, MAIN, METRICS, RECEIPT
+from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, MAIN, METRICS, RECEIPT, is_model_name
 from .repository import Parent
 
 logger = logging.getLogger(__name__)
@@ -174,21 +173,15 @@ def base_model(
 
 
 def base_models(card: Mapping[str, Any]) -> list[str]:
-    """What a card names as `base_model`, but for places on this machine."""
+    """What a card names as `base_model`, but for what can be no name on the Hub."""
     given = card.get("base_model")
     given = [given] if isinstance(given, str) else given or []
-    return [base for base in given if not is_local(base)]
+    return [base for base in given if is_model_name(base)]
 
 
 def is_local(name: str) -> bool:
     """Whether the name of a model is a place on this machine, or cannot be an id on the Hub."""
-    if os.path.exists(os.path.expanduser(name)):
-        return True
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return True
-    return False
+    return os.path.exists(os.path.expanduser(name)) or not is_model_name(name)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:

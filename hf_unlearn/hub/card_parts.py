@@ -42,11 +42,13 @@ class CardParts:
         metadata: as YAML has it, with every value as the text that stands there.
         place: the texts that depend on where the release is.
         sections: the other sections by their headings, and the introduction.
+        is_annotated: whether its metadata have comments, anchors or tags, of which YAML gives nothing.
     """
 
     metadata: dict[str, Any]
     place: Place
     sections: dict[str, str]
+    is_annotated: bool = False
 
     @property
     def results(self) -> list[Any]:
@@ -110,6 +112,8 @@ def read_parts(path: Path) -> CardParts:
 
 
 def parts_of(text: str) -> CardParts:
+    if text.startswith("\ufeff"):
+        raise ValueError("it begins with a byte order mark, behind which no client finds its metadata")
     text = text.replace("\r\n", "\n")
     found = re.match(r"---\n(.*?)^---\n", text, flags=re.DOTALL | re.MULTILINE)
     metadata = yaml.load(found[1], Loader=_Loader) if found else {}
@@ -132,7 +136,21 @@ def parts_of(text: str) -> CardParts:
     if command:
         sections[BELOW] = how_to_load[command.end() :]
         how_to_load = how_to_load[: command.end()]
-    return CardParts(metadata, Place(title, notice, how_to_load), sections)
+    return CardParts(metadata, Place(title, notice, how_to_load), sections, bool(found) and _is_annotated(found[1]))
+
+
+def _is_annotated(block: str) -> bool:
+    """Whether there is something between the tokens of YAML, which can only be a comment, or a token that names no value."""
+    end = 0
+    for token in yaml.scan(block, Loader=_Loader):
+        start, stop = token.start_mark.index, token.end_mark.index
+        is_block = isinstance(token, yaml.ScalarToken) and token.style in ("|", ">")
+        if isinstance(token, (yaml.AnchorToken, yaml.TagToken, yaml.DirectiveToken)) or block[end:start].strip():
+            return True
+        if is_block and "#" in block[start:stop].partition("\n")[0]:
+            return True
+        end = max(end, stop)
+    return bool(block[end:].strip())
 
 
 def _names(given: Any) -> list[str]:

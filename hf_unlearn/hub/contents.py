@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..errors import UnlearningError
 from .names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    AUDIT_PAGE,
     CARD,
     METRICS,
     RECEIPT,
@@ -22,8 +23,8 @@ from .names import (
     WEIGHT_FILES,
     WEIGHTS,
     fits,
+    is_model_name,
     is_released,
-    is_repository,
 )
 
 if TYPE_CHECKING:
@@ -37,31 +38,23 @@ PLACEHOLDER = b"[More Information Needed]"  # in the card that PEFT writes
 BINARY = ("*.model", "*.spm")  # SentencePiece
 MOST = 100 * 2**20  # bytes of a safetensors header: no reader takes a longer one
 
-# Folders that machines have at their root, in a text: a slash alone begins much else, such as the places in an audit's page.
+# Folders that machines have at their root.
 ROOTS = (
-    *(
-        "mnt",
-        "media",
-        "home",
-        "root",
-        "Users",
-        "Volumes",
-        "tmp",
-        "var",
-        "opt",
-        "srv",
-        "data",
-        "scratch",
-        "storage",
-        "export",
-    ),
+    *("mnt", "media", "home", "root", "Users", "Volumes", "tmp", "var", "opt", "srv", "data", "scratch"),
+    *("storage", "export"),
     *("workspace", "workspaces", "work", "content", "kaggle", "gpfs", "lustre", "nfs", "efs", "fsx", "dbfs", "usr"),
-    *("projects", "nobackup", "dev/shm", "run/user"),
+    *("projects", "nobackup"),
 )
-LOCAL_PATH = re.compile(
-    rf"(?<![\w./~\-)\]}}])/(?:{'|'.join(ROOTS)})/[\w.~-]|(?<![A-Za-z])[A-Za-z]:\\{{1,2}}[\w. -]+\\|(?<!\\)\\\\[\w.-]+\\\w|\bfile://"
+# Those that are the same everywhere, of which a sentence may speak.
+PUBLIC = (
+    *("usr/share", "usr/lib", "usr/bin", "usr/include", "usr/local", "etc", "bin", "lib", "proc", "sys"),
+    *("content", "kaggle"),
 )
-WHOLE_PATH = re.compile(r"/[^/\s]+/\S.*|~[/\\].*|[A-Za-z]:[\\/].*|\\\\[\w.-]+\\.*")  # the whole of a text in JSON
+PATH = re.compile(r"(?<![\w./~:+)\]}])/[^\s/\"'`<>()\[\]{}|;*]+/[^\s\"'`<>()\[\]{}|;]*")
+WINDOWS_PATH = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w. -]+\\|(?<!\\)\\\\[\w.-]+\\\w|\bfile://")
+HOME_PATH = re.compile(r"(?<![\w./~])~[/\\][^\s\"'`<>()]+")
+WHOLE_PATH = re.compile(r"/[^/\s]+/\S.*|[A-Za-z]:[\\/].*|\\\\[\w.-]+\\.*")  # the whole of a text in JSON
+PLACE = re.compile(r"\bdata-at=\"[^\"]*\"")  # of a figure in an audit's page
 
 
 def released_files(folder: str | Path) -> Files:
@@ -129,6 +122,7 @@ def check_private(files: Mapping[str, Path | bytes], folder: Path, token: str | 
     folder = folder.absolute()
     local = {Path.home(), folder, folder.parent} - {Path(folder.anchor), Path(tempfile.gettempdir())}
     secrets += [("a local path", f"{path}{os.sep}") for path in sorted(local)]
+    class_names = _class_names(files)
     forms = [(what, {secret.encode(), json.dumps(secret)[1:-1].encode()}) for what, secret in secrets]
     for name, content in files.items():
         last = PurePosixPath(name).name
@@ -141,7 +135,8 @@ def check_private(files: Mapping[str, Path | bytes], folder: Path, token: str | 
                 text = "\0"
             if "\0" in text:
                 raise UnlearningError(f"{name} is no text, which a file of that name has to be; take it out")
-            if not fits(last, VOCABULARIES) and (path := _local_path(text, last.endswith(".json"))):
+            text = PLACE.sub("", text) if last == AUDIT_PAGE else text
+            if not fits(last, VOCABULARIES) and (path := _local_path(text, last.endswith(".json"), class_names)):
                 found = f"a local path ({path})"
         if found:
             raise UnlearningError(f"{name} holds {found}, which must not be pushed; take it out")
@@ -159,24 +154,52 @@ def _header(content: Path | bytes, name: str) -> bytes:
     return header
 
 
-def _local_path(text: str, is_json: bool) -> str | None:
-    """The first path of some machine in a text, in a file of JSON as the whole of a value too."""
-    if match := LOCAL_PATH.search(text):
-        return re.split(r"[\s\"'`<>()]", text[match.start() :], maxsplit=1)[0][:80]
-    if is_json:
-        try:
-            return next((value for value in _texts(json.loads(text)) if WHOLE_PATH.fullmatch(value)), None)
-        except ValueError:
-            return None
+def _local_path(text: str, is_json: bool, class_names: Set[str]) -> str | None:
+    """The first path of some machine in a text, in JSON in any key or value.
+
+    That is one of three parts or more, or of two below a folder that machines have at their root. A sentence may speak of
+    places that are the same everywhere, and a class may be called as it likes, but for such roots.
+    """
+    try:
+        texts = [*_texts(json.loads(text))] if is_json else [text]
+    except ValueError:
+        texts, is_json = [text], False
+    for part in texts:
+        if is_json and WHOLE_PATH.fullmatch(part) and _is_path(part, (), class_names):
+            return part[:80]
+        found = [match for match in PATH.findall(part) if _is_path(match.rstrip(".,:!?"), PUBLIC, class_names)]
+        if is_json and (match := HOME_PATH.search(part)):
+            found.append(match[0])
+        if match := WINDOWS_PATH.search(part):
+            found.append(re.split(r"[\s\"'`<>()]", part[match.start() :], maxsplit=1)[0])
+        if found:
+            return found[0][:80]
     return None
+
+
+def _is_path(text: str, public: Sequence[str], class_names: Set[str]) -> bool:
+    if not text.startswith("/"):
+        return True
+    parts = [part for part in text.split("/") if part]
+    if any(parts[: place.count("/") + 1] == place.split("/") for place in public):
+        return False
+    if parts[0] in ROOTS:
+        return len(parts) > 1
+    return len(parts) > 2 and text not in class_names
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
+        for item in (*value, *value.values()) if isinstance(value, dict) else value:
             yield from _texts(item)
+
+
+def _class_names(files: Mapping[str, Path | bytes]) -> set[str]:
+    """As the model has them: those of Freebase look like paths."""
+    names = _read(files["config.json"], "config.json").get("id2label") if "config.json" in files else None
+    return {name for name in names.values() if isinstance(name, str)} if isinstance(names, dict) else set()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,12 +207,15 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def without_local_bases(files: Files) -> tuple[Files, list[str]]:
-    """The files, and those of them that are configurations of adapters whose base is a local folder: its name is gone."""
+    """The files, and those of them that are configurations of adapters whose base is a local folder: its name is gone.
+
+    The name alone tells, since the push may be made elsewhere than the adapter.
+    """
     local = {}
     for name in (name for name in files if PurePosixPath(name).name == ADAPTER_CONFIG):
         config = _read(files[name], name)
         base = config.get("base_model_name_or_path")
-        if base and not (is_repository(base) and not os.path.exists(base)):
+        if base and not is_model_name(base):
             local[name] = _written(config | {"base_model_name_or_path": None})
     return files | local, list(local)
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.hf_api import RepoFile
 from safetensors import safe_open
 
 from .. import __version__
@@ -15,15 +13,16 @@ from ..errors import UnlearningError
 from .canonical import misfits, read_json
 from .card import make_card, results, with_uis
 from .card_parts import HOW_TO_LOAD, PLACED, CardParts, parts_of, read_parts
-from .client import HUB_ERRORS
-from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, MAIN, METRICS, PROCESSORS, WEIGHTS_INDEX, fits
+from .client import HUB_ERRORS, is_absent, reader
+from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AUDIT, CARD, CONFIG, MAIN, METRICS, PROCESSORS, WEIGHTS_INDEX, fits
 from .receipt import file_digest, is_document, method_digests, plain_files
-from .repository import Parent
+from .repository import Blob, Parent, Repository
 from .subject import Failed, Subject, Unchecked
 from .weights import saved_digest, saved_metadata, weight_files
 
 RUN = {"task?": (str, None), "request?": ({"kind?": (str, None)}, None)}
 SHAPES = {
+    AUDIT: {},
     METRICS: {"before?": (dict, None), "after?": (dict, None), "run?": (RUN, None)},
     CONFIG: {"method": str, "config": dict},
     WEIGHTS_INDEX: {"weight_map": dict, "metadata?": dict},
@@ -128,10 +127,18 @@ def check_card(receipt: dict[str, Any], release: Subject) -> str:
         card = read_parts(path)
     except UnlearningError as error:
         raise Failed(str(error).rstrip(".")) from error
-    _check_shown_figures(receipt, card, release.folder)
+    check_parts(receipt, card, release)
     if stated is None:
         release.uncovered.append(f"{CARD} but for the figures in its metadata")
         return f"the figures in the metadata of {CARD} are those of the receipt"
+    return f"{CARD} is the one that the receipt commits to"
+
+
+def check_parts(receipt: dict[str, Any], card: CardParts, release: Subject) -> None:
+    """The same of a card in its parts, which need not be in the release yet."""
+    _check_shown_figures(receipt, card, release.folder)
+    if (stated := receipt.get("card")) is None:
+        return
     found = card.digests()
     if changed := _differences(found["metadata"], stated["metadata"]):
         raise Failed(f"{changed[0]} in the metadata of {CARD} is not as the receipt has it")
@@ -139,10 +146,12 @@ def check_card(receipt: dict[str, Any], release: Subject) -> str:
         raise Failed(f"{changed[0]!r} in {CARD} was changed or is missing")
     added = sorted(found["sections"].keys() - stated["sections"].keys())
     release.uncovered.extend(f"the section {name!r} of {CARD}, which was added to it" for name in added)
+    if card.is_annotated:
+        release.uncovered.append(f"comments, anchors and tags in the metadata of {CARD}")
     _check_base(card)
     if HOW_TO_LOAD not in stated["sections"]:
-        _check_place(receipt, card, release)
-    return f"{CARD} is the one that the receipt commits to"
+        repo, revision = _check_place(receipt, card, release)
+        _check_address(repo, revision, release)
 
 
 def _differences(found: dict[str, str], stated: dict[str, str], added: bool = True) -> list[str]:
@@ -192,8 +201,8 @@ def _check_base(card: CardParts) -> None:
         raise Failed(f"{CARD} names {', '.join(sorted(bases))} as base, which the receipt does not know")
 
 
-def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> None:
-    """The rest of a card depends on where it is, and is made again from the files of the release."""
+def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> tuple[str | None, str | None]:
+    """The rest of a card depends on where it is, and is made again from the files of the release; the address that it gives."""
     try:
         repo, revision = card.address()
     except UnlearningError as error:
@@ -204,14 +213,12 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
         (repo, revision or MAIN),
     ):
         raise Failed(f"the address in the metadata of {CARD} is not the one that {HOW_TO_LOAD!r} gives")
-    if release.repo and repo and repo != release.repo:
-        release.uncovered.append(f"{HOW_TO_LOAD!r} of {CARD} tells to load from {repo}")
     if receipt["version"] != __version__:
         release.uncovered.append(
             f"the title, the name in model-index and {HOW_TO_LOAD!r} of {CARD}, which hf_unlearn {receipt['version']} wrote and {__version__} cannot write "
             "again"
         )
-        return
+        return repo, revision
     parent = Parent(card.about["parent"], card.about.get("parent_revision")) if "parent" in card.about else None
     known = {key: card.metadata.get(key) for key in PLACED} | {"base_model": card.parent_bases}
     try:
@@ -225,6 +232,42 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
     for key in (*PLACED, "model-index"):
         if card.metadata.get(key) != again.metadata.get(key):
             raise Failed(f"{key} in the metadata of {CARD} is not the one that belongs there")
+    return repo, revision
+
+
+def _check_address(repo: str | None, revision: str | None, release: Subject) -> None:
+    """What the card tells to load is this release: this very commit, or one with the same files."""
+    if repo is None:
+        return
+    where = f"{repo} at {revision or MAIN}"
+    told = f"{HOW_TO_LOAD!r} of {CARD} tells to load from {where}"
+    if release.repo is None:
+        release.uncovered.append(f"{told}, and what is there was not looked at")
+        return
+    here, there = (Repository(reader(release.token), name) for name in (release.repo, repo))
+    try:
+        commit = there.commit_of(revision or MAIN)
+        is_same = (repo, commit) == (release.repo, release.commit) or _loaded(there, commit) == _loaded(
+            here, release.commit
+        )
+        has_gone_on = (
+            repo == release.repo and not is_same and release.commit in {c.commit_id for c in there.history(commit)}
+        )
+    except HUB_ERRORS as error:
+        if not is_absent(error):
+            raise
+        raise Failed(f"{told}, which is not there, or may not be seen") from error
+    if has_gone_on:
+        release.uncovered.append(f"{told}, which has gone on to commit {commit[:12]}")
+    elif not is_same:
+        raise Failed(f"{told}, where there are other files than in this release")
+    elif repo != release.repo:
+        release.uncovered.append(f"{told}, where there are the same files for now")
+
+
+def _loaded(repository: Repository, commit: str) -> dict[str, Blob]:
+    """The files of a commit that a program may read."""
+    return {name: blob for name, blob in repository.tree(commit).items() if not is_document(name)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,6 +291,8 @@ def check_files(receipt: dict[str, Any], release: Subject) -> str:
     if problems:
         raise Failed("; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else ""))
     release.uncovered.extend(name for name in documents if name not in kept)
+    if AUDIT in files and "weights" not in read_checked(release.folder, AUDIT):
+        release.uncovered.append(f"whether {AUDIT} is of these weights, which it does not say")
     words = f"all {len(files)} other files have the digests in the receipt"
     return words + (f", and {', '.join(sorted(kept))} as the parent has it" if kept else "")
 
@@ -257,12 +302,10 @@ def _kept_from_parent(names: list[str], parent: dict[str, str] | None, release: 
     if not names or parent is None or release.repo not in (None, parent["repo"]):
         return set()
     try:
-        found = HfApi(token=release.token).get_paths_info(parent["repo"], names, revision=parent["commit"])
-        files = [info for info in found if isinstance(info, RepoFile)]
-        before = {info.path: info.lfs.sha256 if info.lfs else info.blob_id for info in files}
+        before = Repository(reader(release.token), parent["repo"]).tree(parent["commit"])
     except HUB_ERRORS:
         return None
-    return {name for name in names if before.get(name) in _hashes(release.folder / name)}
+    return {name for name in names if name in before and before[name].oid in _hashes(release.folder / name)}
 
 
 def _hashes(path: Path) -> tuple[str, str]:

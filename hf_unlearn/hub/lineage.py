@@ -5,16 +5,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RemoteEntryNotFoundError, RevisionNotFoundError
 
 from .. import models
 from ..errors import UnlearningError
 from . import signing
 from .canonical import body, canonical, read_receipt
-from .client import HUB_ERRORS
+from .client import HUB_ERRORS, reader, retry
 from .integrity import digest_in
 from .names import RECEIPT
+from .repository import Repository
 from .sequence import is_named, predecessors
 from .subject import Failed, Subject, Unchecked
 from .weights import TooLargeError, fetch_weights, parent_limit
@@ -51,7 +52,7 @@ class Origin:
             return Path(given)
         repo, _, revision = given.partition("@")
         try:
-            commit = HfApi(token=self.token).repo_info(repo, revision=revision or None).sha
+            commit = Repository(reader(self.token), repo).commit_of(revision or None)
             folder = fetch_weights(repo, commit, self.token)
         except HUB_ERRORS as error:
             raise UnlearningError(models.explain(error, repo, revision or None)) from error
@@ -84,9 +85,9 @@ def check_history(receipt: dict[str, Any], release: Subject) -> str:
     if release.repo is None:
         raise Unchecked("a folder has no commits")
     try:
-        api = HfApi(token=release.token)
-        commits = [c.commit_id for c in api.list_repo_commits(release.repo, revision=release.commit)]
-        _note_later(receipt, release, api, commits)
+        repository = Repository(reader(release.token), release.repo)
+        commits = [c.commit_id for c in repository.history(release.commit)]
+        _note_later(receipt, release, repository, commits)
     except HUB_ERRORS as error:
         raise Unchecked(models.explain(error, release.repo, release.commit).rstrip(".")) from None
     if parent is None or parent["repo"] != release.repo:
@@ -98,7 +99,7 @@ def check_history(receipt: dict[str, Any], release: Subject) -> str:
     return "the parent is one of the commits before"
 
 
-def _note_later(receipt: dict[str, Any], release: Subject, api: HfApi, commits: list[str]) -> None:
+def _note_later(receipt: dict[str, Any], release: Subject, repository: Repository, commits: list[str]) -> None:
     """A branch that was set back to an older release looks like one that never went on, but for what else is known.
 
     That is what the branch had before, since it left its parent, if it was made later; and what any other branch or tag has,
@@ -106,8 +107,9 @@ def _note_later(receipt: dict[str, Any], release: Subject, api: HfApi, commits: 
     """
     parent = (receipt["parent"] or {}).get("commit")
     since = commits[1 : commits.index(parent)] if parent in commits else commits[1:]
-    refs = api.list_repo_refs(release.repo)
-    heads = {ref.target_commit: ref.name for ref in (*refs.tags, *refs.branches) if ref.target_commit not in commits}
+    refs = repository.refs()
+    names = [*refs["tags"].items(), *refs["branches"].items()]
+    heads = {commit: name for name, commit in names if commit not in commits}
     for commit in since[:MOST]:
         before = _receipt_at(release, commit)
         if before and before["digest"] != receipt["digest"] and _created(before) > _created(receipt):
@@ -116,7 +118,7 @@ def _note_later(receipt: dict[str, Any], release: Subject, api: HfApi, commits: 
         after = _receipt_at(release, commit)
         if after is None or after["digest"] == receipt["digest"]:
             continue
-        if release.commit in [c.commit_id for c in api.list_repo_commits(release.repo, revision=commit)]:
+        if release.commit in [c.commit_id for c in repository.history(commit)]:
             release.later.append(f"{name} at {commit[:12]}, which was made from this one, {_created(after)}")
     left = len(since[MOST:]) + len(list(heads)[MOST:])
     if left:
@@ -125,7 +127,7 @@ def _note_later(receipt: dict[str, Any], release: Subject, api: HfApi, commits: 
 
 def _receipt_at(release: Subject, commit: str) -> dict[str, Any] | None:
     try:
-        path = hf_hub_download(release.repo, RECEIPT, revision=commit, token=release.token)
+        path = retry(hf_hub_download, release.repo, RECEIPT, revision=commit, token=release.token)
         return read_receipt(Path(path).parent)
     except (EntryNotFoundError, UnlearningError) as error:
         if isinstance(error, HUB_ERRORS) and not isinstance(error, RemoteEntryNotFoundError):

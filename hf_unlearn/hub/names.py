@@ -59,13 +59,18 @@ def fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def is_repository(name: str) -> bool:
-    """Whether this is `OWNER/NAME` as the Hub allows it."""
+def is_model_name(name: str) -> bool:
+    """Whether this may be the name of a model on the Hub: `OWNER/NAME`, or an old one without an owner, such as gpt2."""
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return "/" in name
+    return True
+
+
+def is_repository(name: str) -> bool:
+    """Whether this is `OWNER/NAME` as the Hub allows it."""
+    return is_model_name(name) and "/" in name
 
 
 def check_names(repo_id: str, revision: str | None = None, tag: str | None = None, to_main: bool = False) -> None:

@@ -1,12 +1,51 @@
-"""A card for another address: what it says of where the model is changes, and what somebody has written into it stays."""
+"""A card for another address: what it says of where the model is changes, and what somebody has written into it stays.
+
+The receipt goes with it, so that a release which is pushed holds against its own.
+"""
 
 from difflib import SequenceMatcher
 from pathlib import Path
 
 from ..errors import UnlearningError
+from .canonical import body, digest_of, read_receipt
 from .card import make_card, read_card, read_parent_card
-from .names import CARD
+from .card_parts import parts_of, read_parts
+from .contents import Files
+from .integrity import check_parts
+from .names import CARD, RECEIPT
+from .receipt import sealed, written
 from .repository import Parent
+from .subject import Failed, Subject
+
+
+def card_and_receipt(folder: Path, repo_id: str, revision: str, token: str | bool | None = None) -> Files:
+    """What of the two has to be another one than in the folder, for a release that is pushed to an address.
+
+    A card that was edited gets a receipt that commits to it, if that is not signed. What `verify` would refuse all the same is
+    refused here. (Of a receipt that is none, or was changed itself, nothing is made good.)
+    """
+    text = readdressed(folder, repo_id, revision, token)
+    files: Files = {} if text is None else {CARD: text.encode()}
+    try:
+        receipt = read_receipt(folder)
+    except UnlearningError:
+        return files
+    if receipt["format"] == 1 or receipt["digest"] != digest_of(body(receipt)):
+        return files
+    card = read_parts(folder / CARD) if text is None else parts_of(text)
+    is_signed = "signature" in receipt
+    if not is_signed and receipt["card"] != card.digests():
+        receipt = sealed(receipt, card)
+        files[RECEIPT] = written(receipt).encode()
+    try:
+        check_parts(receipt, card, Subject(folder))
+    except Failed as failure:
+        sign = ", or sign it as it is now with hub.receipt.seal(folder, sign_key=...)" if is_signed else ""
+        raise UnlearningError(
+            f"{failure}, so the release would fail its own verify; put that back, or write the card anew with "
+            f"hub.card.write_card(folder, repo_id=..., revision=...){sign}"
+        ) from failure
+    return files
 
 
 def readdressed(folder: Path, repo_id: str, revision: str, token: str | bool | None = None) -> str | None:

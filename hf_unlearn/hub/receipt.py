@@ -27,9 +27,10 @@ from ..models.adapters import is_adapted, own_adapters
 from ..training.facts import versions
 from ..training.record import Result, Run
 from . import merkle
-from .canonical import CANONICAL, FORMAT, KIND, body, canonical, check_json, digest_of, read_json, read_receipt
-from .card_parts import read_parts
+from .canonical import CANONICAL, FORMAT, KIND, body, canonical, digest_of, read_json, read_receipt
+from .card_parts import CardParts, read_parts
 from .client import check_token, reading
+from .given import check_given
 from .names import ADAPTER_CONFIG, CARD, CONFIG, METRICS, RECEIPT, WEIGHTS_INDEX, is_legal, is_released
 from .records import SECRETS, Secrets, record_digests
 from .sequence import drift
@@ -38,7 +39,10 @@ from .weights import adapter_files, fetch_weights, files_in, saved_digest, saved
 from .withholding import FEWEST
 
 # What may be beside a release without being of it, such as what a repository has of itself.
-DOCUMENTS = ("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore")
+DOCUMENTS = (
+    *("*.md", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.pdf", ".gitattributes", ".gitignore"),
+    *(".DS_Store", "Thumbs.db", "desktop.ini"),  # which systems leave in the folders that they show
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,8 +75,7 @@ def make_receipt(
     """
     check_token(token)
     folder, run = Path(folder), result.run
-    for name, given in (("dataset", dataset), ("earlier", earlier)):
-        check_json(given, name)
+    check_given(dataset, earlier)
     where, origin = _find_parent(parent, run.origin, token)
     if origin and is_adapted(result.model) and not own_adapters(result.model) and adapter_files(files_in(origin)):
         raise UnlearningError(
@@ -117,13 +120,21 @@ def seal(folder: str | Path, sign_key: str | Path | None = None) -> dict[str, An
 
 
 def _write_sealed(receipt: dict[str, Any], folder: Path, sign_key: str | Path | None) -> dict[str, Any]:
-    receipt["card"] = read_parts(folder / CARD).digests() if (folder / CARD).is_file() else None
-    receipt["digest"] = digest_of(receipt)
+    receipt = sealed(receipt, read_parts(folder / CARD) if (folder / CARD).is_file() else None)
     if sign_key is not None:
         receipt["signature"] = sign(canonical(body(receipt)), sign_key)
-    text = json.dumps(receipt, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    (folder / RECEIPT).write_text(text + "\n", encoding="utf-8")
+    (folder / RECEIPT).write_text(written(receipt), encoding="utf-8")
     return receipt
+
+
+def sealed(receipt: Mapping[str, Any], card: CardParts | None) -> dict[str, Any]:
+    """The receipt that commits to a card, unsigned."""
+    receipt = body(receipt) | {"card": card and card.digests()}
+    return receipt | {"digest": digest_of(receipt)}
+
+
+def written(receipt: Mapping[str, Any]) -> str:
+    return json.dumps(receipt, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def method_digests(config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,8 @@ def record_digests(data: Any, columns: Sequence[str], version: int = CANONICAL) 
     """
     if isinstance(data, Mapping) and not isinstance(data, datasets.DatasetDict):
         data = [{name: _stored(value) for name, value in data.items()}]
+    if isinstance(data, Sized) and len(data) == 0:
+        raise UnlearningError("The given data holds no record; expected at least one.")
     source = Source(data, "the given data")
     if missing := [name for name in columns if name not in source.column_names]:
         raise UnlearningError(
@@ -133,6 +135,10 @@ def check_inclusion(receipt: Mapping[str, Any], record: Any, proof: Mapping[str,
         raise UnlearningError(f"The receipt cannot be read: {misfit}; expected one that hf_unlearn wrote.")
     columns, index, salt, siblings = _read_proof(proof)
     version = forget.get("canonical", 1)
+    if version not in (1, CANONICAL):
+        raise UnlearningError(
+            f"The receipt cannot be read: canonical is {version}; expected 1 or {CANONICAL}, which this version of hf_unlearn knows."
+        )
     if (version > 1 and "columns" not in forget) or forget.get("columns", columns) != columns:
         return False
     leaf = merkle.leaf(salt, _one_digest(record, columns, version))

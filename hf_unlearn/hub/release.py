@@ -12,9 +12,11 @@ from accelerate.utils import gather_object
 from .. import models
 from ..audits.report import AuditReport
 from ..errors import UnlearningError
+from ..training.output import check_not_original
 from ..training.record import Result, Run
-from .card import is_local, read_card, write_card
+from .card import base_models, is_local, read_card, write_card
 from .client import UnreadableError, check_token
+from .given import check_given, check_report
 from .names import ADAPTER_CONFIG, AUDIT, AUDIT_PAGE, CARD, CONFIG, METRICS, is_released
 from .receipt import make_receipt, seal
 from .repository import Parent
@@ -57,7 +59,11 @@ def prepare(
     """
     check_token(token)
     check_fewest(fewest)
+    check_given(receipt.get("dataset"), receipt.get("earlier"))
     folder, run = Path(folder).absolute(), result.run
+    for original in (run.original_folder, parent if isinstance(parent, (str, os.PathLike)) else None):
+        check_not_original(folder, original, "folder")
+    check_report(report, result)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
 
     def begin() -> None:
@@ -68,6 +74,7 @@ def prepare(
         origin, address, parent_card = parent, None, None
         if isinstance(parent, (str, os.PathLike)):
             parent_card = read_card(Path(parent, CARD))
+            parent_card["base_model"] = [base for base in base_models(parent_card) if not is_local(base)]
         elif parent is not None:
             origin = address = pinned(parent, token)
         _clean(unfinished, address, _class_names(result) if class_names else None, fewest)

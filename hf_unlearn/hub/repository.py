@@ -91,8 +91,8 @@ class Repository:
             raise UnlearningError(f"{self.name} has no branch {branch!r}; expected one of {', '.join(branches)}")
         return branches[branch]
 
-    def commit_of(self, revision: str) -> str:
-        """The whole id of a commit that a branch, a tag or the beginning of an id names."""
+    def commit_of(self, revision: str | None) -> str:
+        """The whole id of a commit that a branch, a tag or the beginning of an id names; None: of `main`."""
         return retry(self.api.repo_info, self.name, revision=revision, repo_type=self.kind).sha
 
     def is_private(self) -> bool:

@@ -30,7 +30,7 @@ from .contents import (
     without_local_bases,
 )
 from .names import ADAPTER_CONFIG, CARD, CONFIG, MAIN, PROCESSORS, RECEIPT, check_names, fits, is_commit, is_legal
-from .repository import Blob, Parent, Repository, as_meant, blobs_of, check_tag, differences, moved, restoring
+from .repository import Blob, Parent, Repository, as_meant, blobs_of, check_tag, differences, restoring
 
 __all__ = [
     *("Parent", "PurgePlan", "Pushed", "Revision"),
@@ -87,7 +87,7 @@ def push(
     """Push a folder as one commit on a branch of its own, which is created from its parent commit.
 
     Large files go first, and are not sent again when an interrupted push is repeated. What the branch has beside the
-    release, such as weights of its parent, is removed from it; a licence stays, and a processor if the release has none.
+    release, such as weights of its parent, is removed from it; a licence stays, and beside no receipt a processor if there is no other.
     What the commit then holds is compared with the release; if it is not the same, the branch is put back.
 
     Args:
@@ -116,12 +116,15 @@ def push(
     check_token(token)
     files, local = without_local_bases(released_files(folder))
     revision = MAIN if to_main else revision or _own_branch(folder, files)
+    named = named_repositories(files) | ({parent.repo_id} if parent else set())
     with telling(
         f"{folder} was not pushed to {repo_id}",
         lambda: push_command(folder, repo_id, revision, parent, private, tag, message, name_private_parent),
     ):
         repository = Repository(client(token), repo_id)
         check_private(files, folder, token)
+        if not name_private_parent:
+            _check_public(repository, named, private)
         refs = repository.refs(private)
         if revision in refs["tags"]:
             raise UnlearningError(f"{revision!r} is a tag of {repo_id}; choose another revision")
@@ -131,8 +134,6 @@ def push(
         if local:
             base = _base(folder, parent, Parent(repo_id, start), before)
             files |= {name: with_base(files[name], base) for name in local}
-        if not name_private_parent:
-            _check_public(repository, named_repositories(files) | ({parent.repo_id} if parent else set()))
         parent = parent or Parent(repo_id, start)  # which the command says: main may go on
         files |= _addressed_card(folder, files, repo_id, revision, token)
         commit = _commit_of_release(repository, revision, files, start, before, refs, tag, message)
@@ -157,7 +158,10 @@ def _commit_of_release(
     head, is_new = refs["branches"].get(revision), False
     if head not in (None, start):
         if not _holds(repository.tree(head), content):
-            raise UnlearningError(moved(repository.name, revision, head, start))
+            raise UnlearningError(
+                f"{revision!r} of {repository.name} has gone on to commit {head[:12]}, which holds something else, and this push "
+                f"begins at {start[:12]}; nothing there was changed, choose another revision"
+            )
         check_tag(tag, refs, head)
         return head  # the last answer of a push was lost
     check_tag(tag, refs, None)
@@ -218,9 +222,12 @@ def _own_branch(folder: Path, files: Files) -> str:
 
 
 def _kept(names: Iterable[str], content: Mapping[str, object]) -> set[str]:
-    """What a release leaves in its branch of what its parent had."""
+    """What a release leaves in its branch of what its parent had.
+
+    Beside a receipt no processor: neither this nor the card would know of it, and it may belong to another model.
+    """
     patterns = [".gitattributes"]
-    if not any(fits(name, PROCESSORS) for name in content):
+    if RECEIPT not in content and not any(fits(name, PROCESSORS) for name in content):
         patterns += PROCESSORS
     return {name for name in names if fits(name, patterns) or is_legal(name)}
 
@@ -248,32 +255,37 @@ def _base(folder: Path, parent: Parent | None, here: Parent, before: Mapping[str
     )
 
 
-def _check_public(repository: Repository, names: set[str]) -> None:
-    """Refuse to name a private repository in a public one."""
-    if not (names := names - {repository.name}) or repository.is_private():
+def _check_public(repository: Repository, names: set[str], private: bool | None) -> None:
+    """Refuse to name a private repository in a public one, which may have to be created first."""
+    names = names - {repository.name}
+    if not names or _is_private(repository, private is not False):
         return
     for name in sorted(names):
-        try:
-            is_private = Repository(repository.api, name).is_private()
-        except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
-            if not is_absent(error):
-                raise
-            is_private = True  # or gone: who reads the release could not see it either
-        if is_private:
+        if _is_private(
+            Repository(repository.api, name), True
+        ):  # if it is gone, who reads the release could not see it
             raise UnlearningError(
                 f"{repository.name} is public, and the release names its parent {name}, which is private or not there; push to "
                 "a private repository, or allow it with name_private_parent=True (--name-private-parent)"
             )
 
 
+def _is_private(repository: Repository, if_absent: bool) -> bool:
+    try:
+        return repository.is_private()
+    except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
+        if not is_absent(error):
+            raise
+        return if_absent
+
+
 def _addressed_card(folder: Path, files: Files, repo_id: str, revision: str, token: str | None) -> Files:
-    """The card for where it is pushed to, if it was written for another place."""
+    """The card for where it is pushed to, if it was written for another place, and the receipt that commits to it."""
     if CARD not in files or RECEIPT not in files:
         return {}
-    from .readdress import readdressed  # which needs what makes cards, torch included
+    from .readdress import card_and_receipt  # which needs what makes cards, torch included
 
-    text = readdressed(folder, repo_id, revision, token)
-    return {} if text is None else {CARD: text.encode()}
+    return card_and_receipt(folder, repo_id, revision, token)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

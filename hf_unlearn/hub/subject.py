@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 
 from .. import models
 from ..errors import UnlearningError
-from .client import HUB_ERRORS
+from .client import HUB_ERRORS, reader, retry
+from .repository import Repository
 from .weights import files_in
 
 # What clients and git leave in a folder that they download to; never part of a release.
@@ -51,8 +52,8 @@ class Subject:
                 raise UnlearningError(f"{name!r} is a folder, which has no revision {revision!r}; leave revision out.")
             return cls(Path(name), token=token)
         try:
-            commit = HfApi(token=token).repo_info(name, revision=revision).sha
-            return cls(Path(snapshot_download(name, revision=commit, token=token)), name, commit, token)
+            commit = Repository(reader(token), name).commit_of(revision)
+            return cls(Path(retry(snapshot_download, name, revision=commit, token=token)), name, commit, token)
         except HUB_ERRORS as error:
             raise UnlearningError(models.explain(error, name, revision)) from error
 

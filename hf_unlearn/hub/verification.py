@@ -128,6 +128,10 @@ def verify(
             f"{'secrets' if forget is None else 'forget'} is given alone; expected the records and the secrets of the "
             "receipt together."
         )
+    if max_parent_bytes is not None and (type(max_parent_bytes) is not int or max_parent_bytes < 0):
+        raise UnlearningError(
+            f"max_parent_bytes is {max_parent_bytes!r}; expected a whole number of bytes, 0 or more, or None."
+        )
     release = Subject.open(repo_or_folder, revision, token)
     if not (release.folder / RECEIPT).is_file():
         raise UnlearningError(f"{release.what} holds no {RECEIPT}; pass a release that hf_unlearn wrote.")

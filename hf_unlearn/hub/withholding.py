@@ -16,7 +16,10 @@ from .card import is_local
 FEWEST = 30  # as many as an audit wants before it judges
 DIGITS = 4
 # Parts of an audit that say nothing of the samples: what was asked, how, and how far the weights are apart.
-PLAIN = ("format", "version", "date", "level", "seed", "task", "request", "models", "distance", "cost", "conventions")
+PLAIN = (
+    *("format", "version", "date", "level", "seed", "task", "request", "models", "weights", "distance", "cost"),
+    "conventions",
+)
 # Where a reason, a note or a verdict says which classes it is about.
 LISTS = re.compile(
     r"(?:the forget |the )?(?:classes )?\[[^\]]*\]|\bclass(?:es)? \d+(?:, \d+)*"

@@ -37,6 +37,7 @@ class Run:
         request: what was asked for: its kind, sizes of the sets, numbers of classes, tasks.
         read: how many different samples an update was made of, in how many steps.
         origin: the Hub id and commit of the original, where they are known.
+        original_folder: where it was loaded from, if that was a folder.
         base_model: what the original was trained from, as it was given.
         folder: of its output.
         seeds: of the `unlearning`, its `schedule`, and the `split` of the unseen samples; None where they were not split.
@@ -62,6 +63,7 @@ class Run:
     request: dict[str, Any]
     read: dict[str, int]
     origin: dict[str, str] | None
+    original_folder: str | None
     base_model: Any
     folder: Path
     seeds: dict[str, int | None]

@@ -28,6 +28,7 @@ def record(trainer: UnlearningTrainer) -> Run:
         request=_request(trainer),
         read=_read(trainer),
         origin=trainer.origin,
+        original_folder=trainer.original_folder,
         base_model=trainer.base_model,
         folder=Path(args.output_dir),
         seeds={

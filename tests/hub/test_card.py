@@ -428,10 +428,12 @@ class TestAudit:
         assert f"{content['figures']['retrained']['retain_accuracy']:.3f}" in found["Audit"]
 
     def test_in_a_release(self, runs, tmp_path):
-        report = AuditReport(audit_content(level=0, layers=0))
-        out = release.prepare(runs(), tmp_path / "release", report=report)
+        content, result = audit_content(level=0, layers=0), runs()
+        content["request"]["samples"]["forget"] = len(result.trainer.sources["forget"])
+        report = AuditReport(content)
+        out = release.prepare(result, tmp_path / "release", report=report, fewest=1)
         assert "[audit.html](audit.html)" in check_card((out / "README.md").read_text())["Audit"]
-        assert AuditReport.from_json(out / "audit.json").content == publishable(report.content)
+        assert AuditReport.from_json(out / "audit.json").content == publishable(report.content, fewest=1)
         assert report.content["verdict"]["headline"] in (out / "audit.html").read_text()
         assert {"audit.json", "audit.html"} < json.loads((out / "unlearning_receipt.json").read_text())["files"].keys()
 
