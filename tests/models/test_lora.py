@@ -23,6 +23,7 @@ from hf_unlearn.commands.cli import main
 from hf_unlearn.commands.recipe import parse
 from hf_unlearn.models import adapters
 from tests import runs
+from tests.marks import slow_but
 from tests.methods.test_matrix import SHORT
 from tests.runs import TRAINED, original, tiny_multitask
 from tests.samples import arguments, for_trainer, images, pictures, same_bits, weights
@@ -177,7 +178,7 @@ class TestUnlearning:
         with result.trainer.original_model() as model:  # the trainer's still has the adapter
             assert torch.equal(outputs(model, inputs), outputs(plain, inputs))
 
-    @pytest.mark.parametrize("method", TRAINED)
+    @pytest.mark.parametrize("method", slow_but(["l1_sparse", "lotus", "rmu"], TRAINED))
     def test_every_method(self, tmp_path, method):
         """A ResNet, nearly all of which are convolutions; RMU needs a transformer."""
         family = "vit" if method == "rmu" else "resnet"
