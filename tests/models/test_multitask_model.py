@@ -630,6 +630,7 @@ def test_scenes():
         assert not missing(data[name], task["kind"]).any()
 
 
+@pytest.mark.slow
 def test_dense_tasks_are_learnt():
     torch.manual_seed(0)
     tasks = {name: TASKS[name] for name in ("seg", "depth", "normals")}
