@@ -667,7 +667,7 @@ def test_bfloat16(tmp_path):
     for args, dtype in (({"bf16": True, "use_cpu": True}, torch.float32), ({}, torch.bfloat16)):
         data, model = pictures(), known("vit").to(dtype)
         result = unlearn(model, **data, tasks=["shape"], method=MultitaskConfig(**FAST), args=arguments(
-            tmp_path, learning_rate=0.1, **args))  # fmt: skip
+            tmp_path / str(dtype), learning_rate=0.1, **args))  # fmt: skip
         assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
 
 

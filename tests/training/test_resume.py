@@ -251,7 +251,7 @@ def test_leftovers_of_an_older_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(UnlearningError, match="killed"):
         patch.setattr(models, "save_model", killed)  # the new run has only begun to keep its original
         train(tmp_path, seed=1)
-    with pytest.raises(UnlearningError, match="There is no complete checkpoint"):
+    with pytest.raises(UnlearningError, match="checkpoint-9 belongs to another run .seed is 1 and was 42"):
         train(tmp_path, seed=1, resume=True)
 
     newer = {"seed": 1, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 1}
@@ -498,9 +498,10 @@ def begun(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(begun) -> dict[str, torch.Tensor]:
+def finished(begun, tmp_path_factory) -> dict[str, torch.Tensor]:
     """The weights at its end."""
-    return load_file(begun / "checkpoint-6" / "model.safetensors")
+    folder = shutil.copytree(begun, tmp_path_factory.mktemp("finished") / "run")
+    return weights(train(folder, resume=True, measure=False).model)
 
 
 def contents(folder: Path) -> dict[Path, tuple[int, int]]:
