@@ -32,10 +32,14 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
-def pytest_collection_finish() -> None:
+atexit.register(gc.unfreeze)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
     """Every run ends in a gc.collect(), which takes a twentieth of a second over all that is imported by now."""
+    gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture

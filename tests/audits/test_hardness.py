@@ -18,6 +18,7 @@ from hf_unlearn import HamuConfig, LotusConfig, UnlearningArguments, UnlearningE
 from hf_unlearn import commands as cli
 from hf_unlearn.commands import sets
 from hf_unlearn.methods.hamu import hamu_update
+from tests.marks import slow_but
 from tests.samples import fitted, images, learnt, same_bits, sentences, weights
 from tests.tasks.test_causal_lm import questions
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_llama_lm, tiny_resnet, tiny_tokenizer, tiny_vit
@@ -52,7 +53,7 @@ def dot(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 class TestFigures:
-    @pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+    @pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
     @pytest.mark.parametrize("max_grad_norm", [1.0, 0.01, 0.0])
     @pytest.mark.parametrize("batch_size", [3, 64])
     def test_by_hand(self, build, max_grad_norm, batch_size, tmp_path):

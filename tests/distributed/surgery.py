@@ -14,9 +14,8 @@ from tests.tiny import tiny_resnet, tiny_vit
 def main(folder: Path) -> None:
     for name, method in METHODS.items():
         for family, build in (("vit", tiny_vit), ("resnet", tiny_resnet)):
-            trainer = UnlearningTrainer(
-                knowing(build), arguments(folder / "run"), method=method, **for_trainer(a_class())
-            )
+            args = arguments(folder / f"{name}-{family}")
+            trainer = UnlearningTrainer(knowing(build), args, method=method, **for_trainer(a_class()))
             assert trainer.accelerator.num_processes == 2
             shares = [
                 sum(len(batch.labels) for batch in Share(trainer.evaluator, trainer.model, name))

@@ -198,7 +198,8 @@ def test_a_purge_that_changes_the_content(hub, original, pushed, monkeypatch):
 # What passes
 
 
-@pytest.mark.parametrize("how", [409, pytest.param("drop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [409, "drop"])
 def test_single_failures_pass(hub, folders, how):
     """Every request of every command fails once."""
     steps = {

@@ -17,6 +17,7 @@ from hf_unlearn.hub.names import CARD, RECEIPT
 from hf_unlearn.models.load import load_model
 from hf_unlearn.models.weights import save_model
 from tests import samples, tiny
+from tests.marks import slow_but
 from tests.releases import contents, publish
 
 BRANCH = "unlearned/request-42"
@@ -47,7 +48,7 @@ def facts(folder):
     return receipt["weights"]["before"], receipt["previous"]["receipt"], receipt["drift"]["parent"], licence
 
 
-HOWS = ["drop", 409, *(pytest.param(how, marks=pytest.mark.slow) for how in ("lose", "half", 401, 403, 429, 500))]
+HOWS = slow_but(["drop"], ["drop", 409, "lose", "half", 401, 403, 429, 500])
 
 
 @pytest.mark.parametrize("how", HOWS)

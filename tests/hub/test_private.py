@@ -30,6 +30,7 @@ from hf_unlearn.hub import (
 from hf_unlearn.hub.names import is_released
 from tests import samples, tiny
 from tests.hub.server import WRITER
+from tests.marks import slow_but
 from tests.releases import contents, publish, write_release
 
 BRANCH = "unlearned/request-42"
@@ -176,7 +177,7 @@ def without_what_differs(text):
     return re.sub(r"- ([^\n]*) seconds[^\n]*", "", text)
 
 
-@pytest.mark.parametrize("n", [1, 30, 60])
+@pytest.mark.parametrize("n", slow_but([30], [1, 30, 60]))
 def test_no_class_is_told(tmp_path, n):
     """Of samples that are all of one class, its name and number are nowhere, nor a count of its samples."""
     data = training_data()

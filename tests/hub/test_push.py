@@ -24,6 +24,7 @@ from hf_unlearn.models.load import load_model
 from hf_unlearn.models.weights import save_model, weights_digest
 from tests import samples, tiny
 from tests.hub.server import READER, WRITER
+from tests.marks import slow_but
 from tests.releases import contents, publish, write_release
 from tests.runs import request, tiny_multitask
 
@@ -228,9 +229,7 @@ def command_in(message):
     return shlex.split(command)
 
 
-@pytest.mark.parametrize(
-    "how", ["drop", "lose", pytest.param("half", marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", slow_but(["lose"], ["drop", "lose", "half", 500]))
 def test_every_request_failing(hub, folders, tmp_path, how, capsys):
     """For good: the old state or the new one, a complete folder, and the command in the error does the rest.
     Once: nobody notices."""
@@ -264,12 +263,10 @@ def test_every_request_failing(hub, folders, tmp_path, how, capsys):
     assert seen == {"old", "new"}
 
 
-EVERY = [
-    pytest.param(how, 1, marks=pytest.mark.slow) for how in ("drop", "lose", "half", 401, 403, 409, 412, 429, 500)
-]
+EVERY = [(how, 1) for how in ("drop", "lose", "half", 401, 403, 409, 412, 429, 500)]
 
 
-@pytest.mark.parametrize(("how", "step"), [("drop", 5), *EVERY])
+@pytest.mark.parametrize(("how", "step"), slow_but([("drop", 5)], [("drop", 5), *EVERY]))
 def test_every_request_of_a_result_failing(hub, folders, tmp_path, how, step, capsys):
     """Either no release, or a complete folder and the command; and what passes is got over."""
     data = samples.request(n_forget=4, n_retain=8, n_unseen=4)

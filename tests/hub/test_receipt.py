@@ -36,6 +36,7 @@ from hf_unlearn.hub.canonical import body, canonical, digest_of, read_json
 from hf_unlearn.hub.names import CARD, METRICS, RECEIPT
 from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
 from hf_unlearn.hub.weights import relative_distance, saved_digest, weight_files
+from tests.marks import slow_but
 from tests.samples import arguments, images, pictures, request, sentences
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -880,7 +881,7 @@ def with_adapter() -> PeftModel:
     return PeftModel.from_pretrained(models.load_model("me/vit"), "me/vit", **where)
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["given", "found"])
+@pytest.mark.parametrize("given", slow_but([False], [True, False]), ids=["given", "found"])
 @pytest.mark.parametrize("kind", ["stacked", "merged"])
 def test_a_second_request_over_an_adapter(hub, adapter, tmp_path, kind, given):
     model = with_adapter()

@@ -27,6 +27,7 @@ from hf_unlearn.hub.signing import sign
 from hf_unlearn.hub.weights import parent_limit
 from tests.hub.test_proofs import old_release
 from tests.hub.test_receipt import flip, forge, released, rewrite, run, said, upload, write_keys
+from tests.marks import slow_but
 from tests.samples import images
 from tests.tiny import tiny_vit
 
@@ -317,16 +318,11 @@ def test_a_tampering(made, release, name):
     assert contents(release) != before
     found = verify(release, public_key=made.public, parent=made.parent)
     assert found.failed and found.exit_code == 1 and "FAILED" in found.line and "\n" not in found.line
+    if not name.startswith("receipt"):  # what somebody sees who has nothing but the release
+        assert verify(release).failed
 
 
-@pytest.mark.parametrize("name", [name for name in TAMPERINGS if not name.startswith("receipt")])
-def test_a_tampering_without_keys_and_parent(release, name):
-    """What somebody sees who has nothing but the release."""
-    TAMPERINGS[name](release)
-    assert verify(release).failed
-
-
-@pytest.mark.parametrize("block", range(20))
+@pytest.mark.parametrize("block", slow_but(range(3), range(20)))
 def test_random_changes(made, release, block):
     """Of any bytes in any file: found, or without any meaning; and nothing but a sentence comes out."""
     rng = np.random.default_rng(block)
@@ -359,7 +355,7 @@ def _meaning(name: str, content: bytes) -> object:
     return yaml.safe_load(metadata), [line.rstrip() for line in text.split("\n") if line.strip()]
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", slow_but(range(2), range(10)))
 def test_random_values(release, block):
     """Any value anywhere in the JSON files of a release, whose receipt is made to fit: a verdict, and no traceback."""
     rng = np.random.default_rng(100 + block)

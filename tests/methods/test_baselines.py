@@ -34,6 +34,7 @@ from hf_unlearn.methods.scrub import max_loss, min_loss
 from hf_unlearn.methods.unsir import learn_noise, noise_loss
 from hf_unlearn.tasks.losses import cross_entropy, divergence
 from tests import groups
+from tests.marks import slow_but
 from tests.runs import StopAt, make_trainer
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_vit
@@ -189,9 +190,9 @@ class TestSaliencyMask:
 class TestMaskedWeights:
     """SalUn: gradients were masked, and weight decay and momentum moved masked weights all the same."""
 
-    @pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+    @pytest.mark.parametrize("inner", slow_but(["gradient_ascent", "rmu", "scrub"], INNER))
     def test_masked_weights_keep_their_bits(self, tmp_path, inner):
-        config = SalunConfig(inner=inner, density=0.3)
+        config = SalunConfig(inner=INNER[inner], density=0.3)
         changes = {"weight_decay": 0.1, "num_train_epochs": 3, "max_grad_norm": 0.5, "measure": False}
         result = run(tmp_path, config, **changes)
         self.check(result, 0.3)
@@ -553,7 +554,7 @@ class TestNeggradPlus:
         assert metrics["after"]["forget_accuracy"] <= metrics["after"]["unseen_accuracy"] + 0.25
         assert metrics["after"]["retain_accuracy"] == 1
 
-    @pytest.mark.parametrize("method", ["neggrad_plus", "grad_diff"])
+    @pytest.mark.parametrize("method", slow_but(["neggrad_plus"], ["neggrad_plus", "grad_diff"]))
     def test_the_end_does_not_run_away(self, tmp_path, method):
         """What unseen samples cost rises with the damage; the run ends at what the original knew of them."""
         data, original = groups.half_of_a_class(0), groups.fitted(0, 0, retrained=False)

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hf_unlearn.methods.hamu import HamuConfig, Hardness, hamu_update
+from tests.marks import slow_but
 
 Gradients = list[Tensor]
 
@@ -217,8 +218,9 @@ class TestOneStep:
             assert hardness.infeasible is True and hardness.unavoidable is False
             assert hardness.shortfall == pytest.approx(draw.lr * (ratio - products(*draw.given)), rel=1e-9)
 
-    def test_cost_of_the_optimum(self):
-        for draw in draws(2_000, blocks=1):
+    @pytest.mark.parametrize("n", slow_but([300], [300, 2_000]))
+    def test_cost_of_the_optimum(self, n):
+        for draw in draws(n, blocks=1):
             delta, hardness = draw.solve()
             scale = draw.radius(0) * draw.retain[0].norm().item()
             cost = math.cos(min(angle(*draw.given) + math.acos(draw.c), math.pi))
@@ -637,14 +639,15 @@ class TestDegenerate:
         sine = math.sin(angle([g_r], [g_f])) if known else 1.0
         return 1e-5 + (1e-6 / sine if sine > 5e-6 else 0)
 
-    def test_sweep(self):
+    @pytest.mark.parametrize("n", slow_but([200], [200, 800]))
+    def test_sweep(self, n):
         """What holds for all gradients and all options."""
         g = torch.Generator().manual_seed(0)
 
         def pick(options: list):
             return options[int(torch.randint(len(options), (), generator=g))]
 
-        for _ in range(800):
+        for _ in range(n):
             dtype = pick([torch.float32, torch.float64])
             retain, forget = [], []
             for _ in range(pick([1, 2, 5])):

@@ -19,6 +19,7 @@ from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import Hardness, hamu_update
 from hf_unlearn.methods.orthograd import orthograd_update
 from hf_unlearn.methods.pcgrad import pcgrad_update
+from tests.marks import slow_but
 from tests.runs import Record, StopAt, make_trainer, original, rows
 from tests.samples import arguments, fitted, for_trainer, images, learnt, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_tokenizer, tiny_vit
@@ -291,8 +292,8 @@ def by_class(label: int = 0) -> dict[str, datasets.Dataset]:
     return {"forget": forget, "retain": retain, "unseen": images(24, seed=2)}
 
 
-@pytest.mark.parametrize("variant", ["q", "u"])
-@pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+@pytest.mark.parametrize("variant", slow_but(["q"], ["q", "u"]))
+@pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
 def test_easy_case_improves_both(build, variant, tmp_path):
     """A whole class, of a model that has still something to learn of the others."""
     model, data = build(), by_class()

@@ -33,6 +33,7 @@ from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.preference import completion_lengths, kl_to_original, log_likelihood
 from hf_unlearn.methods.simnpo import simnpo_loss
 from hf_unlearn.tasks.losses import cross_entropy
+from tests.marks import slow_but
 from tests.runs import make_trainer, original, weights
 from tests.samples import arguments, fitted, for_trainer, learnt
 from tests.tasks.test_causal_lm import request as questions
@@ -167,7 +168,7 @@ def known() -> dict[str, Tensor]:
 
 
 class TestRuns:
-    @pytest.mark.parametrize("config", EACH[:3])
+    @pytest.mark.parametrize("config", slow_but([GradDiffConfig], EACH[:3]))
     def test_directions(self, tmp_path, config):
         """The forget loss rises to that of unseen samples, and the retain loss holds."""
         trainer = language_trainer(tmp_path, config(look=1), num_train_epochs=12, learning_rate=3e-3)
@@ -332,7 +333,7 @@ class TestRmu:
         (start, end, moved), (_, _, held) = means
         assert end < 0.9 * start and held < 0.5 * moved
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", slow_but(["vit"], FAMILIES))
     def test_only_mlp_weights(self, tmp_path, family):
         settings = {"num_train_epochs": 16, "learning_rate": 1e-2, "weight_decay": 0.1, "measure": False}
         config = RmuConfig(until="end", retain_weight=10.0)
@@ -342,7 +343,11 @@ class TestRmu:
             trainer = language_trainer(tmp_path, config, **settings, peft_config=False)
         self.check(trainer)
 
-    @pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules="all-linear")], ids=["own", "given"])
+    @pytest.mark.parametrize(
+        "peft_config",
+        slow_but([None], [None, LoraConfig(r=4, target_modules="all-linear")]),
+        ids=["own", "given"],
+    )
     def test_in_an_adapter(self, tmp_path, peft_config):
         settings = {"num_train_epochs": 12, "learning_rate": 3e-2, "measure": False}
         config = RmuConfig(until="end", retain_weight=10.0)

@@ -162,6 +162,14 @@ def is_cut(method: str, family: str, where: str) -> bool:
     return where == "weights" or family in (first(method), "llama")
 
 
+# Fast is one method on every family; tests/training/test_trajectory.py has one of each kind.
+CUT = [
+    which if which.values[0][0] == "finetune" else pytest.param(*which.values, id=which.id, marks=pytest.mark.slow)
+    for which in cells(refused=False)
+    if is_cut(*which.values[0])
+]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The checks
 
@@ -202,7 +210,7 @@ def logits(model: nn.Module, family: str) -> Tensor:
     return torch.cat([found[task].flatten() for task in sorted(found)]) if isinstance(found, dict) else found
 
 
-@pytest.mark.parametrize("cell", [which for which in cells(False) if is_cut(*which.values[0])], indirect=True)
+@pytest.mark.parametrize("cell", CUT, indirect=True)
 def test_it_is_the_same_however_it_is_cut(cell, tmp_path):
     layout = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 5}
     random.seed(), np.random.seed(), torch.seed()  # nothing depends on these

@@ -27,6 +27,7 @@ from hf_unlearn.methods import (
 from hf_unlearn.methods import random_label as random_label_module
 from hf_unlearn.methods.base import TASKS, MethodConfig, Paper
 from hf_unlearn.methods.random_label import wrong_labels
+from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, learnt, request, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_vit
 
@@ -140,14 +141,17 @@ class TestRetrain:
 
     @pytest.mark.parametrize(
         ("base", "build"),
-        [
-            ("scratch", tiny_vit),
-            ("function", tiny_vit),
-            ("model", tiny_vit),
-            ("folder", tiny_vit),
-            ("scratch", tiny_resnet),
-            ("folder", tiny_resnet),
-        ],
+        slow_but(
+            [("scratch", tiny_resnet), ("folder", tiny_vit)],
+            [
+                ("scratch", tiny_vit),
+                ("function", tiny_vit),
+                ("model", tiny_vit),
+                ("folder", tiny_vit),
+                ("scratch", tiny_resnet),
+                ("folder", tiny_resnet),
+            ],
+        ),
     )
     def test_depends_on_the_base_and_not_on_the_original(self, tmp_path, base, build):
         tiny_base = build(seed=11)

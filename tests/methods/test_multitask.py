@@ -851,7 +851,7 @@ def test_behaviour(targets, tmp_path):
     scores = {"joint": [], "neggrad": []}
     for seed in range(3):
         for name, config in (("joint", {}), ("neggrad", NEGGRAD)):
-            result = toy_run(tmp_path / name, seed, targets, **config)
+            result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, **config)
             method, before, after = result.trainer.method, result.metrics["before"], result.metrics["after"]
             scores[name].append(after["uis"])
             assert method.active == [] and method.notes == []

@@ -162,7 +162,7 @@ def test_a_fresh_process_loads_it(tmp_path):
     code = f"""if True:
         from safetensors.torch import load_file, save_file
         from transformers import AutoModel
-        import hf_unlearn.multitask_model
+        import hf_unlearn.models.multitask
         from hf_unlearn.models import own_memory
         model = AutoModel.from_pretrained({str(tmp_path)!r})
         own_memory(model)
@@ -630,6 +630,7 @@ def test_scenes():
         assert not missing(data[name], task["kind"]).any()
 
 
+@pytest.mark.slow
 def test_dense_tasks_are_learnt():
     torch.manual_seed(0)
     tasks = {name: TASKS[name] for name in ("seg", "depth", "normals")}

@@ -20,6 +20,7 @@ from hf_unlearn.models.load import load_model
 from hf_unlearn.models.weights import weights_digest
 from hf_unlearn.surgery import damp_edit, find_plan, ssd_edit
 from hf_unlearn.surgery.ssd import SsdConfig
+from tests.marks import slow_but
 from tests.runs import launch
 from tests.samples import arguments, for_trainer, images, pictures, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_gpt2_classifier, tiny_image_processor, tiny_resnet, tiny_tokenizer, tiny_vit
@@ -66,7 +67,7 @@ def changed(model: PreTrainedModel, before: dict[str, torch.Tensor]) -> set[str]
     return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-@pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+@pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
 @pytest.mark.parametrize("method", METHODS)
 def test_a_class_is_forgotten(tmp_path: Path, method: str, build: Callable[[], PreTrainedModel]):
     model = knowing(build)

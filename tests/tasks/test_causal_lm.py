@@ -26,6 +26,7 @@ from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
 from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator
 from hf_unlearn.tasks.losses import cross_entropy
 from hf_unlearn.training.trainer import UnlearningTrainer
+from tests.marks import slow_but
 from tests.runs import OwnDifference, distance
 from tests.samples import arguments, for_trainer, same_bits, sentences, weights
 from tests.tiny import CLS, PAD, SEP, VOCABULARY, WORDS, tiny_bert, tiny_llama_lm, tiny_tokenizer
@@ -316,7 +317,9 @@ LAYOUTS = {"8": (8, 1), "2x4": (4, 2), "4x2": (2, 4)}
 
 
 class TestTraining:
-    @pytest.mark.parametrize("method", ["finetune", "retrain", OwnLanguageDifference])
+    @pytest.mark.parametrize(
+        "method", slow_but([OwnLanguageDifference], ["finetune", "retrain", OwnLanguageDifference])
+    )
     def test_batches_of_8_and_2_by_4(self, tmp_path, method):
         found = {}
         for name, (batch, accumulation) in LAYOUTS.items():

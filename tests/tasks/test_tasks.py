@@ -22,6 +22,7 @@ from hf_unlearn.tasks import task_of
 from hf_unlearn.tasks.several import TaskCollator, Tasks, request_mask
 from hf_unlearn.training.context import Context
 from hf_unlearn.training.request import Request
+from tests.marks import slow_but
 from tests.samples import arguments, for_trainer, images, same_bits, sentences, weights
 from tests.samples import request as plain_request
 from tests.scenes import TASKS as SCENE_TASKS
@@ -560,7 +561,7 @@ def start(name: str, asked, folder, method=None, args=None, **options):
 
 
 @pytest.mark.parametrize("partial", [pytest.param(False, marks=pytest.mark.slow), True], ids=["full", "partial"])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(["vit"], RUNS))
 def test_unlearn(name, partial, tmp_path):
     tasks = RUNS[name][0]
     asked = [TARGET[name]] if partial else None
@@ -652,6 +653,7 @@ def test_an_adapter(tmp_path):
             assert torch.allclose(loaded(pixel_values=pixels).logits[task], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_evaluated_in_every_epoch(tmp_path):
     result = start("vit", ["shape"], tmp_path, args={"eval_strategy": "epoch", "learning_rate": 1e-4})
     logs = [line for line in result.trainer.state.log_history if "eval_uis" in line]
@@ -665,7 +667,7 @@ def test_bfloat16(tmp_path):
     for args, dtype in (({"bf16": True, "use_cpu": True}, torch.float32), ({}, torch.bfloat16)):
         data, model = pictures(), known("vit").to(dtype)
         result = unlearn(model, **data, tasks=["shape"], method=MultitaskConfig(**FAST), args=arguments(
-            tmp_path, learning_rate=0.1, **args))  # fmt: skip
+            tmp_path / str(dtype), learning_rate=0.1, **args))  # fmt: skip
         assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
 
 
