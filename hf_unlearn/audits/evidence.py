@@ -27,6 +27,7 @@ SCORES = {
 HARM = {"retain": 0.02, "unseen": 0.05}  # accuracy that may be lost
 RECOGNISED = 0.02  # of a forgotten class, that may still be given its label
 TAIL = 20  # unseen samples of a class, from which on its highest and lowest twentieth are known
+UNJUDGED = 0.05  # of the forget samples, that may have no unseen samples of their class
 UNMATCHED = 0.01  # p at which the retrained model, too, tells forget from unseen samples
 BINS = 30
 
@@ -39,6 +40,7 @@ class Judged:
         worst: model -> what -> mean, 90th percentile and highest; none of fewer than 30 forget samples.
         changed: whether the weights are not the original's.
         can: whether an absence of faults says something about memory.
+        share: of the forget samples that have unseen ones of their class, and so are judged.
         error: standard error of the AUC of forget over unseen samples, if both are alike.
     """
 
@@ -54,6 +56,7 @@ class Judged:
     canary: dict[str, Any]
     changed: bool
     can: bool
+    share: float
     error: float | None
 
     def power(self, findings: Sequence[Finding]) -> float | None:
@@ -139,6 +142,7 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
         canary=canary,
         changed=changed,
         can=not prevented,
+        share=_first(tests["unlearned"]).n_forget / len(ctx.labels["forget"]) if matched else 0.0,
         error=_first(tests["unlearned"]).error if control else None,
     )
 
@@ -166,6 +170,13 @@ def _cannot(
     if not tests["unlearned"]:
         return [_why_unmatched(ctx)], []
     main, prevented, left_out = _first(tests["unlearned"]), [], []
+    if main.unmatched:
+        size, classes = len(ctx.labels["forget"]), _classes(ctx, main.unmatched)
+        told = f"{size - main.n_forget} of the {size} forget samples, those of {classes}, have no unseen samples of their class"
+        if size - main.n_forget > UNJUDGED * size:
+            prevented.append(f"{told}, so nothing tells whether these are still known; pass unseen samples of these classes.")
+        else:
+            left_out.append(f"{told} and are left out.")
     auc, least = _first(tests["original"]).auc, smallest_auc(main.error, among)
     if trace * among > LEVEL:
         prevented.append(
@@ -189,10 +200,6 @@ def _cannot(
         prevented.append(
             f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
             "would have been seen: that nothing was found says little."
-        )
-    if main.unmatched:
-        left_out.append(
-            f"Forget samples of {_classes(ctx, main.unmatched)} have no unseen samples of their class and are left out."
         )
     return prevented, left_out
 

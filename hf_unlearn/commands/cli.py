@@ -110,7 +110,7 @@ def hardness(argv: Sequence[str]) -> None:
     from .settings import check_options
 
     check_options(options, batch_size=1, max_samples=1)
-    check_files((options.forget, options.retain), json=options.json)
+    check_files((options.model, options.forget, options.retain), json=options.json)
     ratio = options.ratio if options.ratio is not None else PAPER_RATIO if options.absolute else HamuConfig().ratio
     scale = "absolute" if options.absolute else "relative"
     method = HamuConfig(ratio=ratio, quota_scale=scale, variant=options.variant, block=options.block)
@@ -222,8 +222,8 @@ def audit(argv: Sequence[str]) -> None:
 
     check_options(options, batch_size=1, seed=0)
     check_level(options.level, options.reference, options.base_model)
-    data = (options.forget, options.retain, options.unseen, options.test)
-    check_files(data, json=options.json, html=options.html)
+    read = ("before", "after", "retrained", "reference", "base_model", "forget", "retain", "unseen", "test")
+    check_files((getattr(options, name) for name in read), json=options.json, html=options.html)
     columns = {name: getattr(options, f"{name}_column") for name in ("image", "text", "text_pair", "label")}
     repo, revision = models.split_revision(options.before)
     original, sets = models.load_model(repo, revision=revision), {}

@@ -414,8 +414,7 @@ def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Da
 
 def read_set(data: str, key: str) -> datasets.Dataset:
     """A set named on the command line: NAME, or NAME:SPLIT where the split may be a slice such as `train[:10%]`."""
-    named = None if Path(data).exists() else re.fullmatch(r"(.+?):(\w.*)", data)
-    name, split = named.groups() if named else (data, None)
+    name, split = split_name(data)
     splits = read_dataset(name)
     if split is None and len(splits) > 1:
         raise UnlearningError(

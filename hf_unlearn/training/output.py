@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.splits import split_name
 from ..errors import UnlearningError
 from ..methods.base import CONFIG_NAME
 from ..models.find import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
@@ -31,8 +32,13 @@ def check_folder(path: Any, name: str) -> None:
 
 
 def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
-    """Each of `outputs`, by the name of its option, is a file that can be written: no other one's, and none of `inputs`."""
-    taken = {os.path.realpath(path): "what is read" for path in inputs if path is not None and os.path.exists(path)}
+    """Each of `outputs`, by the name of its option, is a file that can be written: no other one's, and nothing that is read.
+
+    Args:
+        inputs: what is read, by its name: of a file, a folder, or `NAME:SPLIT` of one. What is no path here is on the Hub.
+    """
+    read = {os.path.realpath(split_name(os.fspath(name))[0]): name for name in inputs if name is not None}
+    taken: dict[str, str] = {}
     for name, path in outputs.items():
         if path is None:
             continue
@@ -41,10 +47,15 @@ def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
         fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
         if not (fits and os.access(existing, os.W_OK)):
             raise UnlearningError(f"{option} is {path}; expected a file in a folder that can be written to.")
-        place = os.path.realpath(path)
-        if place in taken:
-            raise UnlearningError(f"{option} is {path}, and so is {taken[place]}; expected a file of its own.")
-        taken[place] = option
+        place = Path(os.path.realpath(path))
+        if str(place) in taken:
+            raise UnlearningError(f"{option} is {path}, and so is {taken[str(place)]}; expected a file of its own.")
+        if found := next((read[str(part)] for part in (place, *place.parents) if str(part) in read), None):
+            raise UnlearningError(
+                f"{option} is {path}, which would be written over {found}, or into it, and that is read; expected a file of its "
+                "own."
+            )
+        taken[str(place)] = option
 
 
 def _existing(path: Any, name: str) -> Path:
