@@ -110,7 +110,7 @@ def audit(
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":
         check_overlaps(sources)
-    split = split_of(unlearned, split_seed, {name: len(source) for name, source in sources.items()})
+    split = split_of(unlearned, split_seed, sources)
     collator = (CompletionCollator if task == "causal-lm" else Collator)(
         sources["forget"],
         processing_class,

@@ -6,7 +6,6 @@ A setting is a field of `RecipeArguments`, of the method's config or of `Unlearn
 import dataclasses
 import difflib
 import inspect
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from ..api import UnlearningResult, unlearn
 from ..audits.audit import TASKS as AUDITED_TASKS
 from ..audits.report import AuditReport
 from ..data.source import Columns, Source
-from ..data.splits import split_dataset
+from ..data.splits import split_dataset, split_name
 from ..errors import UnlearningError
 from ..hub.revisions import check_names
 from ..methods import METHODS, Method, MethodConfig, get_method

@@ -44,12 +44,12 @@ class ResumableTrainer(Trainer):
 
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
-        digest, request, self._requests = "", None, {}
+        digest, request, self._requests = "", "", {}
         with self._together():
             checkpoint = self._find_checkpoint(resume)
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
-                request = self._check_output(resume, digest)
+                request = self._check_output(checkpoint, digest)
                 if self.method.info.kind != "surgery":
                     self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
@@ -108,8 +108,15 @@ class ResumableTrainer(Trainer):
                 models.save_model(self.model, new)
                 shutil.rmtree(self._private / folder, ignore_errors=True)
                 new.rename(self._private / folder)
-            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
-            _write_last(about, content)
+            _write_last(about, self._original_note(digest) | {"run": uuid.uuid4().hex, "folder": folder})
+
+    def _original_note(self, digest: str) -> dict[str, Any]:
+        """What tells the original from every other one."""
+        return {"digest": digest, "adapter": self.adapter is not None, **(self.origin or {})}
+
+    def _is_own(self, checkpoint: str | None) -> bool:
+        """Whether a checkpoint is of the run that has this output folder."""
+        return checkpoint is not None and _read(Path(checkpoint, COMPLETE))["run"] == self.run_id()
 
     def _about(self) -> dict[str, Any] | None:
         """What is noted of the original and of the run that has this output folder, if anything."""
@@ -226,13 +233,17 @@ class ResumableTrainer(Trainer):
                 raise UnlearningError(
                     f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
                 )
+        if not isinstance(resume, (str, os.PathLike)):
+            raise UnlearningError(
+                f"resume_from_checkpoint is {resume!r}; expected the folder of a checkpoint, or True for the newest complete one."
+            )
         marker = _read(Path(resume, COMPLETE))
         if marker is None:
             raise UnlearningError(
                 f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
                 "complete one."
             )
-        if "belongs" not in marker:
+        if not isinstance(marker.get("belongs"), dict) or not marker["belongs"].keys() >= identity.PARTS:
             raise UnlearningError(
                 f"{resume} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
                 "anew without resume_from_checkpoint, or go on with that version."

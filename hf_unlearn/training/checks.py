@@ -11,7 +11,6 @@ from transformers.training_args import OptimizerNames
 
 from ..errors import UnlearningError, in_one_sentence
 from ..methods import Method
-from ..methods.fields import check_fields
 from ..models import adapters
 from .arguments import UnlearningArguments
 from .output import check_folder
@@ -22,7 +21,7 @@ AT_LEAST = {
     ),
     "save_total_limit": 1,
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
-    **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "retain_eval_size"), 0),
+    **dict.fromkeys(("seed", "data_seed", "split_seed", "dataloader_num_workers", "retain_eval_size"), 0),
 }
 ABOVE_ZERO = ("learning_rate", "adam_epsilon", "logging_steps", "eval_steps", "save_steps")
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
@@ -128,7 +127,7 @@ def check_arguments(args: Any) -> None:
 
 def check_values(args: UnlearningArguments) -> None:
     """Types and ranges, and settings that would have no effect."""
-    check_fields(args, "UnlearningArguments")
+    args.check_types()
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
     if args.max_steps != -1 and args.max_steps < 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import secrets
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from .. import __version__, models
 from ..models.adapters import is_adapted
 from ..models.multitask import MultiTaskModel
+from .identity import fingerprint
 
 if TYPE_CHECKING:
     from .trainer import UnlearningTrainer
@@ -89,7 +91,20 @@ def _request(trainer: "UnlearningTrainer") -> dict[str, Any]:
         "whole_classes": len(request.forget_classes) if request.is_class else len(whole),
         "tasks": trainer.targets if trainer.tasks else None,
         "class_names": None,
+        "unseen": _unseen(trainer),
     }
+
+
+def _unseen(trainer: "UnlearningTrainer") -> dict[str, Any] | None:
+    """By what an audit finds out whether it has these unseen samples in this order, and so which of them steered.
+
+    With the salt beside them, the digests only tell of a whole set whether it is this one; no request is for any of its
+    samples.
+    """
+    if not trainer.request.is_split:
+        return None
+    salt = secrets.token_hex(16)
+    return {"salt": salt, **fingerprint(trainer.sources["unseen"], salt)}
 
 
 def _read(trainer: "UnlearningTrainer") -> dict[str, int]:

@@ -37,6 +37,8 @@ ARGUMENTS = (
 LOOKS = ("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay")
 SAVES = ("save_strategy", "save_steps")
 
+PARTS = {"original", "method", "training", "model", "schedule", "request"}  # of what a checkpoint notes
+
 # Of an adapter's config: where it came from and which version wrote it.
 NAMES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type"}
 
@@ -149,13 +151,13 @@ def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
 def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
     """The sets, and what of `forget` must go; not `test`, which is only measured."""
     given = {"forget": request.forget, "retain": request.retain, "unseen": request.sources.get("unseen")}
-    sets = {name: _fingerprint(source, key) for name, source in given.items() if source is not None}
+    sets = {name: fingerprint(source, key) for name, source in given.items() if source is not None}
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets
 
 
-def _fingerprint(source: Source, key: str) -> dict[str, Any]:
+def fingerprint(source: Source, key: str) -> dict[str, Any]:
     """The size, and digests of inputs and labels in their order; of a stream, which can only be read on, of its first
     sample."""
     size = len(source)

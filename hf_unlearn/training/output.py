@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ from typing import Any
 from ..data.splits import split_name
 from ..errors import UnlearningError
 from ..methods.base import CONFIG_NAME
-from ..models.find import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..models.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS, IMAGE_PROCESSOR, TOKENIZER_FILES, WEIGHTS, WEIGHTS_INDEX
 
 METRICS = "metrics.json"
 ORIGINAL = "original.json"  # which original and which run an output folder has
-MODEL_FILES = ("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX)
+MODEL_FILES = (
+    *("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
+    *(IMAGE_PROCESSOR, "processor_config.json", "tokenizer_config.json", *TOKENIZER_FILES),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def check_result_folder(path: Any, original: str | None) -> None:
         raise UnlearningError(f"{path} has a {METRICS} that is of something else; expected another folder.")
     if not (folder / CONFIG_NAME).exists() and (found := [name for name in MODEL_FILES if (folder / name).exists()]):
         raise UnlearningError(
-            f"{path} holds a model that no unlearning has written ({found[0]}); expected another folder."
+            f"{path} holds a model that no unlearning has written, or a part of one ({found[0]}); expected another folder."
         )
 
 
@@ -123,15 +127,19 @@ def read_original(private: Path) -> dict[str, Any] | None:
     )
 
 
-def check_same_request(private: Path, original: str | None, request: str | None) -> None:
-    """Refuse an output folder with a run on another original, or of another request: both would be overwritten."""
+def check_same_request(private: Path, original: Mapping[str, Any], request: str) -> None:
+    """Refuse an output folder with a run on another original, or of another request: both would be overwritten.
+
+    Args:
+        original: what would be noted of it (see `ORIGINAL`): its digest, where it is on the Hub, whether there is an adapter.
+    """
     about, kept = read_original(private), private / "request.json"
     if about is None:
         return
     before = kept.read_text().strip() if kept.exists() else None
-    if original is not None and about["folder"] is not None and about["digest"] != original:
+    if _is_another(original, about):
         other = "on another original model"
-    elif request is not None and before and before != request:
+    elif before and before != request:  # nothing is noted yet by a run that was killed at once
         other = "of another request"
     else:
         return
@@ -140,9 +148,17 @@ def check_same_request(private: Path, original: str | None, request: str | None)
     )
 
 
-def keep_request(private: Path, request: str | None) -> None:
+def _is_another(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """By the digests, which with an adapter are also of what it begins with; there, by where the originals are on the Hub."""
+    if one["adapter"] or other.get("adapter"):
+        places = [(about["repo"], about["revision"]) for about in (one, other) if "repo" in about]
+        return len(places) == 2 and places[0] != places[1]
+    return one["digest"] != other["digest"]
+
+
+def keep_request(private: Path, request: str) -> None:
     private.mkdir(parents=True, exist_ok=True)
-    (private / "request.json").write_text(f"{request or ''}\n")
+    (private / "request.json").write_text(f"{request}\n")
 
 
 def request_digest(samples: Iterable[bytes], tasks: bytes = b"") -> str:

@@ -389,14 +389,12 @@ class UnlearningTrainer(ResumableTrainer):
         self.runtime["total"] = time.perf_counter() - started
         return output
 
-    def _check_output(self, resume: str | bool | None, digest: str) -> str | None:
+    def _check_output(self, checkpoint: str | None, digest: str) -> str:
         """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
-        request = None  # of samples that differ whenever they are read
-        if self.deterministic:
-            mask = self.request.mask
-            request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
-        if not resume and not self._claimed:  # or of this very trainer, which may train again
-            check_same_request(self._private, None if self.adapter else digest, request)
+        mask = self.request.mask
+        request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        if not self._claimed and not self._is_own(checkpoint):  # or of this very trainer, which may train again
+            check_same_request(self._private, self._original_note(digest), request)
         return request
 
     def _edit(self) -> TrainOutput:
