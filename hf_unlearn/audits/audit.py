@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..models.adapters import is_adapted, merged
 from ..tasks.causal_lm import CompletionCollator
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
+from ..training.border import border
 from . import evidence, exchange, passes
 from .context import AuditContext
 from .report import AuditReport
@@ -37,6 +39,7 @@ RETAINED = 10_000  # samples that are measured at most
 TASKS = ("image-classification", "text-classification", "causal-lm")
 
 
+@border("The audit")
 def audit(
     original: nn.Module | str,
     unlearned: nn.Module | str,
@@ -91,6 +94,14 @@ def audit(
     """
     started = time.perf_counter()
     check_level(level, reference, base_model)
+    for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and value >= least or name == "batch_size" and value is None):
+            raise UnlearningError(f"{name} is {value!r}; expected a whole number of {least} or more.")
+    if not isinstance(columns, (Columns, NoneType)):
+        raise UnlearningError(
+            f"columns is a {type(columns).__name__}; expected a Columns, as Columns(label=...), or nothing."
+        )
     if overlap not in ("error", "allow"):
         raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
     given = {"original": original, "unlearned": unlearned, "retrained": retrained, "reference": reference}
@@ -149,6 +160,7 @@ def audit(
     return report(ctx, level, names, canaries, started)
 
 
+@border("The audit")
 def audit_result(
     result: "UnlearningResult",
     level: int = 0,
@@ -253,7 +265,9 @@ def _report(
         findings = [*findings, *more]
         seconds[module.__name__.rpartition(".")[2]] = time.perf_counter() - began
     power = judged.power(findings)
-    verdict = decide(findings, judged.cannot, changed=judged.changed, judged=judged.can, share=judged.share, power=power)
+    verdict = decide(
+        findings, judged.cannot, changed=judged.changed, judged=judged.can, share=judged.share, power=power
+    )
     for finding in verdict.findings:
         if finding.name == "membership" and power:
             finding.sentence += f" An AUC above {short(power)} would have been seen in four of five cases."

@@ -174,7 +174,9 @@ def _cannot(
         size, classes = len(ctx.labels["forget"]), _classes(ctx, main.unmatched)
         told = f"{size - main.n_forget} of the {size} forget samples, those of {classes}, have no unseen samples of their class"
         if size - main.n_forget > UNJUDGED * size:
-            prevented.append(f"{told}, so nothing tells whether these are still known; pass unseen samples of these classes.")
+            prevented.append(
+                f"{told}, so nothing tells whether these are still known; pass unseen samples of these classes."
+            )
         else:
             left_out.append(f"{told} and are left out.")
     auc, least = _first(tests["original"]).auc, smallest_auc(main.error, among)
@@ -572,7 +574,10 @@ def canary_places(ctx: AuditContext, canaries: str | Sequence | None) -> np.ndar
                 f"canaries is {canaries!r}, and forget has the columns {', '.join(source.column_names)}."
             )
         canaries = source.dataset.with_format(None)[canaries][:]
-    values = np.asarray(canaries)
+    try:
+        values = np.asarray(canaries)
+    except ValueError:  # lists of unequal length
+        values = np.empty((len(canaries), 0), object)
     places = np.flatnonzero(values) if values.dtype == bool else values
     size = len(source)
     fits = values.ndim == 1 and (len(values) == size if values.dtype == bool else values.dtype.kind in "iu")

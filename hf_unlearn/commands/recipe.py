@@ -376,6 +376,8 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
                 raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
             data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
         else:
+            if not path.exists():
+                models.check_token(None)
             with _reading_cache_only(not path.exists() and not models.hub_is_reachable()):
                 data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:

@@ -154,8 +154,9 @@ def _label_ids(source: Source, labels: Any) -> list[int]:
 def _label_id(label: Any, source: Source, classes: Classes, present: set[int]) -> int:
     names = source.class_names
     if isinstance(label, str):
-        number = names.index(label) if label in (names or []) else classes.find(label)
-        if number == -1:
+        find = classes.called if source.has_text_labels else classes.find
+        number = names.index(label) if label in (names or []) else find(label)
+        if number in (None, -1):
             raise UnlearningError(f"There is no class named {label!r}; the dataset knows {names or 'numbers only'}.")
     elif not isinstance(label, (Real, np.bool_)) or label != label // 1:  # of infinity that is NaN
         raise UnlearningError(f"labels holds {label!r}; expected class numbers or names.")

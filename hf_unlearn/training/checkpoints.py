@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,12 @@ class ResumableTrainer(Trainer):
 
     def _check_belongs(self, checkpoint: str) -> None:
         marker = _read(Path(checkpoint, COMPLETE))
+        now, then = (settings["callbacks"] for settings in (self._settings, marker["belongs"]))
+        if now != then:
+            logger.warning(
+                f"{checkpoint} was written with the callbacks {', '.join(then) or 'none'}, and this run has "
+                f"{', '.join(now) or 'none'}: if these change what is trained, it ends elsewhere."
+            )
         if found := identity.differences(self._belongs(marker["run"]), marker["belongs"]):
             more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
             raise UnlearningError(
@@ -186,7 +193,7 @@ class ResumableTrainer(Trainer):
             "stopped": self.control.should_training_stop and step < self.state.max_steps,
             "resumable": not self.args.save_only_model,
             "files": {
-                path.relative_to(folder).as_posix(): path.stat().st_size
+                path.relative_to(folder).as_posix(): _checksum(path)
                 for path in folder.rglob("*")
                 if path.is_file() and path.suffix != ".tmp"
             },
@@ -394,11 +401,20 @@ def clear_write_errors(folder: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:
-    """Refuse a checkpoint that has lost a file since it was complete: without it the run would go on elsewhere."""
-    for name, size in files.items():
+def _checksum(path: Path) -> list[int]:
+    """Size and CRC-32 of a file, of which a gigabyte takes about a second: by these a damaged one is known."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def _check_whole(checkpoint: Path, files: dict[str, list[int]], best: bool) -> None:
+    """Refuse a checkpoint of which a file was lost or changed since it was complete: the run would go on elsewhere."""
+    for name, checksum in files.items():
         path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or _checksum(path) != checksum:
             what = f"{name} is not as it was written" if path.is_file() else f"{name} is missing"
             raise UnlearningError(
                 f"{checkpoint} cannot be resumed, because its {what}; pass another checkpoint, or start anew without "

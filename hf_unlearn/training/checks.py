@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, get_scheduler
+from transformers import SchedulerType, Trainer, TrainerCallback, get_scheduler
+from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
 from ..errors import UnlearningError, in_one_sentence
@@ -141,6 +142,11 @@ def check_values(args: UnlearningArguments) -> None:
             value = getattr(args, name)
             if value is not None and not holds(value, bound):
                 raise UnlearningError(f"{name} is {value!r}; expected {words.format(bound)}.")
+    if args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.NO:
+        raise UnlearningError(
+            "load_best_model_at_end is True, which has no effect with eval_strategy and save_strategy 'no'; expected 'epoch' or "
+            "'steps' for both."
+        )
     defaults = type(args).__dataclass_fields__
     for name, why in WITHOUT_EFFECT.items():
         if (value := getattr(args, name)) != defaults[name].default and value not in (None, []):
@@ -167,6 +173,18 @@ def check_optimizer(args: UnlearningArguments, model: nn.Module, own: bool = Fal
     except Exception as error:
         about = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
         raise UnlearningError(f"optim={args.optim.value!r}{about} cannot be used: {in_one_sentence(error)}") from error
+    projects = any(kind in args.optim.value for kind in ("galore", "apollo"))
+    if args.optim_target_modules is not None and (own or not projects):
+        raise UnlearningError(
+            f"optim_target_modules is {args.optim_target_modules!r}, which only GaLore and APOLLO optimizers read, and optim is "
+            f"{args.optim.value!r}; leave it out."
+        )
+    constant = args.lr_scheduler_type in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    if args.lr_scheduler_kwargs and constant:
+        raise UnlearningError(
+            f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r}, and lr_scheduler_type={args.lr_scheduler_type.value!r} has no "
+            "arguments; leave it out."
+        )
     if not own and args.optim_args and (key := _unread(args, model)):
         raise UnlearningError(
             f"optim_args is {args.optim_args!r}, and optim={args.optim.value!r} has no argument {key!r} there; check its "

@@ -47,10 +47,7 @@ def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
         if path is None:
             continue
         option = f"--{name.replace('_', '-')}"
-        existing, absolute = _existing(path, option), Path(path).absolute()
-        fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
-        if not (fits and os.access(existing, os.W_OK)):
-            raise UnlearningError(f"{option} is {path}; expected a file in a folder that can be written to.")
+        check_file(path, option)
         place = Path(os.path.realpath(path))
         if str(place) in taken:
             raise UnlearningError(f"{option} is {path}, and so is {taken[str(place)]}; expected a file of its own.")
@@ -60,6 +57,15 @@ def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
                 "own."
             )
         taken[str(place)] = option
+
+
+def check_file(path: Any, name: str) -> Path:
+    """`path` is a file that can be written, or made in a folder that is there."""
+    existing, absolute = _existing(path, name), Path(path).absolute()
+    fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
+    if not (fits and os.access(existing, os.W_OK)):
+        raise UnlearningError(f"{name} is {path}; expected a file in a folder that can be written to.")
+    return Path(path)
 
 
 def _existing(path: Any, name: str) -> Path:

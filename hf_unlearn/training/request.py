@@ -196,4 +196,8 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dic
                 f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
             )
         sources[name] = source
+    if args.retain_size is not None and not any(source.is_stream for source in sources.values()):
+        raise UnlearningError(
+            f"retain_size is {args.retain_size}, which says how long a stream is, and the retained set is none; leave it out."
+        )
     return sources

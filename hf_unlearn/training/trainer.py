@@ -368,6 +368,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.original = self.measure()
             self._accuracies = {split: measured.accuracy for split, measured in self.original.items()}
             self._measured = dict(self.original)
+            self._check_steering_metric()
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         if self.method.info.kind == "surgery":
@@ -388,6 +389,16 @@ class UnlearningTrainer(ResumableTrainer):
             self.unlearned = self.measure()
         self.runtime["total"] = time.perf_counter() - started
         return output
+
+    def _check_steering_metric(self) -> None:
+        """The figures of the original are known here: the one that is to steer must be among them."""
+        name = self.args.metric_for_best_model
+        if name is None or self.args.eval_strategy == IntervalStrategy.NO:
+            return
+        values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
+        known = [key for key, value in values.items() if value is not None and not key.startswith(EVIDENCE)]
+        if name.removeprefix("eval_") not in known:
+            raise UnlearningError(f"metric_for_best_model is {name!r}; expected one of {', '.join(known)}.")
 
     def _check_output(self, checkpoint: str | None, digest: str) -> str:
         """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""

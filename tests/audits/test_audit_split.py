@@ -127,7 +127,9 @@ class TestSplitOf:
         folder = written(tmp_path, unseen=noted(sources["unseen"]), split=9)
         for other in (unseen.shuffle(seed=1), images(24, seed=77), unseen.map(lambda row: {"label": 0})):
             found = split_of(folder, None, sources | {"unseen": Source(other, "unseen")})
-            assert found.seed == 9 and "these are not the samples of the run, or they are in another order" in str(found)
+            assert found.seed == 9 and "these are not the samples of the run, or they are in another order" in str(
+                found
+            )
         fewer = sources | {"unseen": Source(unseen.select(range(20)), "unseen")}
         assert "the run had 24 unseen samples and this audit 20" in str(split_of(folder, None, fewer))
         found = split_of(written(tmp_path, {"forget": 8, "retain": 16}, split=None), None, sources)

@@ -15,7 +15,7 @@ def files(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def run(folder, model=None, data=None, augment=None, peft_config=None, **changes):
+def run(folder, model=None, data=None, augment=None, peft_config=None, resume_from_checkpoint=None, **changes):
     args = arguments(folder, **SAVED | changes)
     return unlearn(
         tiny_vit() if model is None else model,
@@ -24,6 +24,7 @@ def run(folder, model=None, data=None, augment=None, peft_config=None, **changes
         args=args,
         augment=augment,
         peft_config=peft_config,
+        resume_from_checkpoint=resume_from_checkpoint,
     )
 
 
