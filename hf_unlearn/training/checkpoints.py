@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 import uuid
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from .. import models
 from ..errors import UnlearningError
 from . import identity
 from .arguments import UnlearningArguments
+from .checksums import check_whole, checksums
 from .output import ORIGINAL, keep_request, read_original
 
 logger = logging.getLogger(__name__)
@@ -192,11 +191,7 @@ class ResumableTrainer(Trainer):
             # A method or a callback has ended the run here; resumed, it must not go on.
             "stopped": self.control.should_training_stop and step < self.state.max_steps,
             "resumable": not self.args.save_only_model,
-            "files": {
-                path.relative_to(folder).as_posix(): _checksum(path)
-                for path in folder.rglob("*")
-                if path.is_file() and path.suffix != ".tmp"
-            },
+            "files": checksums(folder),
             "belongs": self._belongs(run),
         }
 
@@ -261,7 +256,7 @@ class ResumableTrainer(Trainer):
                 "end elsewhere; start without resume_from_checkpoint."
             )
         if self.args.should_save:
-            _check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
+            check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
         return str(resume)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -399,33 +394,6 @@ def clear_write_errors(folder: str | Path) -> Iterator[None]:
             f"{folder} could not be written: {why}. The model is still in memory and complete checkpoints are as they "
             "were; make room and save again, or resume."
         ) from error
-
-
-def _checksum(path: Path) -> list[int]:
-    """Size and CRC-32 of a file, of which a gigabyte takes about a second: by these a damaged one is known."""
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            crc = zlib.crc32(block, crc)
-    return [path.stat().st_size, crc]
-
-
-def _check_whole(checkpoint: Path, files: dict[str, list[int]], best: bool) -> None:
-    """Refuse a checkpoint of which a file was lost or changed since it was complete: the run would go on elsewhere."""
-    for name, checksum in files.items():
-        path = checkpoint / name
-        if not path.is_file() or _checksum(path) != checksum:
-            what = f"{name} is not as it was written" if path.is_file() else f"{name} is missing"
-            raise UnlearningError(
-                f"{checkpoint} cannot be resumed, because its {what}; pass another checkpoint, or start anew without "
-                "resume_from_checkpoint."
-            )
-    best_of = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"] if best else None
-    if best_of and not Path(best_of).is_dir():
-        raise UnlearningError(
-            f"{checkpoint} cannot be resumed, because {best_of}, the best checkpoint until then, is missing; put it back, or "
-            "start anew without resume_from_checkpoint."
-        )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

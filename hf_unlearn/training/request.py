@@ -196,8 +196,9 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: str) -> dic
                 f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
             )
         sources[name] = source
-    if args.retain_size is not None and not any(source.is_stream for source in sources.values()):
+    size = len(sources["retain"]) if "retain" in sources else 0
+    if args.retain_size not in (None, size):
         raise UnlearningError(
-            f"retain_size is {args.retain_size}, which says how long a stream is, and the retained set is none; leave it out."
+            f"retain_size is {args.retain_size}, and there are {size} retained samples; it says how long a stream is: leave it out."
         )
     return sources

@@ -58,7 +58,7 @@ def refused(message, method="finetune", data=None, peft_config=None, **changes):
             "'constant_with_warmup' has no arguments",
         ),
         ({"optim_target_modules": ["q_proj"]}, "which only GaLore and APOLLO optimizers read"),
-        ({"retain_size": 24}, "retain_size is 24, .* the retained set is none; leave it out"),
+        ({"retain_size": 30}, "retain_size is 30, and there are 24 retained samples; .* leave it out"),
         (
             {"load_best_model_at_end": True, "save_strategy": "no"},
             "load_best_model_at_end is True, which has no effect",
