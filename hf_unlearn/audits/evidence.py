@@ -171,11 +171,12 @@ def _cannot(
         return [_why_unmatched(ctx)], []
     main, prevented, left_out = _first(tests["unlearned"]), [], []
     if main.unmatched:
-        size, classes = len(ctx.labels["forget"]), _classes(ctx, main.unmatched)
-        told = f"{size - main.n_forget} of the {size} forget samples, those of {classes}, have no unseen samples of their class"
-        if size - main.n_forget > UNJUDGED * size:
+        size = len(ctx.labels["forget"])
+        apart = size - main.n_forget
+        told = f"Forget samples of {_classes(ctx, main.unmatched)} ({apart} of {size}) have no unseen samples of their class"
+        if apart > UNJUDGED * size:
             prevented.append(
-                f"{told}, so nothing tells whether these are still known; pass unseen samples of these classes."
+                f"{told}, so nothing tells whether they are still known; pass unseen samples of these classes."
             )
         else:
             left_out.append(f"{told} and are left out.")
