@@ -9,14 +9,16 @@ from torch import nn
 from ..data.source import Columns
 from ..errors import UnlearningError
 from ..tasks import task_of
+from ..training.border import border
 from ..training.record import Run
-from .checks import AUDITED, check_level, check_models
+from .checks import AUDITED, check_level, check_models, check_settings
 from .levels import report
 from .opening import context_of_run, make_context, name_of, open_model, open_sets, processor_of, without_adapter
 from .report import AuditReport
 from .split import split_of
 
 
+@border("The audit")
 def audit(
     original: nn.Module | str,
     unlearned: nn.Module | str,
@@ -71,6 +73,7 @@ def audit(
     """
     started = time.perf_counter()
     check_level(level, reference, base_model)
+    check_settings(seed, batch_size, columns)
     if overlap not in ("error", "allow"):
         raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
     given = {"original": original, "unlearned": unlearned, "retrained": retrained, "reference": reference}
@@ -81,12 +84,13 @@ def audit(
     sets = {"forget": forget, "retain": retain, "unseen": unseen, "test": test}
     task = task_of(loaded["original"])
     samples, collator = open_sets(sets, task, loaded["original"], processing_class, columns, overlap, seed)
-    split = split_of(unlearned, split_seed, {name: len(source) for name, source in samples.sources.items()})
+    split = split_of(unlearned, split_seed, samples.sources)
     ctx = make_context(loaded, task, samples, collator, split, seed, batch_size, base_model)
     names = {name: name_of(given[name], loaded[name]) for name in ctx.models}
     return report(ctx, level, names, canaries, started)
 
 
+@border("The audit")
 def audit_run(
     run: Run,
     unlearned: nn.Module,

@@ -30,7 +30,10 @@ def canary_places(ctx: AuditContext, canaries: str | Sequence | None) -> np.ndar
                 f"canaries is {canaries!r}, and forget has the columns {', '.join(source.column_names)}."
             )
         canaries = source.dataset.with_format(None)[canaries][:]
-    values = np.asarray(canaries)
+    try:
+        values = np.asarray(canaries)
+    except ValueError:  # lists of unequal length
+        values = np.empty((len(canaries), 0), object)
     places = np.flatnonzero(values) if values.dtype == bool else values
     size = len(source)
     fits = values.ndim == 1 and (len(values) == size if values.dtype == bool else values.dtype.kind in "iu")

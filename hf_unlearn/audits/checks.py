@@ -1,7 +1,11 @@
 """What an audit refuses before any compute: levels and models that it cannot judge by."""
 
+from types import NoneType
+from typing import Any
+
 from torch import nn
 
+from ..data.source import Columns
 from ..errors import UnlearningError
 from ..tasks import TASKS, task_of
 from . import passes
@@ -22,6 +26,17 @@ def check_level(level: int, reference: nn.Module | str | None = None, base_model
         raise UnlearningError(
             "base_model is what a reference model of level 2 is trained from, and none is trained here; pass level=2 without "
             "reference, or leave base_model out."
+        )
+
+
+def check_settings(seed: Any, batch_size: Any, columns: Any) -> None:
+    for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and value >= least or name == "batch_size" and value is None):
+            raise UnlearningError(f"{name} is {value!r}; expected a whole number of {least} or more.")
+    if not isinstance(columns, (Columns, NoneType)):
+        raise UnlearningError(
+            f"columns is a {type(columns).__name__}; expected a Columns, as Columns(label=...), or nothing."
         )
 
 

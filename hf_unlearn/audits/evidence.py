@@ -16,6 +16,7 @@ from .plain import Shares
 from .verdict import ENOUGH, LEVEL, Finding, decides, seen, short, smallest_auc
 from .words import classes, why_unmatched
 
+UNJUDGED = 0.05  # of the forget samples, that may have no unseen samples of their class
 UNMATCHED = 0.01  # p at which the retrained model, too, tells forget from unseen samples
 
 
@@ -27,6 +28,7 @@ class Judged:
         worst: model -> what -> mean, 90th percentile and highest; none of fewer than 30 forget samples.
         changed: whether the weights are not the original's.
         can: whether an absence of faults says something about memory.
+        share: of the forget samples that have unseen ones of their class, and so are judged.
         error: standard error of the AUC of forget over unseen samples, if both are alike.
     """
 
@@ -42,6 +44,7 @@ class Judged:
     canary: dict[str, Any]
     changed: bool
     can: bool
+    share: float
     error: float | None
 
     def power(self, findings: Sequence[Finding]) -> float | None:
@@ -108,6 +111,7 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
         canary=canary,
         changed=changed,
         can=not prevented,
+        share=first(tests["unlearned"]).n_forget / len(ctx.labels["forget"]) if matched else 0.0,
         error=first(tests["unlearned"]).error if control else None,
     )
 
@@ -130,6 +134,16 @@ def _cannot(
     if not tests["unlearned"]:
         return [why_unmatched(ctx)], []
     main, prevented, left_out = first(tests["unlearned"]), [], []
+    if main.unmatched:
+        size = len(ctx.labels["forget"])
+        apart = size - main.n_forget
+        told = f"Forget samples of {classes(ctx, main.unmatched)} ({apart} of {size}) have no unseen samples of their class"
+        if apart > UNJUDGED * size:
+            prevented.append(
+                f"{told}, so nothing tells whether they are still known; pass unseen samples of these classes."
+            )
+        else:
+            left_out.append(f"{told} and are left out.")
     auc, least = first(tests["original"]).auc, smallest_auc(main.error, among)
     if trace * among > LEVEL:
         prevented.append(
@@ -153,9 +167,5 @@ def _cannot(
         prevented.append(
             f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
             "would have been seen: that nothing was found says little."
-        )
-    if main.unmatched:
-        left_out.append(
-            f"Forget samples of {classes(ctx, main.unmatched)} have no unseen samples of their class and are left out."
         )
     return prevented, left_out

@@ -81,7 +81,8 @@ def _report(
         findings = [*findings, *more]
         seconds[module.__name__.rpartition(".")[2]] = time.perf_counter() - began
     power = judged.power(findings)
-    verdict = decide(findings, judged.cannot, changed=judged.changed, judged=judged.can, power=power)
+    about = {"changed": judged.changed, "judged": judged.can, "share": judged.share, "power": power}
+    verdict = decide(findings, judged.cannot, **about)
     for finding in verdict.findings:
         if finding.name == "membership" and power:
             finding.sentence += f" An AUC above {short(power)} would have been seen in four of five cases."

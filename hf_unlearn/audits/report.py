@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from ..errors import UnlearningError
+from ..training.output import check_file
 from . import plots
 from .content import NO_VALUE, At, Cell, Line, Plot, Range, Section, Table, number, plain, samples, value
 from .sections import figures, sections
@@ -69,7 +70,7 @@ class AuditReport:
         """The content as JSON, also written to `path` when one is given."""
         text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
         if path is not None:
-            Path(path).write_text(text)
+            check_file(path, "path").write_text(text)
         return text
 
     @classmethod
@@ -114,6 +115,7 @@ class AuditReport:
 
     def to_html(self, path: str | Path) -> None:
         """One page, complete in itself: no script, no font, nothing from the network."""
+        check_file(path, "path")
         content, (found, absent) = self.content, sections(self.content)
         verdict, request, models = content["verdict"], content["request"], content["models"]
         outcome = verdict["outcome"]

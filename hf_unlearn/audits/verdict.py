@@ -136,6 +136,7 @@ def decide(
     *,
     changed: bool = True,
     judged: bool = True,
+    share: float = 1.0,
     power: float | None = None,
 ) -> Verdict:
     """The verdict of an audit.
@@ -144,6 +145,7 @@ def decide(
         cannot: what cannot be judged, in sentences; the first one says why where nothing could be `judged`.
         changed: whether the two models have different weights.
         judged: whether an absence of findings says anything about memory.
+        share: of the forget samples that could be judged; an absence of findings is said of these alone.
         power: the smallest AUC of forget over unseen samples that would have been seen.
 
     Example:
@@ -155,6 +157,7 @@ def decide(
     faults = {kind: [f for f in findings if f.fails and f.kind == kind] for kind in ("head", *NAMES)}
     failed = [kind for kind in NAMES if faults[kind]]
     others = " and ".join(NAMES[kind] for kind in failed)
+    of_which = f"the {np.floor(1000 * share) / 10:g}% of the forget samples that could be judged"
     if not changed:
         outcome, headline = "unchanged", "The model is unchanged: its weights are those of the original."
     elif faults["head"]:
@@ -173,8 +176,11 @@ def decide(
         headline += f": {_lower(cannot[0])}" if cannot else "."
     else:
         outcome, headline = "no evidence", "No evidence of residual memory"
+        headline += f" in {of_which}" if share < 1 else ""
         headline += f"; an AUC above {short(power)} would have been seen." if power else "."
     plain = PLAIN[outcome]
+    if outcome == "no evidence" and share < 1:
+        plain = f"No sign was found that the model still remembers {of_which}."
     if outcome == "no evidence" and power:
         plain = f"{plain[:-1]}; an AUC above {short(power)} would have been seen."
     names = [finding.name.replace("_", " ") for finding in findings if decides(finding)]

@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
 
     check_options(options, batch_size=1, seed=0)
     check_level(options.level, options.reference, options.base_model)
-    data = (options.forget, options.retain, options.unseen, options.test)
-    check_files(data, json=options.json, html=options.html)
+    read = ("before", "after", "retrained", "reference", "base_model", "forget", "retain", "unseen", "test")
+    check_files((getattr(options, name) for name in read), json=options.json, html=options.html)
     repo, revision = models.split_revision(options.before)
     original, sets = models.load_model(repo, revision=revision), {}
     original.config.name_or_path = options.before

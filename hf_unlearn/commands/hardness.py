@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     from .sets import drawn, read_set
 
     check_options(options, batch_size=1, max_samples=1)
-    check_files((options.forget, options.retain), json=options.json)
+    check_files((options.model, options.forget, options.retain), json=options.json)
     ratio = options.ratio if options.ratio is not None else PAPER_RATIO if options.absolute else HamuConfig().ratio
     scale = "absolute" if options.absolute else "relative"
     method = HamuConfig(ratio=ratio, quota_scale=scale, variant=options.variant, block=options.block)

@@ -1,6 +1,5 @@
 """The sets that a command or a recipe names: from the Hub, from a folder, or from a file."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.utils import httpx
 
 from .. import models
+from ..data.splits import split_name
 from ..errors import UnlearningError
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -32,6 +32,8 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
                 raise UnlearningError(f"dataset is the file {name!r}; expected one of {', '.join(FILE_FORMATS)}.")
             data = datasets.load_dataset(FILE_FORMATS[path.suffix], data_files=name)
         else:
+            if not path.exists():
+                models.check_token(None)
             with _reading_cache_only(not path.exists() and not models.hub_is_reachable()):
                 data = datasets.load_dataset(name, config, revision=revision)
     except UnlearningError:
@@ -69,8 +71,7 @@ def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Da
 
 def read_set(data: str, key: str) -> datasets.Dataset:
     """A set named on the command line: NAME, or NAME:SPLIT where the split may be a slice such as `train[:10%]`."""
-    named = None if Path(data).exists() else re.fullmatch(r"(.+?):(\w.*)", data)
-    name, split = named.groups() if named else (data, None)
+    name, split = split_name(data)
     splits = read_dataset(name)
     if split is None and len(splits) > 1:
         raise UnlearningError(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig
 
+from ..errors import UnlearningError
+
 
 class Classes:
     """Classes by number and name.
@@ -30,7 +32,16 @@ class Classes:
     @classmethod
     def of_model(cls, config: PreTrainedConfig) -> "Classes":
         named = [(str(name), int(number)) for number, name in (config.id2label or {}).items()]
-        named += [(str(name), int(number)) for name, number in (config.label2id or {}).items()]
+        numbers = defaultdict(set)
+        for name, number in named:
+            numbers[_plain(name)].add(number)
+        for name, number in (config.label2id or {}).items():
+            if (found := numbers[_plain(str(name))]) and int(number) not in found:
+                raise UnlearningError(
+                    f"The model calls class {min(found)} {name!r} in config.id2label, and class {number} in config.label2id; make "
+                    "the two say the same."
+                )
+            named.append((str(name), int(number)))
         return cls(named, config.num_labels)
 
     @property
@@ -39,11 +50,18 @@ class Classes:
 
     def find(self, name: str, near: int | None = None) -> int:
         """The number of a class, -1 if there is none, or more than one of them and none of these is `near`."""
+        number = self.called(name, near)
+        if number is not None:
+            return number
+        number = _as_number(name)
+        return -1 if number is None or number >= self.size else number
+
+    def called(self, name: str, near: int | None = None) -> int | None:
+        """As `find`, by names alone; None where no class is called so."""
         for found in (self._exact.get(name), self._alike.get(_plain(name))):
             if found:
                 return near if near in found else min(found) if len(found) == 1 else -1
-        number = _as_number(name)
-        return -1 if number is None or number >= self.size else number
+        return None
 
     def __str__(self) -> str:
         if not self.has_names:
@@ -63,9 +81,21 @@ class Numbering:
 
     def __init__(self, classes: Classes, names: Sequence[str] | None, are_text: bool = False):
         self.classes, self.are_text, self.numbers = classes, are_text, None
-        self.names = None if names is None or list(names) == [str(i) for i in range(len(names))] else names
-        if self.names and (are_text or classes.has_names or all(_as_number(name) is not None for name in names)):
+        positions = None if names is None else [str(i) for i in range(len(names))]
+        # A ClassLabel without names of its own has these; where the model calls another class so, that is worth saying.
+        own = names is not None and list(names) != positions
+        clash = positions and any(classes.called(name) is not None for name in positions)
+        self.names = names if own or clash else None
+        if self.names and (own or are_text) and (are_text or classes.has_names or self._are_numbers(names)):
             self.numbers = np.asarray([classes.find(name, near=i) for i, name in enumerate(names)], np.int64)
+
+    def _are_numbers(self, names: Sequence[str]) -> bool:
+        """Whether the names are numbers of classes; "1" to "4" of all four classes of a head only say which is which."""
+        numbers = [_as_number(name) for name in names]
+        shifted = len(names) == self.classes.size and max((n for n in numbers if n is not None), default=0) >= len(
+            names
+        )
+        return None not in numbers and not shifted
 
     @cached_property
     def _by_label(self) -> dict[int | str, int]:
@@ -101,10 +131,10 @@ class Numbering:
             fewer = (
                 "" if len(self.names) == self.classes.size else f", {len(self.names)} for {self.classes.size} classes"
             )
-            return (
-                f"are taken by position ({_few([repr(name) for name in self.names], range(len(self.names)))}{fewer}): the model has no names for its "
-                "classes; set model.config.id2label to have them matched by name"
-            )
+            why = "the model has no names for its classes; set model.config.id2label to have them matched by name"
+            if self.classes.has_names:
+                why = f"the model's names are other numbers ({', '.join(self.classes.names[:4])}, ...); name the classes of both alike"
+            return f"are taken by position ({_few([repr(name) for name in self.names], range(len(self.names)))}{fewer}): {why}"
         moved = [i for i, number in enumerate(self.numbers) if number not in (i, -1)]
         if not moved:
             return None

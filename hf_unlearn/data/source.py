@@ -199,8 +199,11 @@ class Source:
             plain = self.dataset.with_format(None)
             found = [plain[c][:] if c else None for c in (column, other)]
         else:
-            rows = [self._read([i], 0)[0] for i in range(len(self))]
-            found = [[row.get(c) for row in rows] for c in (column, other)]
+            found = [[], []]
+            for i in range(len(self)):  # nothing else of a row is kept
+                row = self._read([i], 0)[0]
+                for values, c in zip(found, (column, other), strict=True):
+                    values.append(row.get(c))
         if (
             other
             and (odd := next((i for i, pair in enumerate(zip(*found, strict=True)) if _differ(*pair)), None))

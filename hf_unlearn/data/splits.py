@@ -1,5 +1,7 @@
 """Splitting a dataset into what must go and what must stay, and the unseen samples into two halves."""
 
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
@@ -24,6 +26,16 @@ def split_unseen(labels: np.ndarray, seed: int = SPLIT_SEED) -> tuple[np.ndarray
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     return np.sort(order[0::2]), np.sort(order[1::2])
+
+
+def split_name(data: str) -> tuple[str, str | None]:
+    """The name and the split of `NAME:SPLIT`, where the split may be a slice; of what is there as a whole, no split.
+
+    >>> split_name("me/cifar10:train[:10%]")
+    ('me/cifar10', 'train[:10%]')
+    """
+    named = None if os.path.exists(data) else re.fullmatch(r"(.+?):(\w.*)", data)
+    return (named[1], named[2]) if named else (data, None)
 
 
 def split_dataset(
@@ -142,8 +154,9 @@ def _label_ids(source: Source, labels: Any) -> list[int]:
 def _label_id(label: Any, source: Source, classes: Classes, present: set[int]) -> int:
     names = source.class_names
     if isinstance(label, str):
-        number = names.index(label) if label in (names or []) else classes.find(label)
-        if number == -1:
+        find = classes.called if source.has_text_labels else classes.find
+        number = names.index(label) if label in (names or []) else find(label)
+        if number in (None, -1):
             raise UnlearningError(f"There is no class named {label!r}; the dataset knows {names or 'numbers only'}.")
     elif not isinstance(label, (Real, np.bool_)) or label != label // 1:  # of infinity that is NaN
         raise UnlearningError(f"labels holds {label!r}; expected class numbers or names.")

@@ -1,7 +1,6 @@
 """The client of the Hub: its token, what is asked again, and errors in one sentence."""
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 from ..errors import UnlearningError
+from ..models.find import check_token
 
 T = TypeVar("T")
 
@@ -27,7 +27,6 @@ TRIES, WAIT = 4, 1.0  # seconds before the second try, twice as many before each
 TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 CONFLICTS = (408, 409)  # what may pass too, and the client does not try again by itself
 WRAPPING = (LocalEntryNotFoundError, RuntimeError)
-TOKEN = re.compile(r"[\x21-\x7e]+")
 # What the Hub client raises when something cannot be had.
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError)
 
@@ -38,24 +37,6 @@ class UnreadableError(UnlearningError):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The token
-
-
-def check_token(token: str | bool | None) -> None:
-    """Refuse a token that cannot be sent, before a client puts it into an error of its own.
-
-    What was given is never part of the sentence, nor is the token of the login, which is sent where none is given.
-    """
-    if token is not None and not isinstance(token, (str, bool)):
-        raise UnlearningError(
-            f"token is a {type(token).__name__}; expected a text such as hf_..., True, False or None."
-        )
-    used = token if isinstance(token, str) else None if token is False else get_token()
-    if used is not None and not TOKEN.fullmatch(used):
-        given = "token" if isinstance(token, str) else "The token of the login (or HF_TOKEN)"
-        raise UnlearningError(
-            f"{given} is empty, or has a blank, a line break, a control or a non-ASCII character in it; expected hf_ and "
-            "letters, as the settings of your account show it."
-        )
 
 
 def reader(token: str | bool | None) -> HfApi:

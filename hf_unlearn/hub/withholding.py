@@ -22,8 +22,8 @@ PLAIN = (
 )
 # Where a reason, a note or a verdict says which classes it is about.
 LISTS = re.compile(
-    r"(?:the forget |the )?(?:classes )?\[[^\]]*\]|\bclass(?:es)? \d+(?:, \d+)*"
-    r"|(?<=orget samples of )class .*?(?= have no unseen samples)|(?<=no unseen sample of )class .*?(?= to compare)"
+    r"(?<=orget samples of )class .*?(?= have no unseen samples)|(?<=no unseen sample of )class .*?(?= to compare)"
+    r"|(?:the forget |the )?(?:classes )?\[[^\]]*\]|\bclass(?:es)? \d+(?:, \d+)*"
 )
 SOME = "some classes"
 # And where it counts the samples of these classes, which there may be as many of in no other one.
@@ -31,6 +31,7 @@ COUNTS = {
     re.compile(r"With [\d,]+ forget samples (\(at least \d+ are wanted\)) beside [\d,]+ unseen ones"): (
         r"With so few forget samples \1 or unseen ones of their classes"
     ),
+    re.compile(r"the [\d.]+% of the forget samples that could be judged"): "those forget samples that could be judged",
     re.compile(r"The population has [\d,]+ samples"): "The population has too few samples",
 }
 

@@ -70,7 +70,7 @@ def check_fields(settings: Any, owner: str, names: Iterable[str] | None = None) 
     hints = field_types(type(settings))
     for name in hints if names is None else names:
         value = getattr(settings, name)
-        if isinstance(value, np.number):
+        if isinstance(value, (np.number, np.bool_)):
             value = value.item()
             setattr(settings, name, value)
         if not fits(value, hints[name]):

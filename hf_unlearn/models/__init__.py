@@ -7,6 +7,7 @@ from .find import (
     TOKENIZER_FILES,
     WEIGHTS,
     WEIGHTS_INDEX,
+    check_token,
     commit_of,
     explain,
     find_file,

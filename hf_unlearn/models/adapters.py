@@ -146,7 +146,8 @@ def check_config(peft_config: Any) -> None:
             "peft_config has inference_mode=True, as configs of saved adapters have, and nothing would be trained; expected "
             "inference_mode=False."
         )
-    if getattr(peft_config, "lora_alpha", 1) == 0 or getattr(peft_config, "alpha", 1) == 0:
+    alphas = [getattr(peft_config, name, 1) for name in ("lora_alpha", "alpha")]
+    if 0 in alphas or 0 in (getattr(peft_config, "alpha_pattern", None) or {}).values():
         raise UnlearningError(
             "peft_config has an alpha of 0, which makes an adapter of no effect; expected another one."
         )

@@ -1,6 +1,7 @@
 """What there is of a model on the Hub or in a folder, found without loading it, and what cannot be had in one sentence."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -39,8 +40,27 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 
+TOKEN = re.compile(r"[\x21-\x7e]+")
 # What goes wrong between a name and a model, beside a mistake in the code.
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, EntryNotFoundError, SafetensorError, httpx.HTTPError)
+
+
+def check_token(token: str | bool | None) -> None:
+    """Refuse a token that cannot be sent, before a client puts it into an error of its own.
+
+    What was given is never part of the sentence, nor is the token of the login, which is sent where none is given.
+    """
+    if token is not None and not isinstance(token, (str, bool)):
+        raise UnlearningError(
+            f"token is a {type(token).__name__}; expected a text such as hf_..., True, False or None."
+        )
+    used = token if isinstance(token, str) else None if token is False else get_token()
+    if used is not None and not TOKEN.fullmatch(used):
+        given = "token" if isinstance(token, str) else "The token of the login (or HF_TOKEN)"
+        raise UnlearningError(
+            f"{given} is empty, or has a blank, a line break, a control or a non-ASCII character in it; expected hf_ and "
+            "letters, as the settings of your account show it."
+        )
 
 
 def commit_of(name_or_path: str | os.PathLike[str], revision: str | None = None) -> str | None:
@@ -48,6 +68,7 @@ def commit_of(name_or_path: str | os.PathLike[str], revision: str | None = None)
     name = os.fspath(name_or_path)
     if os.path.isdir(name):
         return None
+    check_token(None)
     try:
         path = find_file(name, "config.json", {"revision": revision} | reachable(name))
     except LOAD_ERRORS:
@@ -108,6 +129,7 @@ def find_file(name: str, filename: str, where: Mapping[str, Any]) -> str | None:
     if os.path.isdir(name):
         path = os.path.join(name, where.get("subfolder") or "", filename)
         return path if os.path.isfile(path) else None
+    check_token(where.get("token"))
     try:
         return hf_hub_download(name, filename, **where)
     except LocalEntryNotFoundError:

@@ -105,10 +105,10 @@ def looked_at(source: Source) -> list[int]:
 
 def _check_padding(collate: Collator, model: nn.Module) -> None:
     tokenizer = collate.tokenizer
-    if not tokenizer or not collate.holds_tokens or models.task_of(model) != "text-classification":
+    if not tokenizer or not collate.holds_tokens or not models.finds_end_by_padding(model):
         return
     padding, known = tokenizer.pad_token_id, models.base_of(model).config.pad_token_id
-    if padding != known and (known is not None or models.finds_end_by_padding(model)):
+    if padding != known:
         raise UnlearningError(
             f"The tokenizer pads with the token {padding}, and model.config.pad_token_id is {known}, by which the model tells "
             "padding from text; set it to tokenizer.pad_token_id."

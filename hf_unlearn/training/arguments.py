@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..data.layout import Columns
 from ..data.splits import SPLIT_SEED
 from ..errors import UnlearningError, in_one_sentence
 from ..methods import Method
-from ..methods.fields import check_fields
+from ..methods.fields import check_fields, field_types
 from ..models import adapters
 from ..tasks.base import Task
 
@@ -79,7 +80,7 @@ class UnlearningArguments(TrainingArguments):
     def __post_init__(self):
         if isinstance(self.output_dir, os.PathLike):
             self.output_dir = os.fspath(self.output_dir)
-        check_fields(self, "UnlearningArguments")
+        self.check_types()
         if self.deepspeed:
             raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
@@ -98,6 +99,13 @@ class UnlearningArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
             raise UnlearningError(f"The training arguments cannot be used: {in_one_sentence(error)}") from error
+
+    def check_types(self) -> None:
+        """Refuse a value that is not of its field's type; `fsdp` is true or text, and transformers, which says text, makes it
+        true."""
+        if not isinstance(self.fsdp, (bool, str, list, NoneType)):
+            raise UnlearningError(f"UnlearningArguments: fsdp is {self.fsdp!r}; expected true or false, or text.")
+        check_fields(self, "UnlearningArguments", [name for name in field_types(type(self)) if name != "fsdp"])
 
     def resolved(self, defaults: dict[str, Any]) -> "UnlearningArguments":
         """A copy in which `defaults` fill what the user left unset."""

@@ -18,12 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
 from ..errors import UnlearningError
 from . import identity
+from .checksums import check_whole, checksums
 from .disk import check_disk, clear_write_errors
 from .output import ORIGINAL, PRIVATE, check_same_request, keep_request, read_original, request_digest
 
@@ -44,12 +44,12 @@ class ResumableTrainer(Trainer):
 
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
-        digest, request, self._requests = "", None, {}
+        digest, request, self._requests = "", "", {}
         with self._together():
             checkpoint = self._find_checkpoint(resume)
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
-                request = self._check_output(resume, digest)
+                request = self._check_output(checkpoint, digest)
                 if self.method.info.kind != "surgery":
                     self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
@@ -61,14 +61,12 @@ class ResumableTrainer(Trainer):
         self._claimed = True
         return checkpoint
 
-    def _check_output(self, resume: str | bool | None, digest: str) -> str | None:
+    def _check_output(self, checkpoint: str | None, digest: str) -> str:
         """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
-        request = None  # of samples that differ whenever they are read
-        if self.deterministic:
-            mask = self.request.mask
-            request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
-        if not resume and not self._claimed:  # or of this very trainer, which may train again
-            check_same_request(self.private, None if self.adapter else digest, request)
+        mask = self.request.mask
+        request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        if not self._claimed and not self._is_own(checkpoint):  # or of this very trainer, which may train again
+            check_same_request(self.private, self._original_note(digest), request)
         return request
 
     @contextmanager
@@ -93,6 +91,12 @@ class ResumableTrainer(Trainer):
 
     def _check_belongs(self, checkpoint: str) -> None:
         marker = _read(Path(checkpoint, COMPLETE))
+        now, then = (settings["callbacks"] for settings in (self._settings, marker["belongs"]))
+        if now != then:
+            logger.warning(
+                f"{checkpoint} was written with the callbacks {', '.join(then) or 'none'}, and this run has "
+                f"{', '.join(now) or 'none'}: if these change what is trained, it ends elsewhere."
+            )
         if found := identity.differences(self._belongs(marker["run"]), marker["belongs"]):
             more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
             raise UnlearningError(
@@ -118,8 +122,15 @@ class ResumableTrainer(Trainer):
                 models.save_model(self.model, new)
                 shutil.rmtree(self.private / folder, ignore_errors=True)
                 new.rename(self.private / folder)
-            content = {"digest": digest, "run": uuid.uuid4().hex, "folder": folder, **(self.origin or {})}
-            _write_last(about, content)
+            _write_last(about, self._original_note(digest) | {"run": uuid.uuid4().hex, "folder": folder})
+
+    def _original_note(self, digest: str) -> dict[str, Any]:
+        """What tells the original from every other one."""
+        return {"digest": digest, "adapter": self.adapter is not None, **(self.origin or {})}
+
+    def _is_own(self, checkpoint: str | None) -> bool:
+        """Whether a checkpoint is of the run that has this output folder."""
+        return checkpoint is not None and _read(Path(checkpoint, COMPLETE))["run"] == self.run_id()
 
     def _about(self) -> dict[str, Any] | None:
         """What is noted of the original and of the run that has this output folder, if anything."""
@@ -204,11 +215,7 @@ class ResumableTrainer(Trainer):
             # A method or a callback has ended the run here; resumed, it must not go on.
             "stopped": self.control.should_training_stop and step < self.state.max_steps,
             "resumable": not self.args.save_only_model,
-            "files": {
-                path.relative_to(folder).as_posix(): path.stat().st_size
-                for path in folder.rglob("*")
-                if path.is_file() and path.suffix != ".tmp"
-            },
+            "files": checksums(folder),
             "belongs": self._belongs(run),
         }
 
@@ -252,13 +259,17 @@ class ResumableTrainer(Trainer):
                 raise UnlearningError(
                     f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
                 )
+        if not isinstance(resume, (str, os.PathLike)):
+            raise UnlearningError(
+                f"resume_from_checkpoint is {resume!r}; expected the folder of a checkpoint, or True for the newest complete one."
+            )
         marker = _read(Path(resume, COMPLETE))
         if marker is None:
             raise UnlearningError(
                 f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
                 "complete one."
             )
-        if "belongs" not in marker:
+        if not isinstance(marker.get("belongs"), dict) or not marker["belongs"].keys() >= identity.PARTS:
             raise UnlearningError(
                 f"{resume} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
                 "anew without resume_from_checkpoint, or go on with that version."
@@ -269,7 +280,7 @@ class ResumableTrainer(Trainer):
                 "end elsewhere; start without resume_from_checkpoint."
             )
         if self.args.should_save:
-            _check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
+            check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
         return str(resume)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -340,24 +351,6 @@ class ResumableTrainer(Trainer):
             flag = torch.tensor(int(self._signalled), device=self.args.device)
             self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
         return self._interrupted
-
-
-def _check_whole(checkpoint: Path, files: dict[str, int], best: bool) -> None:
-    """Refuse a checkpoint that has lost a file since it was complete: without it the run would go on elsewhere."""
-    for name, size in files.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
-            what = f"{name} is not as it was written" if path.is_file() else f"{name} is missing"
-            raise UnlearningError(
-                f"{checkpoint} cannot be resumed, because its {what}; pass another checkpoint, or start anew without "
-                "resume_from_checkpoint."
-            )
-    best_of = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())["best_model_checkpoint"] if best else None
-    if best_of and not Path(best_of).is_dir():
-        raise UnlearningError(
-            f"{checkpoint} cannot be resumed, because {best_of}, the best checkpoint until then, is missing; put it back, or "
-            "start anew without resume_from_checkpoint."
-        )
 
 
 def _read(path: Path) -> dict[str, Any] | None:

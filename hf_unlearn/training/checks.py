@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import Trainer, TrainerCallback, get_scheduler
-from transformers.trainer_utils import SaveStrategy
+from transformers import SchedulerType, Trainer, TrainerCallback, get_scheduler
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..errors import UnlearningError, in_one_sentence
 from ..methods import Method
-from ..methods.fields import check_fields
 from ..models import adapters
 from .arguments import UnlearningArguments
 from .output import check_folder
@@ -25,7 +24,7 @@ AT_LEAST = {
     ),
     "save_total_limit": 1,
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
-    **dict.fromkeys(("seed", "data_seed", "dataloader_num_workers", "retain_eval_size"), 0),
+    **dict.fromkeys(("seed", "data_seed", "split_seed", "dataloader_num_workers", "retain_eval_size"), 0),
 }
 ABOVE_ZERO = ("learning_rate", "adam_epsilon", "logging_steps", "eval_steps", "save_steps")
 BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}
@@ -132,7 +131,7 @@ def check_arguments(args: Any) -> None:
 
 def check_values(args: UnlearningArguments) -> None:
     """Types and ranges, and settings that would have no effect."""
-    check_fields(args, "UnlearningArguments")
+    args.check_types()
     if args.num_train_epochs <= 0 and args.max_steps <= 0:
         raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
     if args.max_steps != -1 and args.max_steps < 1:
@@ -146,6 +145,11 @@ def check_values(args: UnlearningArguments) -> None:
             value = getattr(args, name)
             if value is not None and not holds(value, bound):
                 raise UnlearningError(f"{name} is {value!r}; expected {words.format(bound)}.")
+    if args.load_best_model_at_end and args.eval_strategy == IntervalStrategy.NO:
+        raise UnlearningError(
+            "load_best_model_at_end is True, which has no effect with eval_strategy and save_strategy 'no'; expected 'epoch' or "
+            "'steps' for both."
+        )
     defaults = type(args).__dataclass_fields__
     for name, why in WITHOUT_EFFECT.items():
         if (value := getattr(args, name)) != defaults[name].default and value not in (None, []):
@@ -194,6 +198,16 @@ def _check_steering(args: UnlearningArguments, request: Request) -> None:
         args.metric_for_best_model = None
 
 
+def check_steering_figure(args: UnlearningArguments, figures: dict[str, float | None]) -> None:
+    """The figures of the original are known: the one that is to steer must be among them."""
+    name = args.metric_for_best_model
+    if name is None or args.eval_strategy == IntervalStrategy.NO:
+        return
+    known = [key for key, value in figures.items() if value is not None and not key.startswith(EVIDENCE)]
+    if name.removeprefix("eval_") not in known:
+        raise UnlearningError(f"metric_for_best_model is {name!r}; expected one of {', '.join(known)}.")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The optimizer and the schedule
 
@@ -214,6 +228,18 @@ def check_optimizer(args: UnlearningArguments, model: nn.Module, own: bool = Fal
     except Exception as error:
         about = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
         raise UnlearningError(f"optim={args.optim.value!r}{about} cannot be used: {in_one_sentence(error)}") from error
+    projects = any(kind in args.optim.value for kind in ("galore", "apollo"))
+    if args.optim_target_modules is not None and (own or not projects):
+        raise UnlearningError(
+            f"optim_target_modules is {args.optim_target_modules!r}, which only GaLore and APOLLO optimizers read, and optim is "
+            f"{args.optim.value!r}; leave it out."
+        )
+    constant = args.lr_scheduler_type in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    if args.lr_scheduler_kwargs and constant:
+        raise UnlearningError(
+            f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r}, and lr_scheduler_type={args.lr_scheduler_type.value!r} has no "
+            "arguments; leave it out."
+        )
     if not own and args.optim_args and (key := _unread(args, model)):
         raise UnlearningError(
             f"optim_args is {args.optim_args!r}, and optim={args.optim.value!r} has no argument {key!r} there; check its "

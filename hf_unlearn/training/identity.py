@@ -5,11 +5,13 @@ there are sizes, and digests under the key of the run, which say nothing to who 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ ARGUMENTS = (
 LOOKS = ("metric_for_best_model", "greater_is_better", "eval_strategy", "eval_steps", "eval_delay")
 SAVES = ("save_strategy", "save_steps")
 
+PARTS = {"original", "method", "training", "model", "schedule", "callbacks", "request"}  # of what a checkpoint notes
+
 # Of an adapter's config: where it came from and which version wrote it.
 NAMES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping", "task_type"}
 
@@ -55,7 +59,16 @@ def settings_of(trainer: Trainer, original: str) -> dict[str, Any]:
             "training": _training(trainer),
             "model": _model(trainer),
             "schedule": {"number of steps": len(schedule), "epochs": schedule.epochs},
+            "callbacks": _own_callbacks(trainer),
         }
+    )
+
+
+def _own_callbacks(trainer: Trainer) -> list[str]:
+    """The names of the user's callbacks, which may change anything, or nothing: they are told, and not compared."""
+    kinds = (type(callback) for callback in trainer.callback_handler.callbacks)
+    return sorted(
+        k.__qualname__ for k in kinds if k.__module__.partition(".")[0] not in ("transformers", "hf_unlearn")
     )
 
 
@@ -84,6 +97,7 @@ def _training(trainer: Trainer) -> dict[str, Any]:
         "base_model": _named(trainer.base_model),
         "teacher": _named(trainer.given_teacher),
         "augment": _named(trainer.train_dataset.augment),
+        "data_collator": _named(trainer.collate.data_collator),
         "what the model reads of a sample": _inputs(trainer.collate, request.forget, trainer.processing_class),
     }
 
@@ -114,14 +128,42 @@ def _dropout(module: nn.Module) -> Iterator[float]:
             yield value
 
 
-def _named(value: Any) -> str | None:
-    """A text that tells a model, a function or an optimizer that was given from another one, in a later process too."""
+def _named(value: Any, within: tuple[int, ...] = ()) -> str | None:
+    """A text that tells a model, a function or an optimizer that was given from another one, in a later process too.
+
+    Of a function it is its name, its code and what it was made with; of an object without a text of its own, its attributes.
+    """
     if value is None or isinstance(value, (str, Path)):
         return value and str(value)
     text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    if id(value) in within:  # it holds itself
+        return text
+    within += (id(value),)
     if isinstance(value, nn.Module):  # a model, or a transform of torchvision
         text += models.weights_digest(value)
+    elif isinstance(value, MethodType):
+        text = _values({"method": value.__func__, "of": value.__self__}, within)
+    elif isinstance(value, functools.partial):
+        text = _values({"partial": value.func, **dict(enumerate(value.args)), **value.keywords}, within)
+    elif isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        held = {name: cell.cell_contents for name, cell in cells} | dict(enumerate(value.__defaults__ or ()))
+        text = f"{value.__module__}.{value.__qualname__} {_code(value.__code__)}"
+        text += _values(held | (value.__kwdefaults__ or {}), within)
+    elif type(value).__repr__ is object.__repr__:
+        text += _values(getattr(value, "__dict__", {}), within)
     return text if len(text) < 200 else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _values(held: Mapping[Any, Any], within: tuple[int, ...]) -> str:
+    return str({name: _named(value, within) for name, value in held.items()})
+
+
+def _code(code: CodeType) -> str:
+    """What a function does, wherever it stands."""
+    constants = [_code(c) if isinstance(c, CodeType) else sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)
+                 for c in code.co_consts]  # fmt: skip
+    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()
 
 
 def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
@@ -149,13 +191,13 @@ def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
 def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
     """The sets, and what of `forget` must go; not `test`, which is only measured."""
     given = {"forget": request.forget, "retain": request.retain, "unseen": request.sources.get("unseen")}
-    sets = {name: _fingerprint(source, key) for name, source in given.items() if source is not None}
+    sets = {name: fingerprint(source, key) for name, source in given.items() if source is not None}
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets
 
 
-def _fingerprint(source: Source, key: str) -> dict[str, Any]:
+def fingerprint(source: Source, key: str) -> dict[str, Any]:
     """The size, and digests of inputs and labels in their order; of a stream, which can only be read on, of its first
     sample."""
     size = len(source)

@@ -5,19 +5,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.splits import split_name
 from ..errors import UnlearningError
 from ..methods.base import CONFIG_NAME
-from ..models.find import ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX
+from ..models.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS, IMAGE_PROCESSOR, TOKENIZER_FILES, WEIGHTS, WEIGHTS_INDEX
 
 METRICS = "metrics.json"
 PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
 ORIGINAL = "original.json"  # which original and which run an output folder has
-MODEL_FILES = ("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX)
+MODEL_FILES = (
+    *("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin", "tf_model.h5", "flax_model.msgpack"),
+    *(IMAGE_PROCESSOR, "processor_config.json", "tokenizer_config.json", *TOKENIZER_FILES),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -32,20 +37,36 @@ def check_folder(path: Any, name: str) -> None:
 
 
 def check_files(inputs: Iterable[Any] = (), **outputs: Any) -> None:
-    """Each of `outputs`, by the name of its option, is a file that can be written: no other one's, and none of `inputs`."""
-    taken = {os.path.realpath(path): "what is read" for path in inputs if path is not None and os.path.exists(path)}
+    """Each of `outputs`, by the name of its option, is a file that can be written: no other one's, and nothing that is read.
+
+    Args:
+        inputs: what is read, by its name: of a file, a folder, or `NAME:SPLIT` of one. What is no path here is on the Hub.
+    """
+    read = {os.path.realpath(split_name(os.fspath(name))[0]): name for name in inputs if name is not None}
+    taken: dict[str, str] = {}
     for name, path in outputs.items():
         if path is None:
             continue
         option = f"--{name.replace('_', '-')}"
-        existing, absolute = _existing(path, option), Path(path).absolute()
-        fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
-        if not (fits and os.access(existing, os.W_OK)):
-            raise UnlearningError(f"{option} is {path}; expected a file in a folder that can be written to.")
-        place = os.path.realpath(path)
-        if place in taken:
-            raise UnlearningError(f"{option} is {path}, and so is {taken[place]}; expected a file of its own.")
-        taken[place] = option
+        check_file(path, option)
+        place = Path(os.path.realpath(path))
+        if str(place) in taken:
+            raise UnlearningError(f"{option} is {path}, and so is {taken[str(place)]}; expected a file of its own.")
+        if found := next((read[str(part)] for part in (place, *place.parents) if str(part) in read), None):
+            raise UnlearningError(
+                f"{option} is {path}, which would be written over {found}, or into it, and that is read; expected a file of its "
+                "own."
+            )
+        taken[str(place)] = option
+
+
+def check_file(path: Any, name: str) -> Path:
+    """`path` is a file that can be written, or made in a folder that is there."""
+    existing, absolute = _existing(path, name), Path(path).absolute()
+    fits = not existing.is_dir() if existing == absolute else existing.is_dir() and existing == absolute.parent
+    if not (fits and os.access(existing, os.W_OK)):
+        raise UnlearningError(f"{name} is {path}; expected a file in a folder that can be written to.")
+    return Path(path)
 
 
 def _existing(path: Any, name: str) -> Path:
@@ -80,7 +101,7 @@ def check_result_folder(path: Any, original: str | None) -> None:
         raise UnlearningError(f"{path} has a {METRICS} that is of something else; expected another folder.")
     if not (folder / CONFIG_NAME).exists() and (found := [name for name in MODEL_FILES if (folder / name).exists()]):
         raise UnlearningError(
-            f"{path} holds a model that no unlearning has written ({found[0]}); expected another folder."
+            f"{path} holds a model that no unlearning has written, or a part of one ({found[0]}); expected another folder."
         )
 
 
@@ -113,15 +134,19 @@ def read_original(private: Path) -> dict[str, Any] | None:
     )
 
 
-def check_same_request(private: Path, original: str | None, request: str | None) -> None:
-    """Refuse an output folder with a run on another original, or of another request: both would be overwritten."""
+def check_same_request(private: Path, original: Mapping[str, Any], request: str) -> None:
+    """Refuse an output folder with a run on another original, or of another request: both would be overwritten.
+
+    Args:
+        original: what would be noted of it (see `ORIGINAL`): its digest, where it is on the Hub, whether there is an adapter.
+    """
     about, kept = read_original(private), private / "request.json"
     if about is None:
         return
     before = kept.read_text().strip() if kept.exists() else None
-    if original is not None and about["folder"] is not None and about["digest"] != original:
+    if _is_another(original, about):
         other = "on another original model"
-    elif request is not None and before and before != request:
+    elif before and before != request:  # nothing is noted yet by a run that was killed at once
         other = "of another request"
     else:
         return
@@ -130,9 +155,17 @@ def check_same_request(private: Path, original: str | None, request: str | None)
     )
 
 
-def keep_request(private: Path, request: str | None) -> None:
+def _is_another(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """By the digests, which with an adapter are also of what it begins with; there, by where the originals are on the Hub."""
+    if one["adapter"] or other.get("adapter"):
+        places = [(about["repo"], about["revision"]) for about in (one, other) if "repo" in about]
+        return len(places) == 2 and places[0] != places[1]
+    return one["digest"] != other["digest"]
+
+
+def keep_request(private: Path, request: str) -> None:
     private.mkdir(parents=True, exist_ok=True)
-    (private / "request.json").write_text(f"{request or ''}\n")
+    (private / "request.json").write_text(f"{request}\n")
 
 
 def request_digest(samples: Iterable[bytes], tasks: bytes = b"") -> str:

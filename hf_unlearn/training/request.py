@@ -160,4 +160,9 @@ def _open(datasets: dict[str, Any], args: UnlearningArguments, task: Task) -> di
                 f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
             )
         sources[name] = source
+    size = len(sources["retain"]) if "retain" in sources else 0
+    if args.retain_size not in (None, size):
+        raise UnlearningError(
+            f"retain_size is {args.retain_size}, and there are {size} retained samples; it says how long a stream is: leave it out."
+        )
     return sources

@@ -31,7 +31,7 @@ from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, for_trainer, with_defaults
 from .border import border
 from .checkpoints import ResumableTrainer
-from .checks import check_call, check_resolved, check_sharding, check_surgery, check_task
+from .checks import check_call, check_resolved, check_sharding, check_steering_figure, check_surgery, check_task
 from .context import Context
 from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
@@ -232,6 +232,8 @@ class UnlearningTrainer(ResumableTrainer):
         if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()
             self.looks.remember(self.original)
+            values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
+            check_steering_figure(self.args, values)
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)

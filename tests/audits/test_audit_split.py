@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from hf_unlearn import UnlearningError, audit, unlearn
+from hf_unlearn import UnlearningError, audit, models, unlearn
 from hf_unlearn.audits.split import METRICS, Split, recorded_run, split_of
 from hf_unlearn.commands import main
+from hf_unlearn.data.source import Source
 from hf_unlearn.data.splits import split_unseen
 from hf_unlearn.hub import prepare
 from hf_unlearn.hub.names import RECEIPT
+from hf_unlearn.tasks.checks import number_classes
+from hf_unlearn.training.identity import fingerprint
 from tests.samples import arguments, images, request
 from tests.tiny import tiny_vit
 
@@ -54,6 +58,9 @@ class TestRelease:
         assert content["split_seed"] == 5 == result.audit().content["split_seed"]
         assert content["figures"]["unlearned"]["unseen_loss"] == pytest.approx(result.metrics["after"]["unseen_loss"])
         assert "split seed 5, as in the run), which no method may use." in " ".join(content["conventions"])
+        shuffled = request() | {"unseen": request()["unseen"].shuffle(seed=1)}
+        other = audit(str(folder / "before"), str(folder / name), **shuffled).content
+        assert "no method may use" not in " ".join(other["conventions"])
         loaded = audit(str(folder / "before"), result.model, **request()).content  # a model says nothing of its run
         assert loaded["split_seed"] == 42 and "not known whether they steered it" in " ".join(loaded["conventions"])
 
@@ -77,31 +84,55 @@ class TestRelease:
         assert "Unseen samples are the test set, all of it." in content["conventions"]
 
 
-def written(folder, samples=SIZES, **seeds):
-    record = {"run": {"request": {"samples": samples}, "seeds": {"unlearning": 7, **seeds}}}
+@pytest.fixture(scope="module")
+def sources():
+    return {name: Source(data, name) for name, data in request(n_retain=16, n_unseen=24).items()}
+
+
+def written(folder, samples=SIZES, unseen=None, **seeds):
+    record = {"run": {"request": {"samples": samples, "unseen": unseen}, "seeds": {"unlearning": 7, **seeds}}}
     (folder / METRICS).write_text(json.dumps(record))
     return str(folder)
 
 
-class TestSplitOf:
-    def test_of_a_record(self, tmp_path):
-        assert split_of(written(tmp_path, split=9), None, SIZES) == Split(9)
-        assert split_of(written(tmp_path, split=9), 9, SIZES) == Split(9)
-        # A run that records no split of its own has split by its seed.
-        assert split_of(written(tmp_path), None, SIZES) == Split(7)
+def noted(source):
+    return {"salt": "s", **fingerprint(source, "s")}
 
-    def test_without_one(self, tmp_path):
+
+class TestSplitOf:
+    def test_of_a_record(self, tmp_path, sources):
+        known = noted(sources["unseen"])
+        assert split_of(written(tmp_path, unseen=known, split=9), None, sources) == Split(9)
+        assert split_of(written(tmp_path, unseen=known, split=9), 9, sources) == Split(9)
+        # A run that records no split of its own has split by its seed.
+        assert split_of(written(tmp_path, unseen=known), None, sources) == Split(7)
+
+    def test_without_one(self, tmp_path, sources):
         for model in (tiny_vit(), str(tmp_path)):
-            assert split_of(model, None, SIZES).seed == 42 and split_of(model, 9, SIZES).seed == 9
-            assert "no record of the run was found" in str(split_of(model, None, SIZES))
+            assert split_of(model, None, sources).seed == 42 and split_of(model, 9, sources).seed == 9
+            assert "no record of the run was found" in str(split_of(model, None, sources))
         for strange in ("[]", "{}", "no JSON", '{"run": {"request": 3}}'):
             (tmp_path / METRICS).write_text(strange)
             assert recorded_run(str(tmp_path)) is None
+        for strange in (3, [], {"salt": 3}):
+            written(tmp_path, unseen=strange or [3])
+            assert recorded_run(str(tmp_path)) is None
 
-    def test_other_samples_than_the_runs(self, tmp_path):
-        found = split_of(written(tmp_path, split=9), None, SIZES | {"unseen": 30})
-        assert found.seed == 9 and "the run had 24 unseen samples and this audit 30" in str(found)
-        found = split_of(written(tmp_path, {"forget": 8, "retain": 16}, split=None), None, SIZES)
+    def test_of_a_record_that_does_not_say_which_samples(self, tmp_path, sources):
+        found = split_of(written(tmp_path, split=9), None, sources)
+        assert found.seed == 9 and "does not say which samples these were, nor their order" in str(found)
+
+    def test_other_samples_than_the_runs(self, tmp_path, sources):
+        unseen = sources["unseen"].dataset
+        folder = written(tmp_path, unseen=noted(sources["unseen"]), split=9)
+        for other in (unseen.shuffle(seed=1), images(24, seed=77), unseen.map(lambda row: {"label": 0})):
+            found = split_of(folder, None, sources | {"unseen": Source(other, "unseen")})
+            assert found.seed == 9 and "these are not the samples of the run, or they are in another order" in str(
+                found
+            )
+        fewer = sources | {"unseen": Source(unseen.select(range(20)), "unseen")}
+        assert "the run had 24 unseen samples and this audit 20" in str(split_of(folder, None, fewer))
+        found = split_of(written(tmp_path, {"forget": 8, "retain": 16}, split=None), None, sources)
         assert found == Split(42)  # a run without unseen samples was steered by none
 
     @pytest.mark.parametrize(
@@ -114,17 +145,26 @@ class TestSplitOf:
             (SIZES, "3", "split_seed is '3'; expected a whole number"),
         ],
     )
-    def test_refused(self, tmp_path, samples, given, message):
+    def test_refused(self, tmp_path, sources, samples, given, message):
         with pytest.raises(UnlearningError, match=message) as error:
-            split_of(written(tmp_path, samples, split=9), given, SIZES)
+            split_of(written(tmp_path, samples, split=9), given, sources)
         assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
-    def test_on_the_hub(self, hub, tmp_path):
+    def test_on_the_hub(self, hub, tmp_path, sources):
         hub.put("me/vit", {"config.json": b"{}"})
         assert recorded_run("me/vit") is None
-        written(tmp_path, split=11)
+        written(tmp_path, unseen=noted(sources["unseen"]), split=11)
         hub.put("me/other", {"config.json": b"{}", METRICS: (tmp_path / METRICS).read_bytes()})
-        assert split_of("me/other", None, SIZES) == Split(11) == split_of("me/other@main", None, SIZES)
+        assert split_of("me/other", None, sources) == Split(11) == split_of("me/other@main", None, sources)
+
+    def test_of_a_model_that_was_loaded_from_a_folder(self, run, tmp_path):
+        _, folder = run
+        sources = {name: Source(data, name) for name, data in request().items()}
+        number_classes(sources.values(), tiny_vit().config)
+        model = models.load_model(folder / "saved")
+        assert split_of(model, None, sources) == Split(5)
+        torch.nn.init.zeros_(model.classifier.weight)  # what the folder tells is of another model
+        assert "no record of the run was found" in str(split_of(model, None, sources))
 
 
 @pytest.mark.parametrize("name", ["retrained", "reference"])

@@ -232,8 +232,23 @@ class TestCommandLine:
         assert cli.main([*about, "--json", "a.json", "--html", "./a.json"]) == 2
         assert "--html is ./a.json, and so is --json; expected a file of its own." in capsys.readouterr().err
         assert cli.main([*about, "--json", "forget.json"]) == 2
-        assert "--json is forget.json, and so is what is read; expected a file" in capsys.readouterr().err
+        assert "--json is forget.json, which would be written over forget.json" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["forget.json"]
+
+    @pytest.mark.parametrize("output", ["train.jsonl", "./train.jsonl", "m/config.json", "d/ds/report.json"])
+    @pytest.mark.parametrize("option", ["--json", "--html"])
+    def test_outputs_are_nothing_that_is_read(self, tmp_path, monkeypatch, capsys, output, option):
+        """Neither a file of which a split is named, nor anything in the folder of a model or of a dataset."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "m").mkdir()
+        (tmp_path / "d" / "ds").mkdir(parents=True)
+        for name in ("train.jsonl", "m/config.json"):
+            (tmp_path / name).write_text("{}")
+        about = ["--forget", "train.jsonl:train[:10]", "--retain", "train.jsonl:train[10:]", "--unseen", "d/ds:test"]
+        for models in (["m", "x"], ["x", "m"], ["x", "y", "--retrained", "m"]):
+            assert cli.main(["audit", *models, *about, option, output]) == 2
+            assert f"{option} is {output}, which would be written over " in capsys.readouterr().err
+        assert (tmp_path / "train.jsonl").read_text() == (tmp_path / "m" / "config.json").read_text() == "{}"
 
 
 class TestAdapters:

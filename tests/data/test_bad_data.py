@@ -392,9 +392,10 @@ class TestTexts:
         data = request(sentences) | {"processing_class": tiny_tokenizer()}
         refused(tmp_path, f"The tokenizer pads with the token 0, and model.config.{message}, by which", model, data)
 
-    def test_an_encoder_need_not_know_it(self, tmp_path):
+    @pytest.mark.parametrize("known", [None, 5])
+    def test_an_encoder_need_not_know_it(self, tmp_path, known):
         model = tiny_bert()
-        model.config.pad_token_id = None
+        model.config.pad_token_id = known
         UnlearningTrainer(
             model,
             arguments(tmp_path),

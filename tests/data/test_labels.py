@@ -1,6 +1,7 @@
 """Labels of the data and classes of the model are matched by name, in `unlearn`, in recipes and in `audit` alike."""
 
 import logging
+import weakref
 from types import SimpleNamespace
 
 import datasets
@@ -393,3 +394,62 @@ def test_labels_of_pictures_stay_theirs():
     data = pictures(4).cast_column("label", datasets.ClassLabel(names=list(reversed(ANIMALS))))
     assert numbered(data, knowing(ANIMALS)).labels.tolist() == [3, 2, 1, 0]
     assert data["label"][:] == [0, 1, 2, 3] and images(4)["label"][:].tolist() == [0, 1, 2, 3]
+
+
+class TestNumbersAsNames:
+    @pytest.mark.parametrize("label", ["1", "LABEL_0", "label 1"])
+    def test_of_text_labels_are_no_names(self, label):
+        data = datasets.Dataset.from_dict({"text": list("abcd"), "label": ["cat", "dog", "cat", "dog"]})
+        with pytest.raises(UnlearningError, match=f"There is no class named '{label}'"):
+            split_dataset(data, labels=label)
+        assert split_dataset(data, labels="DOG")["forget"]["text"][:] == ["b", "d"]
+
+    def test_from_one_on_of_a_head_without_names(self, caplog):
+        source = numbered(labelled([0, 3, 1], ["1", "2", "3", "4"]), GENERIC)
+        assert source.labels.tolist() == [0, 3, 1] and "are taken by position ('1' is 0" in caplog.text
+        assert numbered(labelled([0, 1], ["1", "3"]), GENERIC).labels.tolist() == [1, 3]
+        in_order_of_text = ["0", "1", "10", *map(str, range(2, 10))]
+        head = knowing([f"LABEL_{i}" for i in range(11)], generic=True)
+        assert numbered(labelled([2, 3], in_order_of_text), head).labels.tolist() == [10, 2]
+
+    def test_of_a_model_that_counts_from_one(self, caplog):
+        model = knowing(["1", "2", "3", "4"])
+        assert numbered(labelled([0, 3], ["1", "2", "3", "4"]), model).labels.tolist() == [0, 3] and not caplog.text
+        assert numbered(labelled([0, 3], ["4", "3", "2", "1"]), model).labels.tolist() == [3, 0]
+        caplog.clear()
+        assert numbered(labelled([0, 3], ["0", "1", "2", "3"]), model).labels.tolist() == [0, 3]
+        assert (
+            "are taken by position ('0' is 0" in caplog.text
+            and "the model's names are other numbers (1, 2" in caplog.text
+        )
+
+
+def test_a_model_that_contradicts_itself():
+    config = SimpleNamespace(id2label={0: "dog", 1: "cat"}, label2id={"cat": 0, "dog": 1}, num_labels=2)
+    with pytest.raises(
+        UnlearningError, match="calls class 1 'cat' in config.id2label, and class 0 in config.label2id"
+    ):
+        numbered(labelled([0, 1], ["cat", "dog"]), config)
+    twice = SimpleNamespace(id2label={0: "crane", 1: "dog", 2: "crane"}, label2id={"crane": 2, "dog": 1}, num_labels=3)
+    assert numbered(labelled([0], ["dog"]), twice).labels.tolist() == [1]
+
+
+def test_labels_are_read_without_keeping_the_rows():
+    class Rows(torch.utils.data.Dataset):
+        alive = most = 0
+
+        def __len__(self):
+            return 50
+
+        def __getitem__(self, index):
+            row = {"pixel_values": torch.zeros(3, 4, 4), "label": index % 4}
+            Rows.alive += 1
+            Rows.most = max(Rows.most, Rows.alive)
+            weakref.finalize(row["pixel_values"], self.gone)
+            return row
+
+        def gone(self):
+            Rows.alive -= 1
+
+    assert numbered(Rows(), GENERIC).labels.tolist() == [i % 4 for i in range(50)]
+    assert Rows.most < 5
