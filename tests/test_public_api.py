@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 import hf_unlearn
 from hf_unlearn import UnlearningError, UnlearningTrainer, split_dataset, unlearn
 from hf_unlearn.methods import LotusConfig
+from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, images, learnt, pictures, request, same_bits, weights
 from tests.tiny import tiny_image_processor, tiny_resnet, tiny_vit
 
@@ -128,7 +129,7 @@ class TestNames:
 
 
 class TestUnlearn:
-    @pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+    @pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
     def test_from_a_folder_to_a_folder(self, tmp_path, build):
         """A local folder goes in with its processor, the saved result comes out bit for bit, and holds no pickle."""
         build().save_pretrained(tmp_path / "model")

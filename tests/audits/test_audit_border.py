@@ -4,7 +4,7 @@ import pytest
 
 from hf_unlearn import UnlearningError, audit, models, unlearn
 from hf_unlearn.audits.report import AuditReport
-from hf_unlearn.commands.recipe import read_dataset
+from hf_unlearn.commands.sets import read_dataset
 from tests.audit_contents import audit_content
 from tests.samples import arguments, request
 from tests.tiny import tiny_vit

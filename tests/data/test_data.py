@@ -22,6 +22,7 @@ from hf_unlearn.data.splits import split_unseen
 from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.training.context import Context
 from hf_unlearn.training.teacher import TableTeacher
+from tests.marks import slow_but
 from tests.samples import arguments, for_trainer, images, pictures, request, sentences
 from tests.tiny import MAX_LENGTH, PAD, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
 
@@ -327,7 +328,7 @@ class TestStreams:
             StreamReader(CountingStream(10)).row(0, 10)
 
     @pytest.mark.parametrize("workers", [0, 2])
-    @pytest.mark.parametrize("method", ["lotus", "finetune"])
+    @pytest.mark.parametrize("method", slow_but(["lotus"], ["lotus", "finetune"]))
     def test_same_samples_as_from_a_map_style_set(self, tmp_path, workers, method):
         def epochs(retain):
             args = arguments(tmp_path, retain_size=24, dataloader_num_workers=workers)

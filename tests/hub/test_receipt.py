@@ -540,7 +540,7 @@ def numbers(value):
         yield value
 
 
-@pytest.mark.parametrize("build", [tiny_resnet, tiny_vit], ids=["timm", "vit"])
+@pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_resnet, tiny_vit]), ids=["timm", "vit"])
 def test_an_adapter(tmp_path, build):
     models.save_model(build(), tmp_path / "parent")
     result = run(tmp_path / "run", build(), peft_config=True)
@@ -837,7 +837,10 @@ def from_pretrained(revision: str) -> PreTrainedModel:
 
 @pytest.mark.parametrize(
     "load",
-    [from_pretrained, lambda r: models.load_model("me/vit", revision=r), lambda r: f"me/vit@{r}"],
+    slow_but(
+        [from_pretrained],
+        [from_pretrained, lambda r: models.load_model("me/vit", revision=r), lambda r: f"me/vit@{r}"],
+    ),
     ids=["from_pretrained", "load_model", "name"],
 )
 def test_a_second_request_finds_its_parent(hub, made, tmp_path, load):

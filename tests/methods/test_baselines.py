@@ -424,7 +424,7 @@ class TestBatchNorm:
     """A teacher in training mode moved its own statistics, and ascent left those of forget samples in the student."""
 
     @pytest.mark.parametrize("online", [False, True])
-    @pytest.mark.parametrize("name", ["bad_teacher", "scrub"])
+    @pytest.mark.parametrize("name", slow_but(["scrub"], ["bad_teacher", "scrub"]))
     def test_teachers_never_change(self, tmp_path, name, online):
         trainer = make_trainer(name, "resnet", tmp_path, batch=12, freeze_batchnorm=False)
         if online:
@@ -449,7 +449,7 @@ class TestBatchNorm:
         assert not same_bits(start, weights(trainer.model))
 
     @pytest.mark.parametrize("freeze", [True, False])
-    @pytest.mark.parametrize("name", ["gradient_ascent", "neggrad_plus", "scrub"])
+    @pytest.mark.parametrize("name", slow_but(["scrub"], ["gradient_ascent", "neggrad_plus", "scrub"]))
     def test_statistics_of_the_student(self, tmp_path, name, freeze):
         trainer = make_trainer(name, "resnet", tmp_path, batch=12, freeze_batchnorm=freeze)
         before = dict(copy.deepcopy(trainer.model).named_buffers())
@@ -592,7 +592,7 @@ class TestBadTeacher:
         )
         assert after < 0.7 * before
 
-    @pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+    @pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
     def test_the_incompetent_teacher_is_drawn_by_the_seed(self, tmp_path, build):
         found = []
         for seed in (1, 1, 2):

@@ -157,7 +157,7 @@ def test_clipping(clip, tmp_path):
     hand.check(0, delta)
 
 
-@pytest.mark.parametrize("quota_scale", ["relative", "absolute"])
+@pytest.mark.parametrize("quota_scale", slow_but(["relative"], ["relative", "absolute"]))
 def test_quota_under_a_schedule(quota_scale, tmp_path):
     """Q follows the learning rate, so that its share of what is reachable is that of the gradients alone."""
     config = HamuConfig(quota_scale=quota_scale, ratio={"relative": 0.2, "absolute": 1e-3}[quota_scale])
@@ -228,7 +228,7 @@ def test_orthograd(samples, tmp_path):
 # What it says
 
 
-@pytest.mark.parametrize("variant", ["q", "u"])
+@pytest.mark.parametrize("variant", slow_but(["q"], ["q", "u"]))
 def test_logs(variant, tmp_path):
     config = HamuConfig(variant=variant)
     trainer, record = train(tmp_path, config, "resnet", max_steps=7, **EVERY_STEP)
@@ -475,7 +475,7 @@ def test_nothing_to_do(tmp_path):
 # Resumed
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 4])
+@pytest.mark.parametrize("stop_at", slow_but([3], [2, 3, 4]))
 def test_resumed_among_flagged_steps(stop_at, tmp_path):
     """The count of flagged steps and the weights from before them come back."""
     config = HamuConfig(stop="stop", stop_patience=5, until="end")

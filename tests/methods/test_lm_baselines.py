@@ -440,7 +440,7 @@ def test_defaults_on_stories(tmp_path, animals, method):
 
 
 @pytest.mark.parametrize("config", EACH)
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", slow_but([True], [False, True]))
 def test_salun_keeps_what_is_not_in_its_mask(tmp_path, config, adapted):
     """Bit by bit, in the weights and in an adapter."""
     method = create_method(SalunConfig(inner=config.method, density=0.3))

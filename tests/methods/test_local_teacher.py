@@ -26,6 +26,7 @@ from hf_unlearn.models import adapters
 from hf_unlearn.models.small import ResNet8
 from hf_unlearn.tasks.losses import cross_entropy, divergence
 from tests import groups
+from tests.marks import slow_but
 from tests.runs import StopAt, make_trainer, request, same_bits, weights
 from tests.samples import arguments, fitted, learnt
 from tests.tiny import (
@@ -744,7 +745,7 @@ class TestRun:
         resumed.train(resume_from_checkpoint=True)
         assert same_bits(weights(resumed.model), weights(expected.model))
 
-    @pytest.mark.parametrize("family", ["vit", "bert"])
+    @pytest.mark.parametrize("family", slow_but(["bert"], ["vit", "bert"]))
     def test_in_an_adapter(self, tmp_path, family):
         found = [
             make_trainer(LocalTeacherConfig(k=9, **QUICK), family, tmp_path / str(i), lora=i) for i in (False, True)

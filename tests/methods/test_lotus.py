@@ -16,6 +16,7 @@ from hf_unlearn.data.randomness import gumbel
 from hf_unlearn.methods import Lotus, LotusConfig, list_methods, lotus
 from hf_unlearn.methods.lotus import targets, temperature
 from hf_unlearn.tasks.evaluation import Evaluator
+from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, weights
 from tests.tiny import tiny_resnet, tiny_vit
 
@@ -245,7 +246,7 @@ class TestRuns:
         c = noise_of_a_run(tmp_path, monkeypatch, seed=43)
         assert not any(torch.equal(a[key], c[key]) for key in a.keys() & c.keys())
 
-    @pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+    @pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
     def test_cached_and_online_teacher_give_the_same_trajectory(self, tmp_path, build):
         found = {}
         for cache in ("always", "never"):

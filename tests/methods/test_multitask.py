@@ -657,7 +657,8 @@ def test_a_sample_without_the_label_has_no_gradient(trainer):
 MULTITASK = {name: case(name, logging_steps=1, **SETTINGS) for name in ("multitask_often", "multitask_within")}
 
 
-@pytest.mark.parametrize("name", ["multitask_often", pytest.param("multitask_within", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MULTITASK)
 def test_accumulation(name):
     check_same(run(MULTITASK[name], batch=4, accumulation=2), run(MULTITASK[name]), "float64")
     kept = [

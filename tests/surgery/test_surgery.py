@@ -186,7 +186,7 @@ def test_two_processes(tmp_path: Path):
 class TestAdapter:
     """The edit as a LoRA adapter."""
 
-    @pytest.mark.parametrize("build", [tiny_vit, tiny_resnet])
+    @pytest.mark.parametrize("build", slow_but([tiny_vit], [tiny_vit, tiny_resnet]))
     def test_equals_the_edit(self, tmp_path: Path, build: Callable[[], PreTrainedModel]):
         edited = unlearn(knowing(build), **a_class(), method="damp", args=arguments(tmp_path / "edit"))
         result = unlearn(

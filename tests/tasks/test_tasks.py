@@ -449,7 +449,7 @@ def by_hand(model, rows, counted, tasks) -> dict[str, tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("eval_batch", [3, 128])
+@pytest.mark.parametrize("eval_batch", slow_but([3], [3, 128]))
 def test_figures_by_hand(tmp_path, eval_batch):
     """Of forget samples count, on target tasks, the labels that must go, and on others all of them."""
     model = tiny(SCENE_TASKS, tiny_resnet)

@@ -18,6 +18,7 @@ from hf_unlearn.methods import LotusConfig, RandomLabelConfig
 from hf_unlearn.models.load import load_model
 from hf_unlearn.tasks.checks import looked_at
 from hf_unlearn.training.context import Context
+from tests.marks import slow_but
 from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_image_processor, tiny_llama_lm, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -283,7 +284,7 @@ class TestDisk:
         else:
             refused(tmp_path / "out", "MiB free", model, args={"save_strategy": "steps"})
 
-    @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+    @pytest.mark.parametrize("file", slow_but(["optimizer.pt"], ["model.safetensors", "optimizer.pt"]))
     def test_full_while_a_checkpoint_is_written(self, tmp_path, file):
         args = arguments(tmp_path, save_strategy="steps", save_steps=2, max_steps=5, save_total_limit=1)
         whole = UnlearningTrainer(tiny_vit(), args, method="finetune", **for_trainer(request()))
@@ -349,11 +350,11 @@ class TestNotFinite:
             message = f"The pixel_values of row 3 of {which} are NaN or infinite; mend or remove that sample"
             refused(tmp_path / which, message, **{which: self.poisoned(data[which])})
 
-    def test_nan_inputs_deep_in_a_set(self, tmp_path):
+    @pytest.mark.parametrize("which", slow_but(["unseen"], ["forget", "retain", "unseen"]))
+    def test_nan_inputs_deep_in_a_set(self, tmp_path, which):
         data = request(n_forget=60, n_retain=64, n_unseen=64)
-        for which in data:
-            message = f"outputs for row 3 of {which} are NaN or infinite; check that sample"
-            refused_late(tmp_path / which, message, **(data | {which: self.poisoned(data[which])}))
+        message = f"outputs for row 3 of {which} are NaN or infinite; check that sample"
+        refused_late(tmp_path, message, **(data | {which: self.poisoned(data[which])}))
 
     def test_nan_inputs_unmeasured(self, tmp_path):
         data = request(n_forget=60)

@@ -57,7 +57,7 @@ class TestHalfPrecision:
         assert metrics["after"]["retain_loss"] < 0.5 * metrics["before"]["retain_loss"]
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-    @pytest.mark.parametrize("method", ["finetune", "lotus"])
+    @pytest.mark.parametrize("method", slow_but(["lotus"], ["finetune", "lotus"]))
     def test_weights_in_another_precision(self, tmp_path, dtype, method):
         args = arguments(tmp_path, num_train_epochs=5, learning_rate=5e-3, logging_strategy="epoch")
         model = (fitted() if method == "lotus" else tiny_vit()).to(dtype)
@@ -77,7 +77,7 @@ class TestHalfPrecision:
 
 
 class TestMemoryAndSpeed:
-    @pytest.mark.parametrize("method", ["finetune", "lotus"])
+    @pytest.mark.parametrize("method", slow_but(["lotus"], ["finetune", "lotus"]))
     def test_gradient_checkpointing_changes_nothing(self, tmp_path, method):
         found = {}
         for on in (False, True):
@@ -177,7 +177,7 @@ def with_own_adapter(task_type: str | None = None) -> PeftModel:
 
 
 class TestAdapter:
-    @pytest.mark.parametrize("method", ["lotus", "finetune", "random_label"])
+    @pytest.mark.parametrize("method", slow_but(["lotus"], ["lotus", "finetune", "random_label"]))
     def test_only_the_adapter_is_trained(self, tmp_path, method):
         before, answers = weights(fitted()), logits(fitted())
         args = arguments(tmp_path, learning_rate=1e-2)
@@ -274,7 +274,7 @@ class TestAdapter:
 
 
 class TestIncomingAdapter:
-    @pytest.mark.parametrize("cache", ["auto", "never"])
+    @pytest.mark.parametrize("cache", slow_but(["never"], ["auto", "never"]))
     def test_is_kept_under_ours(self, tmp_path, cache):
         model = with_own_adapter()
         before, answers, bare = weights(model), logits(model), logits(fitted())

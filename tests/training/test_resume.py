@@ -589,7 +589,7 @@ def test_half_a_marker_is_none(begun, tmp_path):
     assert [path.name for path in resumed._complete_checkpoints()][-1] == "checkpoint-6"
 
 
-@pytest.mark.parametrize("content", ["", '{"digest": "ab', "[]", "{}"])
+@pytest.mark.parametrize("content", slow_but(['{"digest": "ab'], ["", '{"digest": "ab', "[]", "{}"]))
 def test_a_broken_record_of_the_original(content, begun, tmp_path):
     shutil.copytree(begun, tmp_path / "run")
     about = tmp_path / "run" / "_unlearn" / "original.json"
