@@ -56,8 +56,8 @@ def run(settings: dict, **layout: int) -> Run:
     return _run(json.dumps(settings | layout))
 
 
-def check_same(found: Run, expected: Run, dtype: str, lines: int = 5) -> None:
-    """The same weights, metrics and logs, of so many lines at least."""
+def check_same(found: Run, expected: Run, dtype: str, lines: int = 5, logs: float = 1e-4) -> None:
+    """The same weights, metrics and logs, of so many lines at least, and with this relative rounding."""
     # Attention is invariant to the bias of its keys. That bias has no gradient but the rounding noise, which Adam scales
     # up to steps of full size where it is not small beside Adam's epsilon: in float32. GPT-2 has it in one with others.
     noise = [name for name in expected.weights if name.endswith(KEY_BIASES)]
@@ -82,7 +82,7 @@ def check_same(found: Run, expected: Run, dtype: str, lines: int = 5) -> None:
     for line, other in zip(found.logs, expected.logs, strict=True):
         assert line.keys() == other.keys()
         if "train_runtime" not in line:
-            assert line == pytest.approx(other, rel=1e-4, abs=1e-6)
+            assert line == pytest.approx(other, rel=logs, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,10 @@ def test_accumulation(method):
 )
 def test_accumulation_everywhere(method, family, dtype):
     settings = case(method, family, dtype)
-    check_same(run(settings, batch=4, accumulation=2), run(settings), dtype)
+    # SCRUB's student begins as its teacher: a gradient that is the small difference of two predictions has 1e-7 beside 1e-3
+    # for its rounding, and the norm of it is logged. On some processors it shows; the weights are the same all the same.
+    logs = 1e-3 if (method, dtype) == ("scrub", "float32") else 1e-4
+    check_same(run(settings, batch=4, accumulation=2), run(settings), dtype, logs=logs)
     if method == "lotus" and dtype == "float64":  # some micro-batches of the last step are empty
         check_same(run(settings, batch=1, accumulation=8), run(settings), dtype)
 
