@@ -156,8 +156,11 @@ class UnlearningResult:
 
         A result that is there already is replaced; the original's own folder, and what others wrote, never is.
         """
-        check_result_folder(path, self.trainer.original_folder)
-        path, trainer = Path(path), self.trainer
+        trainer = self.trainer
+        with trainer.together():  # else one process may look when another one writes already
+            if trainer.args.should_save:
+                check_result_folder(path, trainer.original_folder)
+        path = Path(path)
         with taken_back(path), clear_write_errors(path):
             if self.model is trainer.model:
                 trainer.save_model(str(path))

@@ -45,7 +45,7 @@ class ResumableTrainer(Trainer):
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
         digest, request, self._requests = "", "", {}
-        with self._together():
+        with self.together():
             checkpoint = self._find_checkpoint(resume)
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
@@ -54,7 +54,7 @@ class ResumableTrainer(Trainer):
                     self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
                     self._check_belongs(checkpoint)
-        with self._together():
+        with self.together():
             if self.args.should_save:
                 self._keep_original(checkpoint, digest)
                 keep_request(self.private, request)
@@ -70,7 +70,7 @@ class ResumableTrainer(Trainer):
         return request
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
+    def together(self) -> Iterator[None]:
         """What one process refuses inside, all processes refuse, and none waits for another one."""
         error = None
         try:
