@@ -54,6 +54,7 @@ PATH = re.compile(r"(?<![\w./~:+)\]}])/[^\s/\"'`<>()\[\]{}|;*]+/[^\s\"'`<>()\[\]
 WINDOWS_PATH = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w. -]+\\|(?<!\\)\\\\[\w.-]+\\\w|\bfile://")
 HOME_PATH = re.compile(r"(?<![\w./~])~[/\\][^\s\"'`<>()]+")
 WHOLE_PATH = re.compile(r"/[^/\s]+/\S.*|[A-Za-z]:[\\/].*|\\\\[\w.-]+\\.*")  # the whole of a text in JSON
+BASE64 = re.compile(r"[A-Za-z0-9+/]{40,}={1,2}")  # a key or a signature, whose slashes lead nowhere
 PLACE = re.compile(r"\bdata-at=\"[^\"]*\"")  # of a figure in an audit's page
 
 
@@ -165,6 +166,8 @@ def _local_path(text: str, is_json: bool, class_names: Set[str]) -> str | None:
     except ValueError:
         texts, is_json = [text], False
     for part in texts:
+        if is_json and BASE64.fullmatch(part):
+            continue
         if is_json and WHOLE_PATH.fullmatch(part) and _is_path(part, (), class_names):
             return part[:80]
         found = [match for match in PATH.findall(part) if _is_path(match.rstrip(".,:!?"), PUBLIC, class_names)]

@@ -331,6 +331,7 @@ FREEBASE = {"0": "/m/0dgw9r", "1": "/people/person/nationality", "2": "/r/Machin
         ("README.md", "docs at (/usr/share/doc/x), and /etc/hosts"),
         ("chat_template.jinja", "{% if x %}</think>/content/{{y}}"),
         ("generation_config.json", json.dumps({"a": "/s/b"})),
+        ("unlearning_receipt.json", json.dumps({"value": "/" + 20 * "1C2/" + "TH9+g=="})),  # of a signature
         ("audit.html", '<data value="1" data-at="/figures/original/auc">1</data>'),
     ],
 )

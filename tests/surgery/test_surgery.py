@@ -177,7 +177,7 @@ def test_two_processes(tmp_path: Path):
             assert same_bits(*ranks)
             model = knowing(build)
             before = weights(model)
-            unlearn(model, **a_class(), method=METHODS[method], args=arguments(tmp_path / "one"))
+            unlearn(model, **a_class(), method=METHODS[method], args=arguments(tmp_path / f"{method}-{family}"))
             assert changed(model, before)
             for name, tensor in model.state_dict().items():
                 assert torch.allclose(tensor, ranks[0][name], rtol=1e-5, atol=1e-6), (method, family, name)
