@@ -2,6 +2,7 @@
 
 import dataclasses
 import platform
+import secrets
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +13,7 @@ from .. import __version__, models
 from ..models.adapters import is_adapted
 from ..models.multitask import MultiTaskModel
 from ..models.timm import is_timm
+from .identity import fingerprint
 from .record import Run
 
 
@@ -38,7 +40,7 @@ def describe_run(run: Run, model: nn.Module | None = None) -> dict[str, Any]:
             "needs": list(info.needs),
             "paper": info.paper and dataclasses.asdict(info.paper) | {"url": info.paper.url},
         },
-        "request": run.request,
+        "request": run.request | {"unseen": _unseen(run)},
         "measured": {
             {"evidence": "unseen"}.get(split, split): len(rows)
             for split, (_, rows) in run.indices.items()
@@ -74,3 +76,15 @@ def _library(model: nn.Module) -> str | None:
     if not hasattr(model, "config"):
         return None
     return "timm" if is_timm(model.config) else "transformers"
+
+
+def _unseen(run: Run) -> dict[str, Any] | None:
+    """By what an audit finds out whether it has these unseen samples in this order, and so which of them steered.
+
+    With the salt beside them, the digests only tell of a whole set whether it is this one; no request is for any of its
+    samples.
+    """
+    if run.seeds["split"] is None:
+        return None
+    salt = secrets.token_hex(16)
+    return {"salt": salt, **fingerprint(run.sources["unseen"], salt)}

@@ -1,12 +1,10 @@
 """From a trainer that is done to the record of its run."""
 
-import secrets
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .identity import fingerprint
 from .record import Run
 from .trainer import UnlearningTrainer
 
@@ -58,20 +56,7 @@ def _request(trainer: UnlearningTrainer) -> dict[str, Any]:
         "whole_classes": len(request.forget_classes) if request.is_class else len(whole),
         "tasks": list(trainer.targets) or None,
         "class_names": None,
-        "unseen": _unseen(trainer),
     }
-
-
-def _unseen(trainer: UnlearningTrainer) -> dict[str, Any] | None:
-    """By what an audit finds out whether it has these unseen samples in this order, and so which of them steered.
-
-    With the salt beside them, the digests only tell of a whole set whether it is this one; no request is for any of its
-    samples.
-    """
-    if not trainer.request.is_split:
-        return None
-    salt = secrets.token_hex(16)
-    return {"salt": salt, **fingerprint(trainer.sources["unseen"], salt)}
 
 
 def _read(trainer: UnlearningTrainer) -> dict[str, int]:
