@@ -13,7 +13,6 @@ from ..errors import UnlearningError
 from ..models.timm import TIMM_PREFIX
 from ..models.weights import digest_tensors
 from .client import CONFLICTS, reader, retry
-from .client import HUB_ERRORS as HUB_ERRORS  # what fetch_weights raises
 from .names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RECEIPT, SHARDS, WEIGHTS
 
 
