@@ -80,6 +80,30 @@ class MethodConfig:
         return cls(**values)
 
 
+@dataclass(frozen=True)
+class Past:
+    """How the original was trained; None where nothing says it.
+
+    Attributes:
+        base: what it was trained from: a model, its name, a function that returns one, or "scratch".
+        base_is_assumed: whether nothing says so.
+        learning_rate: at its peak.
+        n_forget, n_retain: the samples that it was trained on, as the request has them.
+    """
+
+    base: Any = "scratch"
+    base_is_assumed: bool = False
+    epochs: float | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    n_forget: int = 0
+    n_retain: int = 0
+
+    @property
+    def from_scratch(self) -> bool:
+        return isinstance(self.base, str) and self.base == "scratch"
+
+
 class Teacher(Protocol):
     """What a frozen model says of a batch."""
 
@@ -195,6 +219,11 @@ class Context(Protocol):
         """A model of the original's architecture with random weights, drawn by the seed, in eval mode and frozen."""
         ...
 
+    def start_weights(self) -> dict[str, Tensor]:
+        """Those that the original's training began from, by name, with what its base lacks drawn by the seed. They are given
+        once."""
+        ...
+
     def start_from_base(self) -> None:
         """Replace the weights by those the original was trained from."""
         ...
@@ -223,6 +252,7 @@ class Method:
     whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
     takes_teacher: bool = False  # whether it reads `context.given_teacher`
+    starts_over: ClassVar[bool] = False  # whether it reads the weights that training began from
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 
     def __init__(self, config: MethodConfig | None = None):
@@ -235,6 +265,9 @@ class Method:
         `width` is the number of features of a transformer's tokens; Adam's learning rate goes with its inverse.
         """
         return {}
+
+    def learn_past(self, past: Past) -> None:
+        """Told how the original was trained, before its `arguments` are asked for."""
 
     @property
     def retain_fraction(self) -> float:

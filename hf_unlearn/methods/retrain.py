@@ -26,6 +26,7 @@ class Retrain(Finetune):
         cost=30,
     )
     config_class = RetrainConfig
+    starts_over = True
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return super().arguments(family, width) | {"num_train_epochs": 30, "lr_scheduler_type": "cosine"}

@@ -20,7 +20,6 @@ from ..models.modes import evaluating
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
 from .disk import check_room
-from .original import base_weights
 from .teacher import TableTeacher
 
 
@@ -176,6 +175,9 @@ class Context(base.Context):
             untrained = type(model)(copy.deepcopy(model.config))
         return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
 
+    def start_weights(self) -> dict[str, Tensor]:
+        return self._trainer.start.take()
+
     def start_from_base(self) -> None:
         trainer = self._trainer
         if trainer.adapter:
@@ -184,7 +186,7 @@ class Context(base.Context):
             )
         trainer.looks.forget()
         torch.manual_seed(self.seed)
-        self.model.load_state_dict(base_weights(trainer.base_model, self.model, self.task))
+        self.model.load_state_dict(trainer.start.take())
 
     # -- Logs
 

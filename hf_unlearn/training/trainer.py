@@ -39,6 +39,7 @@ from .gradients import NamedGradients, reduce_every_micro_batch
 from .looks import Looks
 from .original import files_taken_back, load_original, original_of
 from .output import missing, read_original
+from .past import Start
 from .reading import Reading
 from .request import Request, check_needs
 from .teacher import remove_tables
@@ -110,6 +111,9 @@ class UnlearningTrainer(ResumableTrainer):
         self.task = task_of(model, self.method.own_losses, self.method.own_tasks)
         check_task(self.method, self.task.name)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
+        if self.method.starts_over:
+            self.start = Start(model, self.origin, self.original_folder, base_model, self.request, args.seed)
+            self.method.learn_past(self.start.past)
         self.reading = Reading(self.request, model, args, **read)
         self._only = self.method.trained_modules(models.base_of(model))
         check_surgery(self.method, model, peft_config)

@@ -1,0 +1,149 @@
+"""Rewind (ours): all weights are pulled part of the way back to where training began, and repaired on the retained samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.kinds import batchnorm_modules, layers_of_classes
+from .base import CLASSIFICATION, MethodInfo, Past
+from .finetune import Finetune, FinetuneConfig
+
+EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned, where nothing says how many
+RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
+
+
+def pull(weight: Tensor, start: Tensor, keep: float) -> Tensor:
+    """θ ← λθ + (1 − λ)θ_start.
+
+    >>> pull(torch.tensor([1.0]), torch.tensor([0.0]), keep=0.25)
+    tensor([0.2500])
+    """
+    return keep * weight + (1 - keep) * start
+
+
+@dataclass
+class RewindConfig(FinetuneConfig):
+    """Rewind."""
+
+    method = "rewind"
+
+    keep: float = field(
+        default=0.5, metadata={"help": "λ, what is kept of the original's weights; 1 is fine-tuning, 0 a new training"}
+    )
+    budget: float = field(default=0.2, metadata={"help": "share of the original's training, in samples seen"})
+    original_epochs: float | None = field(
+        default=None, metadata={"help": "of the original's training; default: as its record or card says, else assumed"}
+    )
+    original_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the original, at its peak; default: as its record or card says, else a rule"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("keep", 0 <= self.keep <= 1, "a share from 0 to 1")
+        self.check("budget", 0 < self.budget <= 1, "a share of the original's training in (0, 1]")
+        for name in ("original_epochs", "original_learning_rate"):
+            value = getattr(self, name)
+            self.check(name, value is None or 0 < value < float("inf"), "a number above 0")
+
+
+class Rewind(Finetune):
+    """θ ← λθ + (1 − λ)θ_start, then min CE(D_r) for `budget` times the original's training.
+
+    What is remembered of single samples is fragile, and what generalises is not: a pull towards where training began
+    destroys the first and leaves enough of the second for a short training to repair.
+
+    θ_start is the model that the original was fine-tuned from, or weights drawn anew as the architecture draws them. Of a
+    class that is forgotten whole, its row of the head is θ_start's. BatchNorm statistics are estimated anew.
+    """
+
+    info = MethodInfo(
+        name="rewind",
+        kind="loss",
+        summary="pulls all weights part of the way back to where training began, and repairs them on the retained samples",
+        needs=("forget", "retain"),
+        applies_to=(*CLASSIFICATION, "causal-lm"),
+        cost=6,
+    )
+    config_class = RewindConfig
+    config: RewindConfig
+    starts_over = True
+    past = Past()
+
+    def learn_past(self, past: Past) -> None:
+        self.past = past
+
+    @property
+    def original_epochs(self) -> float:
+        known = self.config.original_epochs or self.past.epochs
+        return known or EPOCHS[self.past.from_scratch]
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        past, convolutional = self.past, family == "convolutional"
+        rate = self.config.original_learning_rate or past.learning_rate
+        if rate is None:
+            rate = RATES[family] * (1 if convolutional else 1 / width) / (1 if past.from_scratch else 4)
+        seen = 1 + past.n_forget / past.n_retain if past.n_retain else 1  # samples of the original for each retained one
+        optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
+        return optimizer | {
+            "learning_rate": rate,
+            "num_train_epochs": self.config.budget * self.original_epochs * seen,
+            "per_device_train_batch_size": past.batch_size or 64,
+            "weight_decay": 5e-4 if convolutional else 0.01,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "max_grad_norm": 5.0 if convolutional else 1.0,
+            "freeze_batchnorm": False,
+        }
+
+    def prepare(self, context) -> None:
+        self._say_what_is_assumed()
+        classes = context.forget_classes if context.is_class_request else []
+        rewind(context.model, context.start_weights(), self.config.keep, classes, context.num_labels)
+        self._statistics = [(module, module.momentum) for module in batchnorm_modules(context.model)]
+
+    def on_step_begin(self, step: int) -> None:
+        for module, momentum in self._statistics:  # the first steps count like the later ones
+            module.momentum = max(momentum or 0.0, 1 / (step + 1))
+
+    def _say_what_is_assumed(self) -> None:
+        past, config = self.past, self.config
+        if past.base_is_assumed:
+            self.notes.append(
+                "Nothing says what the original was trained from; it is taken for a model trained from random weights "
+                "(base_model= names another start)."
+            )
+        if not (config.original_epochs or past.epochs):
+            how = "from random weights" if past.from_scratch else "by fine-tuning"
+            self.notes.append(
+                f"Nothing says how long the original was trained; {self.original_epochs:g} epochs {how} are assumed, of which "
+                f"the budget is {config.budget:.0%} (original_epochs= says how many there were)."
+            )
+        if not (config.original_learning_rate or past.learning_rate):
+            self.notes.append(
+                "Nothing says at which learning rate the original was trained; one is taken by the kind of the model "
+                "(original_learning_rate= says it)."
+            )
+
+    @property
+    def report(self) -> dict[str, Any]:
+        start = self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
+        return {"start": start, "keep": self.config.keep, "original_epochs": self.original_epochs}
+
+
+@torch.no_grad()
+def rewind(
+    model: nn.Module, start: dict[str, Tensor], keep: float, classes: Sequence[int] = (), num_labels: int = 0
+) -> None:
+    """Pull the weights, take the head's rows of `classes` from the start, and clear the BatchNorm statistics."""
+    head = [*layers_of_classes(model, num_labels)][-1:] if classes else []
+    for name, parameter in model.named_parameters():
+        other = start[name].to(parameter.device, parameter.dtype)
+        parameter.copy_(pull(parameter, other, keep))
+        if name.rpartition(".")[0] in head:
+            parameter[classes] = other[classes]
+    for module in batchnorm_modules(model):
+        module.reset_running_stats()
