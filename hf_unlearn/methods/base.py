@@ -167,8 +167,9 @@ class Context(Protocol):
         """Accuracy of the model as it is now, in eval mode, on `forget`, `retain` or `control`."""
         ...
 
-    def measure(self, split: str) -> Measurement | TaskMeasurement:
-        """What the model as it is now says about each sample of `forget`, `retain` or `control`."""
+    def measure(self, split: str, at_most: int | None = None) -> Measurement | TaskMeasurement:
+        """What the model as it is now says about each sample of `forget`, `retain` or `control`, or about so many of them,
+        which are drawn once, by the seed."""
         ...
 
     def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
@@ -224,6 +225,14 @@ class Context(Protocol):
         once."""
         ...
 
+    def restore_original(self) -> None:
+        """Put the original's weights back."""
+        ...
+
+    def forget_momentum(self) -> None:
+        """Clear what the optimizer remembers of its steps."""
+        ...
+
     def start_from_base(self) -> None:
         """Replace the weights by those the original was trained from."""
         ...
@@ -265,6 +274,10 @@ class Method:
         `width` is the number of features of a transformer's tokens; Adam's learning rate goes with its inverse.
         """
         return {}
+
+    def learning_rate(self, step: int) -> float | None:
+        """The learning rate of a step as a share of its peak; None: `lr_scheduler_type` says it, as it does for all steps."""
+        return None
 
     def learn_past(self, past: Past) -> None:
         """Told how the original was trained, before its `arguments` are asked for."""

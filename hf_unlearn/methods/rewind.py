@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models.kinds import batchnorm_modules, layers_of_classes
-from .base import CLASSIFICATION, MethodInfo, Past
-from .finetune import Finetune, FinetuneConfig
+from .base import CLASSIFICATION, MethodConfig, MethodInfo, Past
+from .finetune import Finetune
 
 EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned, where nothing says how many
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
+
+REPAIR = 0.4  # the peak learning rate of the repair, as a share of the original's
 
 
 def pull(weight: Tensor, start: Tensor, keep: float) -> Tensor:
@@ -25,14 +27,11 @@ def pull(weight: Tensor, start: Tensor, keep: float) -> Tensor:
 
 
 @dataclass
-class RewindConfig(FinetuneConfig):
-    """Rewind."""
+class BudgetConfig(MethodConfig):
+    """Of a method that spends a share of the original's training."""
 
-    method = "rewind"
+    method = ""
 
-    keep: float = field(
-        default=0.5, metadata={"help": "λ, what is kept of the original's weights; 1 is fine-tuning, 0 a new training"}
-    )
     budget: float = field(default=0.2, metadata={"help": "share of the original's training, in samples seen"})
     original_epochs: float | None = field(
         default=None, metadata={"help": "of the original's training; default: as its record or card says, else assumed"}
@@ -43,11 +42,25 @@ class RewindConfig(FinetuneConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check("keep", 0 <= self.keep <= 1, "a share from 0 to 1")
         self.check("budget", 0 < self.budget <= 1, "a share of the original's training in (0, 1]")
         for name in ("original_epochs", "original_learning_rate"):
             value = getattr(self, name)
             self.check(name, value is None or 0 < value < float("inf"), "a number above 0")
+
+
+@dataclass
+class RewindConfig(BudgetConfig):
+    """Rewind."""
+
+    method = "rewind"
+
+    keep: float = field(
+        default=0.4, metadata={"help": "λ, what is kept of the original's weights; 1 is fine-tuning, 0 a new training"}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("keep", 0 <= self.keep <= 1, "a share from 0 to 1")
 
 
 class Rewind(Finetune):
@@ -68,8 +81,8 @@ class Rewind(Finetune):
         applies_to=(*CLASSIFICATION, "causal-lm"),
         cost=6,
     )
-    config_class = RewindConfig
-    config: RewindConfig
+    config_class: ClassVar[type[BudgetConfig]] = RewindConfig
+    config: Any
     starts_over = True
     past = Past()
 
@@ -89,7 +102,7 @@ class Rewind(Finetune):
         seen = 1 + past.n_forget / past.n_retain if past.n_retain else 1  # samples of the original for each retained one
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
         return optimizer | {
-            "learning_rate": rate,
+            "learning_rate": REPAIR * rate,
             "num_train_epochs": self.config.budget * self.original_epochs * seen,
             "per_device_train_batch_size": past.batch_size or 64,
             "weight_decay": 5e-4 if convolutional else 0.01,
@@ -103,10 +116,14 @@ class Rewind(Finetune):
         self._say_what_is_assumed()
         classes = context.forget_classes if context.is_class_request else []
         rewind(context.model, context.start_weights(), self.config.keep, classes, context.num_labels)
-        self._statistics = [(module, module.momentum) for module in batchnorm_modules(context.model)]
+        self.follow_statistics(context.model)
+
+    def follow_statistics(self, model: nn.Module) -> None:
+        """The statistics of BatchNorm are estimated anew by the steps to come, of which the first ones count no more."""
+        self._statistics = [(module, module.momentum) for module in batchnorm_modules(model)]
 
     def on_step_begin(self, step: int) -> None:
-        for module, momentum in self._statistics:  # the first steps count like the later ones
+        for module, momentum in self._statistics:
             module.momentum = max(momentum or 0.0, 1 / (step + 1))
 
     def _say_what_is_assumed(self) -> None:
@@ -131,7 +148,7 @@ class Rewind(Finetune):
     @property
     def report(self) -> dict[str, Any]:
         start = self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
-        return {"start": start, "keep": self.config.keep, "original_epochs": self.original_epochs}
+        return {"start": start, "original_epochs": self.original_epochs, "budget": self.config.budget}
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .base import Method, MethodConfig
 
 CLASSES = {
+    "auto": "methods.auto:Auto",
     "rewind": "methods.rewind:Rewind",
     "lotus": "methods.lotus:Lotus",
     "hamu": "methods.hamu:Hamu",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import UnlearningError
+from .closeness import memory
 from .divergence import activation_distance, class_means, jsd, jsd_rows, rf_jsd, rf_jsd_from_means, zrf
 from .gaps import avg_gap, tow
 from .interference import interference, uis
@@ -20,6 +21,7 @@ __all__ = [
     "jsd",
     "jsd_rows",
     "matched_auc",
+    "memory",
     "mia",
     "mia_attack",
     "path",

@@ -65,8 +65,13 @@ class Context(base.Context):
     def accuracy(self, split: str) -> float:
         return self._trainer.looks.accuracy(split)
 
-    def measure(self, split: str) -> Measurement | TaskMeasurement:
-        return self._trainer.looks.measure(split)
+    def measure(self, split: str, at_most: int | None = None) -> Measurement | TaskMeasurement:
+        looks = self._trainer.looks
+        source, rows = looks.indices[split]
+        if at_most is None or len(rows) <= at_most:
+            return looks.measure(split)
+        drawn = np.random.default_rng([self.seed, 5]).choice(rows, at_most, replace=False)
+        return looks.evaluator.measure(looks.model(), source, np.sort(drawn))
 
     def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
         trainer = self._trainer
@@ -177,6 +182,14 @@ class Context(base.Context):
 
     def start_weights(self) -> dict[str, Tensor]:
         return self._trainer.start.take()
+
+    def restore_original(self) -> None:
+        self._trainer.looks.forget()
+        with self._trainer.original_model() as original:
+            self.model.load_state_dict(original.state_dict())
+
+    def forget_momentum(self) -> None:
+        self._trainer.optimizer.state.clear()
 
     def start_from_base(self) -> None:
         trainer = self._trainer

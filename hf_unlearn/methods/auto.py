@@ -1,0 +1,196 @@
+"""Auto (ours): looks at the request, races a few ways back inside one budget, and goes on with the best of them."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import metrics
+from ..tasks.figures import Measurement
+from .base import CLASSIFICATION, MethodInfo
+from .rewind import BudgetConfig, Rewind, rewind
+
+LOOK = 0.01  # of the budget, for one look at the forget and the control samples
+FEWEST_STEPS = 10  # of a candidate, that its score says something
+WARMUP = 0.1  # of every phase
+
+
+@dataclass
+class AutoConfig(BudgetConfig):
+    """The choice of what to do."""
+
+    method = "auto"
+
+    keeps: list[float] = field(
+        default_factory=lambda: [0.4, 0.2, 0.6], metadata={"help": "what the candidates keep of the original's weights"}
+    )
+    race: float = field(default=0.3, metadata={"help": "share of the steps in which the candidates are compared"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        each = all(isinstance(keep, (int, float)) and 0 <= keep <= 1 for keep in self.keeps)
+        self.check("keeps", bool(self.keeps) and each, "one share from 0 to 1 or more")
+        self.check("race", 0 <= self.race < 1, "a share from 0 to below 1")
+
+
+class Phase(NamedTuple):
+    """Steps on one cycle of the learning rate."""
+
+    candidate: int | None  # None: the best of those before
+    first: int
+    steps: int
+
+
+class Auto(Rewind):
+    """Look, choose, race, go on with the best, say what it was.
+
+    1. The original's confidence on forget and control samples is compared class by class. Where they cannot be told apart,
+       nothing is changed.
+    2. Each candidate, a `rewind` that keeps another share of the original, is repaired for a few steps, and scored by
+
+           memory + harm
+
+       memory: the Wasserstein distance of p(true class) between forget and control samples of their class; of a class that
+       is forgotten whole, the probability that it still gets. harm: what was lost of the original's accuracy on control
+       samples (of other classes).
+    3. The best goes on from where it is for the rest of the budget, on one more cycle of the learning rate.
+
+    Forward passes of the looks are paid from the budget. Only the control half of the unseen samples is read.
+    """
+
+    info = MethodInfo(
+        name="auto",
+        kind="loss",
+        summary="looks at the request, races a few rewinds inside the budget, and goes on with the best of them",
+        needs=("forget", "retain", "unseen"),
+        applies_to=(*CLASSIFICATION, "causal-lm"),
+        cost=6,
+    )
+    config_class = AutoConfig
+    config: AutoConfig
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        found = super().arguments(family, width)
+        looks = (len(self.config.keeps) + 2) * LOOK
+        return found | {"num_train_epochs": found["num_train_epochs"] * (1 - looks)}
+
+    def prepare(self, context) -> None:
+        self._say_what_is_assumed()
+        self.context, past = context, self.past
+        self.classes = context.forget_classes if context.is_class_request else []
+        spent = self.config.budget * self.original_epochs * (past.n_forget + past.n_retain)
+        self.samples = max(100, round(3 * LOOK * spent / 2))  # a forward pass is a third of a training step
+        self.original = self._look()
+        self.nothing = self._is_unknown(self.original)
+        self.phases = self._plan(len(context.schedule))
+        self.scores = torch.full((len(self.config.keeps) + 1,), float("nan"))
+        self.kept: dict[str, Tensor] = {}  # the weights of the best candidate
+        self._begin(self.phases[0])
+
+    def on_epoch_begin(self, epoch: int) -> bool | None:
+        return False if self.nothing else None
+
+    # -- The race
+
+    def _plan(self, total: int) -> list[Phase]:
+        """The phases of a run of `total` steps. Where a candidate would get too few of them, the first one gets all."""
+        n = len(self.config.keeps)
+        steps = round(self.config.race * total / n)
+        if n == 1 or steps < FEWEST_STEPS:
+            return [Phase(0, 0, total)]
+        return [Phase(i, i * steps, steps) for i in range(n)] + [Phase(None, n * steps, total - n * steps)]
+
+    def learning_rate(self, step: int) -> float:
+        """Its share of the peak: a warm-up and half a cosine in every phase."""
+        phase = self._phase(step)
+        done = (step - phase.first + 1) / phase.steps
+        return min(done / WARMUP, 0.5 * (1 + np.cos(np.pi * min(done, 1.0))))
+
+    def _phase(self, step: int) -> Phase:
+        return next(phase for phase in reversed(self.phases) if phase.first <= step)
+
+    def on_step_begin(self, step: int) -> None:
+        phase = self._phase(step)
+        if step == phase.first > 0:
+            self._begin(phase)
+        super().on_step_begin(step - phase.first)
+
+    def on_step_end(self, step: int) -> bool | None:
+        phase = self._phase(step - 1)
+        if step == phase.first + phase.steps:
+            self._end(phase)
+
+    @torch.no_grad()
+    def _begin(self, phase: Phase) -> None:
+        context = self.context
+        if phase.candidate is None:
+            self._load(self.kept)
+        else:
+            if phase.first:
+                context.restore_original()
+            keep = self.config.keeps[phase.candidate]
+            rewind(context.model, context.start_weights(), keep, self.classes, context.num_labels)
+        self.follow_statistics(context.model)
+        if phase.first:
+            context.forget_momentum()
+
+    def _end(self, phase: Phase) -> None:
+        last = len(self.scores) - 1
+        i = last if phase.candidate is None else phase.candidate
+        self.scores[i] = self._score(self._look())
+        if len(self.phases) > 1 and self.scores[i] <= np.nanmin(self.scores):
+            self.kept = {name: tensor.clone() for name, tensor in self.context.model.state_dict().items()}
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.context.model.state_dict().items():
+            tensor.copy_(weights[name])
+
+    # -- The look
+
+    def _look(self) -> dict[str, Measurement]:
+        return {split: self.context.measure(split, self.samples) for split in ("forget", "control")}
+
+    def _is_unknown(self, look: dict[str, Measurement]) -> bool:
+        """Whether the original cannot tell its forget samples from unseen ones, so that nothing is to be forgotten."""
+        if self.classes:
+            return False
+        forget, control = look["forget"], look["control"]
+        found = metrics.matched_auc(forget.signals["margin"], forget.labels, control.signals["margin"], control.labels)
+        if found.auc is None or found.low > 0.5:
+            return False
+        self.notes.append(
+            f"Nothing was changed: of {found.n_forget} forget samples the original knows no more than of unseen ones (AUC "
+            f"{found.auc:.3f}, 95% interval {found.low:.3f} to {found.high:.3f})."
+        )
+        return True
+
+    def _score(self, look: dict[str, Measurement]) -> float:
+        forget, control, before = look["forget"], look["control"], self.original["control"]
+        others = ~np.isin(control.labels, self.classes)
+        harm = before.signals["correct"][others].mean() - control.signals["correct"][others].mean()
+        if self.classes:
+            means = forget.class_means(np.array(self.classes))
+            memory = float(means[:, self.classes].sum(axis=1).mean())
+        else:
+            p = [np.exp(-look[split].signals["loss"]) for split in ("forget", "control")]
+            memory = metrics.memory(p[0], forget.labels, p[1], control.labels)
+        return memory + max(0.0, float(harm))
+
+    # -- What is said
+
+    @property
+    def report(self) -> dict[str, Any]:
+        scores = [None if np.isnan(score) else round(score, 4) for score in self.scores.tolist()]
+        candidates = dict(zip(map(str, self.config.keeps), scores[:-1], strict=True))
+        return super().report | {"candidates": candidates, "score": scores[-1]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"scores": self.scores} | {f"kept.{name}": tensor for name, tensor in self.kept.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.scores = state["scores"]
+        kept = {name.removeprefix("kept."): tensor for name, tensor in state.items() if name != "scores"}
+        like = self.context.model.state_dict()
+        self.kept = {name: tensor.to(like[name].device) for name, tensor in kept.items()}
