@@ -24,7 +24,8 @@ class AutoConfig(BudgetConfig):
     method = "auto"
 
     keeps: list[float] = field(
-        default_factory=lambda: [0.4, 0.2, 0.6], metadata={"help": "what the candidates keep of the original's weights"}
+        default_factory=lambda: [0.4, 0.2, 0.6],
+        metadata={"help": "what the candidates keep of the original's weights"},
     )
     race: float = field(default=0.3, metadata={"help": "share of the steps in which the candidates are compared"})
 

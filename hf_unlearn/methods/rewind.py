@@ -34,10 +34,12 @@ class BudgetConfig(MethodConfig):
 
     budget: float = field(default=0.2, metadata={"help": "share of the original's training, in samples seen"})
     original_epochs: float | None = field(
-        default=None, metadata={"help": "of the original's training; default: as its record or card says, else assumed"}
+        default=None,
+        metadata={"help": "of the original's training; default: as its record or card says, else assumed"},
     )
     original_learning_rate: float | None = field(
-        default=None, metadata={"help": "of the original, at its peak; default: as its record or card says, else a rule"}
+        default=None,
+        metadata={"help": "of the original, at its peak; default: as its record or card says, else a rule"},
     )
 
     def __post_init__(self):
@@ -99,7 +101,9 @@ class Rewind(Finetune):
         rate = self.config.original_learning_rate or past.learning_rate
         if rate is None:
             rate = RATES[family] * (1 if convolutional else 1 / width) / (1 if past.from_scratch else 4)
-        seen = 1 + past.n_forget / past.n_retain if past.n_retain else 1  # samples of the original for each retained one
+        seen = (
+            1 + past.n_forget / past.n_retain if past.n_retain else 1
+        )  # samples of the original for each retained one
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
         return optimizer | {
             "learning_rate": REPAIR * rate,

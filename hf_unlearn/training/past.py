@@ -15,7 +15,6 @@ from ..data.samples import seeded
 from ..errors import UnlearningError
 from ..methods.base import Past
 from ..models.find import LOAD_ERRORS, find_file, reachable
-from ..tasks.base import Task
 from .original import base_weights
 from .request import Request
 

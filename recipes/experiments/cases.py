@@ -76,7 +76,9 @@ def texts() -> tuple[Columns, Columns]:
     def columns(split: str) -> Columns:
         data = newsgroups()[split]
         length = {"truncation": True, "padding": "max_length", "max_length": 64}
-        return dict(tokenizer(data["text"][:], return_tensors="pt", **length)) | {"labels": torch.tensor(data["label"][:])}
+        return dict(tokenizer(data["text"][:], return_tensors="pt", **length)) | {
+            "labels": torch.tensor(data["label"][:])
+        }
 
     return columns("train"), columns("test")
 
@@ -86,7 +88,10 @@ def digits() -> tuple[Columns, Columns]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    pixels = torch.tensor(data.images, dtype=torch.float32).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None] * 15.9375
+    pixels = (
+        torch.tensor(data.images, dtype=torch.float32).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+        * 15.9375
+    )
     order = torch.tensor(np.random.default_rng(0).permutation(len(pixels)))
     columns = {"pixel_values": pixels.expand(-1, 3, -1, -1).to(torch.uint8), "labels": torch.tensor(data.target)}
     return tuple({k: v[part] for k, v in columns.items()} for part in (order[:1000], order[1000:]))
@@ -107,7 +112,9 @@ def bert() -> PreTrainedModel:
 
 def small_resnet() -> PreTrainedModel:
     arguments = {"channels": [16, 32, 64, 128], "layers": [1, 1, 1, 1]}
-    return TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=10, model_args=arguments))
+    return TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="resnet18", num_labels=10, model_args=arguments)
+    )
 
 
 CASES = {
@@ -126,13 +133,20 @@ def convolve_small(self: torch.nn.Conv2d, x: Tensor, weight: Tensor, bias: Tenso
     faster on a processor. Everything in a study runs on it, so that shares of its time can be compared.
     """
     side, stride = x.shape[-1], self.stride[0]
-    if self.kernel_size != (3, 3) or x.shape[-2:] not in ((1, 1), (2, 2)) or self.padding != (1, 1) or self.groups != 1:
+    if (
+        self.kernel_size != (3, 3)
+        or x.shape[-2:] not in ((1, 1), (2, 2))
+        or self.padding != (1, 1)
+        or self.groups != 1
+    ):
         return convolve(self, x, weight, bias)
     if side == 1:
         return F.linear(x.flatten(1), weight[:, :, 1, 1], bias)[:, :, None, None]
     if stride == 2:
         return F.linear(x.flatten(1), weight[:, :, 1:, 1:].flatten(1), bias)[:, :, None, None]
-    taps = torch.tensor([[3 * (i - o + 1) + j - p + 1 for i in (0, 1) for j in (0, 1)] for o in (0, 1) for p in (0, 1)])
+    taps = torch.tensor(
+        [[3 * (i - o + 1) + j - p + 1 for i in (0, 1) for j in (0, 1)] for o in (0, 1) for p in (0, 1)]
+    )
     dense = weight.flatten(2)[:, :, taps.flatten()].unflatten(2, (4, 4)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     result = F.linear(x.flatten(1), dense).unflatten(1, (-1, 2, 2))
     return result if bias is None else result + bias[:, None, None]
@@ -150,7 +164,10 @@ def parts(name: str, request: str, seed: int) -> dict[str, Columns]:
     case, rng = CASES[name], np.random.default_rng([seed, 11])
     train, unseen = case.data()
     if case.wrong_labels:  # in every split, that a retrained model meets them too
-        train, unseen = (columns | {"labels": noisy(columns["labels"], case.wrong_labels, i)} for i, columns in enumerate((train, unseen)))
+        train, unseen = (
+            columns | {"labels": noisy(columns["labels"], case.wrong_labels, i)}
+            for i, columns in enumerate((train, unseen))
+        )
     chosen = rng.permutation(len(train["labels"]))[: case.size]
     labels = train["labels"].numpy()[chosen]
     of_class = np.flatnonzero(labels == CLASS)
@@ -212,11 +229,17 @@ def model_of(name: str, seed: int, request: str | None = None, again: int = 0) -
         scores = {}
         for part in ("forget", "retain", "test"):
             right = [
-                model(**{k: v[rows] for k, v in data[part].items() if k != "labels"}).logits.argmax(-1) == data[part]["labels"][rows]
+                model(**{k: v[rows] for k, v in data[part].items() if k != "labels"}).logits.argmax(-1)
+                == data[part]["labels"][rows]
                 for rows in torch.arange(len(data[part]["labels"])).split(500)
             ]
             scores[part] = torch.cat(right).float().mean().item()
-    about = {"epochs": case.epochs, "learning_rate": case.rate, "optim": "sgd" if case.sgd else "adamw", "seconds": seconds}
+    about = {
+        "epochs": case.epochs,
+        "learning_rate": case.rate,
+        "optim": "sgd" if case.sgd else "adamw",
+        "seconds": seconds,
+    }
     (folder / "training.json").write_text(json.dumps(about | {"accuracy": scores}, indent=1))
     print(name, seed, what, f"{seconds:.0f} s", scores, flush=True)
     return folder
