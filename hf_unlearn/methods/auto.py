@@ -1,5 +1,6 @@
 """Auto (ours): looks at the request, races a few ways back inside one budget, and goes on with the best of them."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ from torch import Tensor
 from .. import metrics
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, MethodInfo
-from .rewind import BudgetConfig, Rewind, rewind
+from .rewind import BudgetConfig, Rewind
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
+UNKNOWN = 0.55  # AUC of forget against control samples up to which nothing is remembered that matters
 WARMUP = 0.1  # of every phase
 
 
@@ -103,11 +105,11 @@ class Auto(Rewind):
             return [Phase(0, 0, total)]
         return [Phase(i, i * steps, steps) for i in range(n)] + [Phase(None, n * steps, total - n * steps)]
 
-    def learning_rate(self, step: int) -> float:
+    def share_of_peak(self, step: int) -> float:
         """Its share of the peak: a warm-up and half a cosine in every phase."""
         phase = self._phase(step)
         done = (step - phase.first + 1) / phase.steps
-        return min(done / WARMUP, 0.5 * (1 + np.cos(np.pi * min(done, 1.0))))
+        return min(done / WARMUP, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
     def _phase(self, step: int) -> Phase:
         return next(phase for phase in reversed(self.phases) if phase.first <= step)
@@ -131,9 +133,7 @@ class Auto(Rewind):
         else:
             if phase.first:
                 context.restore_original()
-            keep = self.config.keeps[phase.candidate]
-            rewind(context.model, context.start_weights(), keep, self.classes, context.num_labels)
-        self.follow_statistics(context.model)
+            self.pull_back(self.config.keeps[phase.candidate])
         if phase.first:
             context.forget_momentum()
 
@@ -154,12 +154,13 @@ class Auto(Rewind):
         return {split: self.context.measure(split, self.samples) for split in ("forget", "control")}
 
     def _is_unknown(self, look: dict[str, Measurement]) -> bool:
-        """Whether the original cannot tell its forget samples from unseen ones, so that nothing is to be forgotten."""
+        """Whether it is shown, and not just not refuted, that the original knows no more of forget samples than of unseen
+        ones, so that nothing is to be forgotten."""
         if self.classes:
             return False
         forget, control = look["forget"], look["control"]
         found = metrics.matched_auc(forget.signals["margin"], forget.labels, control.signals["margin"], control.labels)
-        if found.auc is None or found.low > 0.5:
+        if found.auc is None or found.high > UNKNOWN:
             return False
         self.notes.append(
             f"Nothing was changed: of {found.n_forget} forget samples the original knows no more than of unseen ones (AUC "

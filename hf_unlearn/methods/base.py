@@ -275,7 +275,7 @@ class Method:
         """
         return {}
 
-    def learning_rate(self, step: int) -> float | None:
+    def share_of_peak(self, step: int) -> float | None:
         """The learning rate of a step as a share of its peak; None: `lr_scheduler_type` says it, as it does for all steps."""
         return None
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..models.adapters import is_adapted, oppose
 from ..models.kinds import batchnorm_modules, layers_of_classes
 from .base import CLASSIFICATION, MethodConfig, MethodInfo, Past
 from .finetune import Finetune
@@ -118,9 +119,18 @@ class Rewind(Finetune):
 
     def prepare(self, context) -> None:
         self._say_what_is_assumed()
-        classes = context.forget_classes if context.is_class_request else []
-        rewind(context.model, context.start_weights(), self.config.keep, classes, context.num_labels)
-        self.follow_statistics(context.model)
+        self.context = context
+        self.classes = context.forget_classes if context.is_class_request else []
+        self.pull_back(self.config.keep)
+
+    def pull_back(self, keep: float) -> None:
+        """Pull the weights of the original, or the adapter that it is, towards where training began."""
+        model = self.context.model
+        if is_adapted(model):
+            oppose(model, 1 - keep)
+        else:
+            rewind(model, self.context.start_weights(), keep, self.classes, self.context.num_labels)
+        self.follow_statistics(model)
 
     def follow_statistics(self, model: nn.Module) -> None:
         """The statistics of BatchNorm are estimated anew by the steps to come, of which the first ones count no more."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
@@ -201,6 +202,22 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = f".{NAME}." in name  # set_adapter made its own adapter trainable again
     return Adapter(model)
+
+
+@torch.no_grad()
+def oppose(model: nn.Module, share: float) -> None:
+    """Let our new adapter take away a share of what the model's own LoRA adds: B'A' = −share · BA, of the first ranks."""
+    for layer in tuner_layers(model):
+        own = [name for name in getattr(layer, "lora_A", {}) if name != NAME and name in layer.active_adapters]
+        if own and (NAME not in layer.lora_A or len(own) > 1 or layer.r[NAME] < layer.r[own[0]]):
+            raise UnlearningError(
+                "The model's own LoRA is to be pulled back, and peft_config has a smaller rank or adapts other layers, or there "
+                "are several; pass peft_config=True, which takes the config of the one LoRA that the model has."
+            )
+        for name in own:
+            rank, scale = layer.r[name], layer.scaling[name] / layer.scaling[NAME]
+            layer.lora_A[NAME].weight[:rank] = layer.lora_A[name].weight
+            layer.lora_B[NAME].weight[:, :rank] = -share * scale * layer.lora_B[name].weight
 
 
 def detach(model: nn.Module) -> None:

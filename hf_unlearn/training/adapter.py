@@ -1,5 +1,6 @@
 """What is trained: an adapter or the weights, and of these all or only some modules."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +24,16 @@ def choose_adapter(
     """The config of the adapter that is trained, if there is one: the user's, else the method's, on the `only` modules."""
     if method.info.kind == "surgery":
         return None  # what it makes of its edit is its own
+    if peft_config and method.starts_over and not adapters.is_adapted(model):
+        raise UnlearningError(
+            f"{method.info.name} goes back to where training began with the weights themselves, which an adapter leaves as they "
+            "are; leave out peft_config."
+        )
     lora = method.adapter(task)
     if peft_config is None and lora:
         logger.info(f"{method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights.")
+    if peft_config is True and method.starts_over and (own := adapters.own_adapters(model)):
+        peft_config = dataclasses.replace(model.peft_config[own[0]], inference_mode=False)
     if peft_config is True or (peft_config is None and lora):
         peft_config = LoraConfig(**lora) if lora else adapters.default_config(model)
         if only is not None:

@@ -285,9 +285,9 @@ class UnlearningTrainer(ResumableTrainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        if self.method.learning_rate(0) is None or self.lr_scheduler is not None:
+        if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.method.learning_rate(step))
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.method.share_of_peak(step))
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -48,7 +48,9 @@ SHORT = {
 REFUSED = {
     ("rmu", "resnet", "weights"): "TimmWrapperForImageClassification has no list of blocks",
     ("rmu", "resnet", "adapter"): "TimmWrapperForImageClassification has no list of blocks",
-    ("retrain", None, "adapter"): "retrain trains all weights from base_model on; leave out peft_config",
+    ("retrain", None, "adapter"): "retrain goes back to where training began with the weights themselves",
+    ("rewind", None, "adapter"): "rewind goes back to where training began with the weights themselves",
+    ("auto", None, "adapter"): "auto goes back to where training began with the weights themselves",
     ("l1_sparse", None, "adapter"): "makes the weights of a whole model sparse, and an adapter is trained",
     ("ssd", None, "adapter"): "ssd changes single weights, which no LoRA adapter can; leave out peft_config",
 }
