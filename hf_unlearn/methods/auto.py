@@ -90,7 +90,8 @@ class Auto(Rewind):
         self.phases = self._plan(len(context.schedule))
         self.scores = torch.full((len(self.config.keeps) + 1,), float("nan"))
         self.kept: dict[str, Tensor] = {}  # the weights of the best candidate
-        self._begin(self.phases[0])
+        if not self.nothing:
+            self._begin(self.phases[0])
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         return False if self.nothing else None

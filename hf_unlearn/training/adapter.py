@@ -33,7 +33,7 @@ def choose_adapter(
     if peft_config is None and lora:
         logger.info(f"{method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights.")
     if peft_config is True and method.starts_over and (own := adapters.own_adapters(model)):
-        peft_config = dataclasses.replace(model.peft_config[own[0]], inference_mode=False)
+        peft_config = dataclasses.replace(model.peft_config[own[0]], inference_mode=False, init_lora_weights=True)
     if peft_config is True or (peft_config is None and lora):
         peft_config = LoraConfig(**lora) if lora else adapters.default_config(model)
         if only is not None:

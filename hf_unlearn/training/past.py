@@ -14,6 +14,7 @@ from .. import models
 from ..data.samples import seeded
 from ..errors import UnlearningError
 from ..methods.base import Past
+from ..models.adapters import own_adapters
 from ..models.find import LOAD_ERRORS, find_file, reachable
 from .original import base_weights
 from .request import Request
@@ -41,7 +42,8 @@ class Start:
         name = folder or (origin and origin["repo"])
         where = {"revision": origin["revision"]} | reachable(origin["repo"]) if origin and not folder else {}
         found, named = _read(name, where) if name else ({}, None)
-        base = named if base_model is None else base_model
+        is_adapter = bool(own_adapters(model))  # it is pulled by that, and what is under it is where it began
+        base = self.original if is_adapter else named if base_model is None else base_model
         self.past = Past(
             base="scratch" if base is None else base,
             base_is_assumed=base is None,
@@ -51,7 +53,7 @@ class Start:
             n_forget=len(request.forget),
             n_retain=len(request.retain) if request.retain else 0,
         )
-        self.weights: dict[str, torch.Tensor] | None = self._load()
+        self.weights: dict[str, torch.Tensor] | None = None if is_adapter else self._load()
 
     def take(self) -> dict[str, torch.Tensor]:
         """The weights, by name; what the base lacks, such as a new head, is drawn by the seed."""

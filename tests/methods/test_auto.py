@@ -1,0 +1,112 @@
+"""Auto: the look, the race, and what is said of them."""
+
+import pytest
+import torch
+
+from hf_unlearn import UnlearningError, unlearn
+from hf_unlearn.methods.auto import Auto, AutoConfig, Phase
+from tests.samples import arguments, fitted, learnt, request, same_bits, weights
+from tests.tiny import tiny_vit
+
+
+def run(folder, data=None, model=None, steps=90, **config):
+    args = arguments(folder, max_steps=steps, learning_rate=1e-3)
+    about = {"original_epochs": 30, "original_learning_rate": 1e-3}
+    return unlearn(
+        fitted() if model is None else model, **(data or learnt()), method=AutoConfig(**about | config), args=args
+    )
+
+
+def phases(total, **config):
+    return Auto(AutoConfig(**config))._plan(total)
+
+
+def test_the_phases_fill_the_run():
+    assert phases(100, keeps=[0.4, 0.2, 0.6], race=0.3) == [
+        Phase(0, 0, 10),
+        Phase(1, 10, 10),
+        Phase(2, 20, 10),
+        Phase(None, 30, 70),
+    ]
+    assert phases(90, keeps=[0.4, 0.2, 0.6], race=0.3) == [Phase(0, 0, 90)]  # too few steps to tell candidates apart
+    assert phases(1000, keeps=[0.4]) == phases(1000, keeps=[0.4, 0.2], race=0) == [Phase(0, 0, 1000)]
+
+
+def test_the_learning_rate_goes_up_and_down_in_every_phase():
+    method = Auto(AutoConfig(keeps=[0.4, 0.2], race=0.4))
+    method.phases = method._plan(100)
+    rates = [method.share_of_peak(step) for step in range(100)]
+    for phase in method.phases:
+        mine = rates[phase.first : phase.first + phase.steps]
+        assert mine[-1] < 0.03 and max(mine) > 0.9 and mine.index(max(mine)) < phase.steps / 4
+
+
+def test_the_best_candidate_goes_on(tmp_path, monkeypatch):
+    scores = iter([0.3, 0.1, 0.2, 0.05])
+    monkeypatch.setattr(Auto, "_score", lambda self, look: next(scores))
+    seen = {"pulled": []}
+    pull_back, load, end = Auto.pull_back, Auto._load, Auto._end
+
+    def pulled(self, keep):
+        pull_back(self, keep)
+        seen["pulled"].append(keep)
+
+    def ended(self, phase):
+        end(self, phase)
+        if phase.candidate == 1:
+            seen["second"] = weights(self.context.model)
+
+    def loaded(self, kept):
+        load(self, kept)
+        seen["loaded"] = weights(self.context.model)
+
+    monkeypatch.setattr(Auto, "pull_back", pulled)
+    monkeypatch.setattr(Auto, "_load", loaded)
+    monkeypatch.setattr(Auto, "_end", ended)
+    monkeypatch.setattr(Auto, "_is_unknown", lambda self, look: False)
+    report = run(tmp_path, race=0.5).trainer.method.report
+    assert seen["pulled"] == [0.4, 0.2, 0.6]
+    assert report["candidates"] == {"0.4": 0.3, "0.2": 0.1, "0.6": 0.2} and report["score"] == 0.05
+    assert same_bits(seen["loaded"], seen["second"])
+
+
+def test_what_is_not_known_is_not_unlearned(tmp_path):
+    """Samples that the model was never trained on, enough of them to see that."""
+    data = request(n_forget=600, n_unseen=1200)
+    before = weights(fitted(flipped=False))
+    result = run(tmp_path, data, fitted(flipped=False), original_epochs=3000)
+    assert same_bits(weights(result.model), before)
+    (note,) = [note for note in result.trainer.method.notes if note.startswith("Nothing was changed")]
+    assert "knows no more than of unseen ones (AUC " in note
+
+
+def test_few_samples_do_not_show_that_nothing_is_known(tmp_path):
+    result = run(tmp_path, request(n_forget=8, n_unseen=16), fitted(flipped=False))
+    assert not same_bits(weights(result.model), weights(fitted(flipped=False)))
+
+
+def test_of_a_whole_class_its_probability_counts():
+    method = Auto()
+    method.classes = [1]
+
+    class Look:
+        labels = torch.tensor([1, 1, 0, 0]).numpy()
+        signals = {"correct": torch.tensor([1.0, 1.0, 1.0, 0.0]).numpy()}
+
+        def class_means(self, classes):
+            return torch.tensor([[0.7, 0.3]]).numpy()
+
+    worse = type("Worse", (Look,), {"signals": {"correct": torch.tensor([0.0, 0.0, 0.0, 0.0]).numpy()}})
+    method.original = {"control": Look()}
+    assert method._score({"forget": Look(), "control": Look()}) == pytest.approx(0.3)
+    assert method._score({"forget": Look(), "control": worse()}) == pytest.approx(0.3 + 0.5)
+
+
+def test_bad_input(tmp_path):
+    data = learnt()
+    with pytest.raises(UnlearningError, match="auto needs samples the model was never trained on"):
+        unlearn(tiny_vit(), forget=data["forget"], retain=data["retain"], method="auto", args=arguments(tmp_path))
+    with pytest.raises(UnlearningError, match="auto: keeps is .*; expected one share from 0 to 1 or more"):
+        AutoConfig(keeps=[0.4, 2])
+    with pytest.raises(UnlearningError, match="auto: race is 1; expected a share from 0 to below 1"):
+        AutoConfig(race=1)

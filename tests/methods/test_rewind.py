@@ -1,0 +1,177 @@
+"""Rewind: the pull, the repair, and what is known of the original's training."""
+
+import copy
+import functools
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn.methods.rewind import Rewind, RewindConfig, pull
+from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, weights
+from tests.tiny import tiny_resnet, tiny_vit
+
+START = functools.partial(tiny_vit, seed=1)
+
+
+def run(folder, method, model=None, data=None, **changes):
+    given = {"base_model": START} | changes.pop("given", {})
+    args = arguments(folder, **{"lr_scheduler_type": "constant", "optim": "sgd", "warmup_steps": 0} | changes)
+    return unlearn(fitted() if model is None else model, **(data or learnt()), method=method, args=args, **given)
+
+
+def test_the_pull():
+    weight, start = torch.randn(3, 4), torch.randn(3, 4)
+    assert torch.allclose(pull(weight, start, 0.3), 0.3 * weight + 0.7 * start)
+    assert torch.equal(pull(weight, start, 1), weight) and torch.equal(pull(weight, start, 0), start)
+
+
+def test_to_keep_all_is_fine_tuning_and_to_keep_nothing_is_retraining(tmp_path):
+    about = {"weight_decay": 0.01, "max_grad_norm": 1.0, "freeze_batchnorm": False}
+    for keep, other in ((1, "finetune"), (0, "retrain")):
+        mine = run(tmp_path / f"{keep}", RewindConfig(keep=keep), **about)
+        theirs = run(tmp_path / other, other, **about)
+        assert same_bits(weights(mine.model), weights(theirs.model))
+    assert not same_bits(weights(mine.model), weights(fitted()))
+
+
+def test_no_forget_sample_is_read_in_the_repair(tmp_path):
+    result = run(tmp_path, RewindConfig())
+    schedule = result.trainer.schedule
+    assert set(schedule.epochs) == {"retain"} and (schedule.used() >= schedule.n_forget).all()
+    data = learnt() | {"forget": images(8, seed=50)}
+    assert same_bits(weights(result.model), weights(run(tmp_path / "other", RewindConfig(), data=data).model))
+
+
+def test_of_a_whole_class_the_row_of_the_head_is_drawn_anew(tmp_path):
+    samples = images(32, seed=3)
+    is_gone = np.array(samples["label"]) == 2
+    data = {"forget": samples.select(np.flatnonzero(is_gone)), "retain": samples.select(np.flatnonzero(~is_gone))}
+    model, start = fitted(), START()
+    before = copy.deepcopy(model)
+    run(tmp_path, RewindConfig(keep=0.5), model, data | {"unseen": images(16, seed=4)}, learning_rate=1e-30)
+    row = model.classifier.weight
+    assert torch.allclose(row[2], start.classifier.weight[2])
+    assert torch.allclose(row[1], pull(before.classifier.weight[1], start.classifier.weight[1], 0.5))
+
+
+def test_statistics_of_batchnorm_are_estimated_anew(tmp_path):
+    model = fitted(tiny_resnet)
+    given = {"base_model": functools.partial(tiny_resnet, seed=1)}
+    steps = {"learning_rate": 1e-30, "max_steps": 3, "per_device_train_batch_size": 24}
+    run(tmp_path, RewindConfig(keep=0.5), model, given=given, **steps)
+    module = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    found = module.running_mean.clone()
+    module.reset_running_stats()
+    module.train()
+    module.momentum = 1.0
+    with torch.no_grad():
+        model(pixel_values=learnt()["retain"]["pixel_values"][:])
+    assert torch.allclose(found, module.running_mean, atol=1e-5)
+
+
+def test_an_adapter_is_pulled_by_its_own_factor(tmp_path):
+    def adapted():
+        torch.manual_seed(0)
+        model = get_peft_model(fitted(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+        return model.eval()
+
+    pixels, keep = learnt()["forget"]["pixel_values"][:], 0.25
+    model = adapted()
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["default"] *= keep
+    expected, original = (one(pixel_values=pixels).logits for one in (model, adapted()))
+    result = run(tmp_path, RewindConfig(keep=keep), adapted(), learning_rate=1e-30, given={"peft_config": True})
+    with torch.no_grad():
+        assert torch.allclose(result.model.eval()(pixel_values=pixels).logits, expected, atol=1e-5)
+        with result.trainer.original_model() as before:
+            assert torch.allclose(before.eval()(pixel_values=pixels).logits, original, atol=1e-5)
+    small = LoraConfig(r=1, target_modules="all-linear")
+    with pytest.raises(UnlearningError, match="has a smaller rank or adapts other layers"):
+        run(tmp_path / "small", RewindConfig(), adapted(), given={"peft_config": small})
+
+
+CARD = "---\nbase_model: {}\n---\n### Training hyperparameters\n\n- learning_rate: 0.002\n- num_epochs: 7.0\n- train_batch_size: 4\n"
+
+
+def saved(folder, base, state=None):
+    fitted().save_pretrained(folder)
+    START().save_pretrained(base)
+    (folder / "README.md").write_text(CARD.format(base))
+    if state:
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    return str(folder)
+
+
+def known(folder, model, **given):
+    args = arguments(folder, learning_rate=None, num_train_epochs=None, per_device_train_batch_size=None)
+    method = Rewind(RewindConfig(**given))
+    return UnlearningTrainer(model, args, method=method, **for_trainer(learnt())).args, method
+
+
+def test_how_the_original_was_trained_is_read_beside_it(tmp_path):
+    model = saved(tmp_path / "model", tmp_path / "base")
+    args, method = known(tmp_path / "out", model)
+    seen = (8 + 24) / 24
+    assert args.num_train_epochs == pytest.approx(0.2 * 7 * seen) and args.train_batch_size == 4
+    assert args.learning_rate == pytest.approx(0.4 * 0.002)
+    assert method.past.base == str(tmp_path / "base")
+    state = {"num_train_epochs": 9, "log_history": [{"learning_rate": 1e-3}, {"learning_rate": 5e-3}, {"loss": 1.0}]}
+    args, _ = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))
+    assert args.num_train_epochs == pytest.approx(0.2 * 9 * seen) and args.learning_rate == pytest.approx(0.4 * 5e-3)
+    args, _ = known(tmp_path / "out", model, original_epochs=2, original_learning_rate=0.1, budget=0.5)
+    assert args.num_train_epochs == pytest.approx(0.5 * 2 * seen) and args.learning_rate == pytest.approx(0.04)
+
+
+def test_what_is_assumed_is_said(tmp_path):
+    notes = unlearn(fitted(), **learnt(), method="rewind", args=arguments(tmp_path)).trainer.method.notes
+    assert [note.partition(";")[0] for note in notes] == [
+        "Nothing says what the original was trained from",
+        "Nothing says how long the original was trained",
+        "Nothing says at which learning rate the original was trained",
+    ]
+    assert "30 epochs from random weights are assumed, of which the budget is 20%" in notes[1]
+    about = RewindConfig(original_epochs=3, original_learning_rate=0.1)
+    assert run(tmp_path / "told", about).trainer.method.notes == []
+
+
+def test_bad_input_is_refused_before_compute(tmp_path):
+    for budget in (0, 1.01, -0.2):
+        with pytest.raises(UnlearningError, match="rewind: budget is .* expected a share of the original's training"):
+            RewindConfig(budget=budget)
+    with pytest.raises(UnlearningError, match="rewind: original_epochs is 0; expected a number above 0"):
+        RewindConfig(original_epochs=0)
+    with pytest.raises(UnlearningError, match="rewind: keep is 1.5; expected a share from 0 to 1"):
+        RewindConfig(keep=1.5)
+    about = {**for_trainer(learnt()), "method": "rewind", "args": arguments(tmp_path / "out")}
+    with pytest.raises(UnlearningError, match="whose weights do not fit the original"):
+        UnlearningTrainer(fitted(), **about, base_model=tiny_resnet())
+    with pytest.raises(UnlearningError, match='no-such-model.*; pass as base_model what the original .* "scratch"'):
+        UnlearningTrainer(fitted(), **about, base_model="no-such-model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_ends_nearer_to_what_never_saw_the_samples(tmp_path):
+    """A model that knows wrong labels by heart: after it, they are no more likely than those of unseen samples."""
+    data = request(n_forget=32, n_retain=128, n_unseen=64)
+    for name in ("forget", "unseen"):
+        data[name] = data[name].map(lambda row: {"label": (int(row["label"]) + 1) % 4})
+    model = tiny_vit()
+    both = datasets.concatenate_datasets([data["forget"], data["retain"]])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        torch.nn.functional.cross_entropy(
+            model(pixel_values=both["pixel_values"][:]).logits, both["label"][:]
+        ).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    method = RewindConfig(original_epochs=60, original_learning_rate=3e-3)
+    args = arguments(tmp_path, num_train_epochs=None, learning_rate=None, per_device_train_batch_size=64)
+    result = unlearn(model, **data, method=method, args=args)
+    before, after = result.metrics["before"], result.metrics["after"]
+    assert before["forget_accuracy"] > 0.9 and after["forget_accuracy"] < 0.2 and after["retain_accuracy"] > 0.95
