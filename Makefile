@@ -24,9 +24,10 @@ test-fast: $(VENV)/.installed-test  ## run the tests that are not marked slow
 experiments: $(VENV)/.installed  ## run the experiments behind the committed results
 	$(BIN)/python recipes/experiments/run_all.py
 
-quality: $(VENV)/.installed-dev  ## check lint and format
+quality: $(VENV)/.installed-dev  ## check lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 style: $(VENV)/.installed-dev  ## repair lint and format, and write the datasheets of the methods
 	$(BIN)/ruff check --fix .

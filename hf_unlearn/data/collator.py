@@ -1,6 +1,6 @@
 """Rows to batches of model inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..errors import UnlearningError
 from .batches import Batch
 from .pictures import as_picture
 from .source import Source, reason
+from .types import DataCollator, ProcessingClass
 
 
 class Collator:
@@ -29,14 +30,15 @@ class Collator:
     def __init__(
         self,
         example: Source,
-        processing_class: Any,
-        data_collator: Callable | None,
+        processing_class: ProcessingClass | None,
+        data_collator: DataCollator | None,
         image_channels: int | None = 3,
         max_tokens: int | None = None,
         accepts: set[str] | None = None,
         vocabulary: int | None = None,
     ):
-        self.processing_class, self.data_collator = processing_class, data_collator
+        self.processing_class: Any = processing_class
+        self.data_collator = data_collator
         self.example, self.image_channels, self.max_tokens = example, image_channels, max_tokens
         self.accepts, self.vocabulary = accepts, vocabulary
         for name, given in (("processing_class", processing_class), ("data_collator", data_collator)):
@@ -49,7 +51,8 @@ class Collator:
                         else "a function of rows."
                     )
                 )
-        self.raw_columns, self.label_column = None, example.label_column
+        self.raw_columns: list[str] = []
+        self.label_column = example.label_column
         if not example.processed_inputs and data_collator is None:
             self.raw_columns = example.input_columns
             if processing_class is None:
@@ -123,9 +126,9 @@ class Collator:
             )
 
     def __call__(self, rows: list[dict]) -> Batch:
-        if self.raw_columns is None:
+        if not self.raw_columns:
             return self.checked(Batch(self._labelled(self._collate(rows))))
-        values = [[row.get(column) for row in rows] for column in self.raw_columns]
+        values: list[list[Any]] = [[row.get(column) for row in rows] for column in self.raw_columns]
         if self.tokenizer:
             for column, texts in zip(self.raw_columns, values, strict=True):
                 if odd := [text for text in texts if not isinstance(text, str)]:
@@ -133,7 +136,8 @@ class Collator:
                         f"The column {column!r} holds {repr(odd[0])[:60]}, and the tokenizer reads text; expected text in every row."
                     )
             longest = min(self.tokenizer.model_max_length, self.max_tokens or 2**20)  # 1e30: not known
-            inputs = self.tokenizer(*values, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            text, pair = values if len(values) == 2 else (values[0], None)
+            inputs = self.tokenizer(text, pair, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         else:
             inputs = self.processing_class([self._image(image) for image in values[0]], return_tensors="pt")
         return self.checked(Batch(inputs, labels=self._labels(rows)))
@@ -165,7 +169,7 @@ class Collator:
             return dict(self.data_collator(rows))
         return {**self._processed(rows), "labels": self._labels(rows)}
 
-    def _processed(self, rows: list[dict]) -> dict:
+    def _processed(self, rows: list[dict]) -> Mapping[str, Any]:
         if "input_ids" in rows[0] and self.tokenizer:
             keep = set(self.tokenizer.model_input_names)
             return self.tokenizer.pad([{k: row[k] for k in keep & set(row)} for row in rows], return_tensors="pt")

@@ -5,6 +5,8 @@ measure: the retrained model does not know those labels. The same share of label
 the unseen samples a fair control of the forget samples.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def load_digits(
     from sklearn.datasets import load_digits as load
 
     rng = np.random.default_rng(seed)
-    digits = load()
+    digits: Any = load()  # a Bunch, as long as it is not asked for a table
     order = rng.permutation(len(digits.target))
     images, labels = digits.images[order], digits.target[order].copy()
     flip = rng.random(len(labels)) < flipped

@@ -42,7 +42,7 @@ class Classes:
                     "the two say the same."
                 )
             named.append((str(name), int(number)))
-        return cls(named, config.num_labels)
+        return cls(named, config.num_labels or 0)
 
     @property
     def has_names(self) -> bool:
@@ -86,7 +86,7 @@ class Numbering:
         own = names is not None and list(names) != positions
         clash = positions and any(classes.called(name) is not None for name in positions)
         self.names = names if own or clash else None
-        if self.names and (own or are_text) and (are_text or classes.has_names or self._are_numbers(names)):
+        if names and self.names and (own or are_text) and (are_text or classes.has_names or self._are_numbers(names)):
             self.numbers = np.asarray([classes.find(name, near=i) for i, name in enumerate(names)], np.int64)
 
     def _are_numbers(self, names: Sequence[str]) -> bool:
@@ -98,7 +98,7 @@ class Numbering:
         return None not in numbers and not shifted
 
     @cached_property
-    def _by_label(self) -> dict[int | str, int]:
+    def _by_label(self) -> dict[float | str, int]:
         numbers = range(self.classes.size) if self.numbers is None else self.numbers.tolist()
         return dict(enumerate(numbers))
 
@@ -138,7 +138,7 @@ class Numbering:
         moved = [i for i, number in enumerate(self.numbers) if number not in (i, -1)]
         if not moved:
             return None
-        shown = _few([f"{self.names[i]!r} ({i})" for i in moved], self.numbers[moved])
+        shown = _few([f"{self.names[i]!r} ({i})" for i in moved], self.numbers[moved].tolist())
         return f"are matched to the model's classes by name, and so numbered anew ({shown})"
 
 

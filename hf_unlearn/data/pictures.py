@@ -10,7 +10,7 @@ from ..errors import UnlearningError
 EXPECTED = "expected pictures of 8 or 16 bits a channel"
 
 
-def as_picture(value: Any, channels: int, rescales: bool = False) -> Any:
+def as_picture(value: Any, channels: int | None, rescales: bool = False) -> Any:
     """A stored picture (of PIL, or an array) in 8 bits: 16 of them are scaled, never cut off.
 
     Args:

@@ -44,8 +44,12 @@ def seeded(*key: int):
     """Python, NumPy and torch (CPU) random numbers that depend on `key` only; the generators are put back after."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed = int(np.random.SeedSequence([k % 2**32 for k in key]).generate_state(1)[0])
-    random.seed(seed), np.random.seed(seed), torch.random.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.random.set_rng_state(states[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])

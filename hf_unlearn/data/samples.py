@@ -31,7 +31,7 @@ class DrawnSamples(torch.utils.data.Dataset):
         if self.seeded:
             rows = [self._seeded_row(draw) for draw in draws]
         else:
-            rows = [None] * len(draws)
+            rows: list[dict] = [{}] * len(draws)
             for name, source in self.sources.items():
                 places = [i for i, draw in enumerate(draws) if draw.source == name]
                 read = source.rows([draws[i].index for i in places], draws[places[0]].epoch) if places else []

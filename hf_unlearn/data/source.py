@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -23,12 +23,13 @@ from ..errors import UnlearningError
 from .labels import Numbering
 from .layout import CLASSES, IMAGE_COLUMNS, LABEL_COLUMNS, MODEL_INPUTS, TEXT_COLUMNS, Columns, Layout
 from .randomness import seeded
+from .types import Data
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-def as_dataset(data: Any, name: str) -> Any:
+def as_dataset(data: Data, name: str) -> Data:
     """A pandas table as a `datasets.Dataset`; anything else as it is, unless it is several sets, or columns."""
     if isinstance(data, pd.DataFrame):
         try:
@@ -56,18 +57,14 @@ class Source:
 
     def __init__(
         self,
-        dataset: Any,
+        dataset: Data,
         name: str,
         columns: Columns | None = None,
         size: int | None = None,
         layout: Layout = CLASSES,
     ):
-        self.dataset, self.name, self.given, self.layout = (
-            as_dataset(dataset, name),
-            name,
-            columns or Columns(),
-            layout,
-        )
+        self.dataset: Any = as_dataset(dataset, name)
+        self.name, self.given, self.layout = name, columns or Columns(), layout
         self.has_classes, self.task_columns = layout.has_classes, layout.task_columns
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
         if not self.is_stream and not (hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")):
@@ -79,16 +76,16 @@ class Source:
         self.numbering: Numbering | None = None  # of the classes, as the model numbers them
 
     def __len__(self) -> int:
-        return self._size if self.is_stream else len(self.dataset)
+        return cast(int, self._size) if self.is_stream else len(self.dataset)  # a stream comes with its size
 
     def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
         rows = self._read(indices, epoch)
         if self.numbering and (self.is_stream or self.numbering.are_text or not self.numbering.is_identity):
-            return [self._numbered(row) for row in rows]
+            return [self._numbered(row, self.numbering) for row in rows]
         return rows
 
     def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
-        if self.is_stream:
+        if self._reader:
             rows = [self._reader.row(epoch, index) for index in indices]
         else:
             try:
@@ -109,13 +106,13 @@ class Source:
         columns = self.dataset[list(indices)]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def _numbered(self, row: dict) -> dict:
+    def _numbered(self, row: dict, numbering: Numbering) -> dict:
         """With the model's class as its label. Labels of a stream can only be checked as they come."""
         column = self.label_column if self.label_column in row else "labels"
-        number = self.numbering.number(row.get(column))
-        if self.is_stream and not 0 <= number < self.numbering.classes.size:
+        number = numbering.number(row.get(column))
+        if self.is_stream and not 0 <= number < numbering.classes.size:
             raise UnlearningError(
-                f"A sample of {self.name} has the label {row.get(column)!r}; expected {self.numbering.classes}."
+                f"A sample of {self.name} has the label {row.get(column)!r}; expected {numbering.classes}."
             )
         return {**row, column: number}
 
@@ -195,14 +192,15 @@ class Source:
         other = next(
             (c for c in LABEL_COLUMNS if c != column and c in self.column_names and not self.given.label), None
         )
+        columns = [column, other] if other else [column]
         if isinstance(self.dataset, datasets.Dataset):
             plain = self.dataset.with_format(None)
-            found = [plain[c][:] if c else None for c in (column, other)]
+            found = [plain[c][:] for c in columns]
         else:
-            found = [[], []]
+            found = [[] for _ in columns]
             for i in range(len(self)):  # nothing else of a row is kept
                 row = self._read([i], 0)[0]
-                for values, c in zip(found, (column, other), strict=True):
+                for values, c in zip(found, columns, strict=True):
                     values.append(row.get(c))
         if (
             other
@@ -220,11 +218,12 @@ class Source:
         """All labels as integers, by their own numbers or their place in `class_names`; -1 where one is missing."""
         values = self._stored_labels
         if self.has_text_labels:
-            places = {name: i for i, name in enumerate(self.class_names)}
+            names = self.class_names or []
+            places = {name: i for i, name in enumerate(names)}
             odd = next((value for value in values if value is not None and not isinstance(value, str)), None)
             if odd is not None:
                 raise UnlearningError(
-                    f"The labels of {self.name} are partly text ({self.class_names[0]!r}) and partly not ({odd!r}); expected "
+                    f"The labels of {self.name} are partly text ({names[0]!r}) and partly not ({odd!r}); expected "
                     "class numbers, or names."
                 )
             return np.asarray([-1 if value is None else places[value] for value in values], np.int64)
@@ -275,7 +274,7 @@ class Source:
                     stored = stored.cast_column(column, datasets.Image(decode=False))
                 elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
                     stored = stored.with_format("numpy", **numpy)  # nested lists would be much slower
-            inputs = (list(row) for batch in stored.iter(100) for row in zip(*batch.values(), strict=True))
+            inputs = (list(row) for batch in stored.iter(100) for row in zip(*cast(dict, batch).values(), strict=True))
         for index, values in enumerate(inputs):
             try:
                 values = [_image_bytes(value) if isinstance(value, dict) else value for value in values]
@@ -361,7 +360,9 @@ class StreamReader:
     """Forward-only access by position to an iterable dataset: `row(epoch, position)` with positions increasing."""
 
     def __init__(self, stream: Any):
-        self.stream, self.epoch, self.position, self.iterator = stream, None, 0, None
+        self.stream, self.position = stream, 0
+        self.epoch: int | None = None
+        self.iterator: Iterator[dict] = iter(())
 
     def row(self, epoch: int, position: int) -> dict:
         try:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import UnlearningError
 from .labels import Classes
 from .source import Columns, Source, as_dataset, reason
+from .types import Data
 
 SPLIT_SEED = 42  # of the halves of unseen samples: the same in all runs and audits, whatever else is drawn anew
 
@@ -39,7 +40,7 @@ def split_name(data: str) -> tuple[str, str | None]:
 
 
 def split_dataset(
-    dataset: datasets.Dataset,
+    dataset: Data,
     *,
     indices: Sequence[int] | None = None,
     labels: int | str | Sequence[int | str] | None = None,
@@ -68,7 +69,7 @@ def split_dataset(
     dataset = as_dataset(dataset, "the dataset")
     if isinstance(dataset, list):
         try:
-            dataset = datasets.Dataset.from_list(dataset)
+            dataset = datasets.Dataset.from_list(cast(list[dict], dataset))
         except Exception as error:  # of arrow, one for each kind of value
             raise UnlearningError(f"The list cannot be made a datasets.Dataset ({reason(error)}).") from error
     if not isinstance(dataset, datasets.Dataset):
@@ -95,7 +96,7 @@ def split_dataset(
     if len(chosen) == 0:
         raise UnlearningError("No row is chosen to be forgotten: check the labels, rows, column or fraction given.")
     rest = np.setdiff1d(np.arange(len(dataset)), chosen)
-    return datasets.DatasetDict(forget=dataset.select(chosen), retain=dataset.select(rest))
+    return datasets.DatasetDict({"forget": dataset.select(chosen), "retain": dataset.select(rest)})
 
 
 def _rows(indices: Any, size: int) -> np.ndarray:
@@ -122,7 +123,7 @@ def _where(dataset: datasets.Dataset, where: str | Callable[[dict], bool]) -> np
     return np.flatnonzero(_truths(dataset.with_format(None)[where][:], f"The column {where!r} holds"))
 
 
-def _answers(dataset: datasets.Dataset, where: Callable[[dict], bool]) -> Iterable[Any]:
+def _answers(dataset: Iterable[Any], where: Callable[[dict], bool]) -> Iterable[Any]:
     for i, row in enumerate(dataset):
         try:
             yield where(row)
@@ -152,10 +153,10 @@ def _label_ids(source: Source, labels: Any) -> list[int]:
 
 
 def _label_id(label: Any, source: Source, classes: Classes, present: set[int]) -> int:
-    names = source.class_names
+    names = source.class_names or []
     if isinstance(label, str):
         find = classes.called if source.has_text_labels else classes.find
-        number = names.index(label) if label in (names or []) else find(label)
+        number = names.index(label) if label in names else find(label)
         if number in (None, -1):
             raise UnlearningError(f"There is no class named {label!r}; the dataset knows {names or 'numbers only'}.")
     elif not isinstance(label, (Real, np.bool_)) or label != label // 1:  # of infinity that is NaN
@@ -165,7 +166,7 @@ def _label_id(label: Any, source: Source, classes: Classes, present: set[int]) -
             f"labels holds {label!r}, and the dataset's are text; expected names among {names[:10]}."
         )
     else:
-        number = int(label)
+        number = int(cast(float, label))
     if number not in present:
         raise UnlearningError(
             f"No row is chosen by the label {label!r}: no sample has it; expected labels that there are."

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .simnpo import Simnpo, SimnpoConfig
     from .unsir import Unsir, UnsirConfig
 
-_HOME = dict.fromkeys(("Method", "MethodConfig", "MethodInfo", "Paper"), "methods.base")
+_HOME: dict[str, str] = dict.fromkeys(("Method", "MethodConfig", "MethodInfo", "Paper"), "methods.base")
 for _module, _, _class in (place.partition(":") for place in CLASSES.values()):
     _HOME |= {_class: _module, f"{_class}Config": _module}
 

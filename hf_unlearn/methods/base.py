@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from ..errors import UnlearningError
 from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
-from ..tasks.several import Tasks
+from ..tasks.several import Losses, Tasks
 from .fields import check_fields
 
 CONFIG_NAME = "unlearning_config.json"
@@ -134,7 +134,7 @@ class Context(Protocol):
     parameter_names: list[str]
     kept: dict[int, int]
     is_deterministic: bool
-    given_teacher: Any
+    given_teacher: nn.Module | str | Callable[[], nn.Module] | None
 
     @property
     def model(self) -> nn.Module:
@@ -246,6 +246,11 @@ class Context(Protocol):
         ...
 
 
+def measured(context: Context, split: str) -> Measurement:
+    """`context.measure`, of a model of one task."""
+    return cast(Measurement, context.measure(split))
+
+
 class Method:
     """Base class of all methods; a user's own subclass can be passed wherever a name can.
 
@@ -254,9 +259,9 @@ class Method:
     gradient is then reduced by itself), and implements `combine`. A `surgery` method implements `edit`.
     """
 
-    info: ClassVar[MethodInfo]
+    info: MethodInfo  # of the class, as a rule
     config_class: ClassVar[type[MethodConfig]]
-    own_losses: Any = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
+    own_losses: Losses | None = None  # of a multi-task model that is no MultiTaskModel, with the names of its tasks
     own_tasks: list[str] | dict[str, str] | None = None
     whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
@@ -331,7 +336,9 @@ class Method:
         update. The lists belong to the method: memory is saved by putting the result in the place of one of them."""
         raise NotImplementedError
 
-    def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
+    def edit(
+        self, model: nn.Module, forget_loader: Iterable[Mapping], retain_loader: Iterable[Mapping]
+    ) -> dict[str, Any]:
         """Edit the weights in place and report what was done. A loader gives this process's share of the batches, as often
         as it is iterated."""
         raise NotImplementedError

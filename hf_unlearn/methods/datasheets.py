@@ -59,7 +59,8 @@ def list_methods(filter: str | None = None, task: str | None = None) -> list[str
 def datasheet_of(method: "type[Method]") -> Datasheet:
     """The datasheet as the class has it."""
     info, config_class = method.info, method.config_class
-    paper = config_class.paper() if hasattr(config_class, "paper") else None
+    preset = getattr(config_class, "paper", None)
+    paper = preset() if preset else None
     default, settings = config_class(), []
     for f in dataclasses.fields(config_class):
         if f.name != "arguments":
@@ -83,7 +84,7 @@ def datasheet_of(method: "type[Method]") -> Datasheet:
         config=config_class.__name__,
         settings=settings,
         arguments=arguments | ({"paper": paper.arguments} if paper else {}),
-        presets=(inspect.getdoc(config_class.paper) or "one") if paper else None,
+        presets=(inspect.getdoc(preset) or "one") if preset else None,
     )
 
 

@@ -58,8 +58,9 @@ def expected(hint: Any) -> str:
 def _choices(option: Any) -> list[str]:
     if kind(option) is Literal:
         return [str(choice) for choice in typing.get_args(option)]
-    is_enum = isinstance(option, type) and issubclass(option, enum.Enum)
-    return [str(member.value) for member in option] if is_enum else []
+    if isinstance(option, type) and issubclass(option, enum.Enum):
+        return [str(member.value) for member in option]
+    return []
 
 
 def check_fields(settings: Any, owner: str, names: Iterable[str] | None = None) -> None:

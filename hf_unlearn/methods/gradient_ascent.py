@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..tasks.losses import cross_entropy
-from .base import Method, MethodConfig, MethodInfo
+from .base import Method, MethodConfig, MethodInfo, measured
 
 
 @dataclass
@@ -60,8 +60,8 @@ class GradientAscent(Method):
         self.context = context
         self.level = 0.0
         if not context.is_class_request:
-            labels = context.measure("forget").labels
-            self.level = max(context.measure("control").mean("correct", like=labels), 1 / context.num_labels)
+            labels = measured(context, "forget").labels
+            self.level = max(measured(context, "control").mean("correct", like=labels), 1 / context.num_labels)
         if self.is_done():
             self.notes.append(
                 f"gradient_ascent: the original is right on {100 * context.accuracy('forget'):.0f} % of the forget samples, no "

@@ -1,5 +1,6 @@
 """l1-sparse: fine-tuning on the retained data with a penalty that lets weights go (NeurIPS 2023)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from .base import MethodConfig, MethodInfo, Paper
 from .finetune import Finetune
 
 
-def l1_norm(weights: list[Tensor]) -> Tensor:
+def l1_norm(weights: Sequence[Tensor]) -> Tensor:
     """‖θ‖₁ over all tensors together."""
     return torch.stack([weight.abs().sum() for weight in weights]).sum()
 

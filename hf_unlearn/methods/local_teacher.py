@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from .. import models
 from ..data.batches import Batch
 from ..data.samples import seeded
 from ..tasks.losses import cross_entropy
@@ -303,7 +304,7 @@ class LocalTeacher(Method):
         def batches(epoch: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
             order = np.random.default_rng([context.seed, 4, seed, epoch]).permutation(len(samples))
             for rows in np.array_split(order, math.ceil(len(order) / config.teacher_batch)):
-                if held:
+                if whole is not None:
                     batch = Batch({key: value[rows] for key, value in whole.items()})
                 else:
                     batch = context.batch([samples[row] for row in rows], None if context.is_deterministic else epoch)
@@ -312,7 +313,7 @@ class LocalTeacher(Method):
         with seeded(context.seed, 4, seed):
             given = config.teacher if context.given_teacher is None else context.given_teacher
             teacher = new_teacher(given, context.model, context.task)
-            teacher.to(context.model.device).requires_grad_(True)
+            teacher.to(models.pretrained(context.model).device).requires_grad_(True)
             teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
             inputs = readable(teacher, first.inputs)
             self.shares_frozen = check_teacher(teacher, context.model, inputs, context.num_labels)
@@ -333,7 +334,8 @@ class LocalTeacher(Method):
         forget = [("forget", index) for index in range(self.context.schedule.n_forget)]
         for start in range(0, len(forget), ROWS_AT_ONCE):
             batch = self.context.batch(forget[start : start + ROWS_AT_ONCE])
-            answer = sum(self.probabilities(teacher, batch.inputs) for teacher in teachers).argmax(dim=-1)
+            together = cast(Tensor, sum(self.probabilities(teacher, batch.inputs) for teacher in teachers))
+            answer = together.argmax(dim=-1)
             right += (answer == batch.labels).sum().item()
             histogram += answer.bincount(minlength=len(histogram)).cpu().numpy()
         return right / len(forget), histogram / len(forget)

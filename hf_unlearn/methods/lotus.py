@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,7 @@ class Lotus(Method):
 
     def on_epoch_begin(self, epoch: int) -> bool:
         forget_accuracy = self.context.accuracy("forget")
-        tau = temperature(forget_accuracy, self.unseen_accuracy, self.config.alpha)
+        tau = temperature(forget_accuracy, self.unseen_accuracy, cast(float, self.config.alpha))
         if self.config.class_mode and self.config.class_cure == "monotone":
             tau = max(tau, self.tau)
         self.tau = min(tau, self.config.tau_max)

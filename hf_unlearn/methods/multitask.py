@@ -9,12 +9,14 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..tasks.multitask_evaluation import TaskMeasurement
+from ..tasks.several import Losses, Tasks
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .gradients import Gradient, blocks, blockwise, by_module, clip_, dots, orthonormal, project, strongest
 
@@ -152,7 +154,7 @@ class Multitask(Method):
     def __init__(
         self,
         config: MultitaskConfig | None = None,
-        losses: Callable[..., dict[str, Any]] | None = None,
+        losses: Losses | None = None,
         tasks: list[str] | dict[str, str] | None = None,
     ):
         super().__init__(config)
@@ -178,8 +180,9 @@ class Multitask(Method):
         return ["paired"] * epochs
 
     def prepare(self, context) -> None:
-        self.context, self.tasks, self.targets, config = context, context.tasks, context.targets, self.config
-        names = context.tasks.names
+        self.context, self.targets, config = context, context.targets, self.config
+        self.tasks = cast(Tasks, context.tasks)
+        names = self.tasks.names
         self.column = {name: i for i, name in enumerate(names)}
         self.kept_rows = set(context.kept.values())
         self.others = {
@@ -193,7 +196,7 @@ class Multitask(Method):
         ]
         if config.block == "global":
             self.groups, self.block_names = self._shared_and_heads(weights)
-        unseen = context.measure("control")
+        unseen = cast(TaskMeasurement, context.measure("control"))
         self.tau = {t: unseen.losses[t] for t in self.targets}
         self.aim = {t: 0.0 if config.class_unlearning else unseen.scores[t] for t in self.targets}
         self.active = list(self.targets)
@@ -227,7 +230,7 @@ class Multitask(Method):
 
     def _still_active(self) -> bool:
         """Only tasks that are not forgotten, or come back, take part; whether there is any."""
-        forget = self.context.measure("forget")
+        forget = cast(TaskMeasurement, self.context.measure("forget"))
         self.context.log({f"multitask_forget_{t}": forget.scores[t] for t in self.targets})
         self.active = [t for t in self.targets if forget.scores[t] > self.aim[t]]
         return bool(self.active)
@@ -241,7 +244,7 @@ class Multitask(Method):
 
     def _retain_loss(self, model, part) -> Tensor:
         losses = self.tasks.losses(model, part, self.tasks.names)
-        return sum(part.mean(losses[k], i) for k, i in self.column.items())
+        return cast(Tensor, sum(part.mean(losses[k], i) for k, i in self.column.items()))
 
     def _task_loss(self, task: str) -> Callable:
         return lambda model, part: part.mean(self.tasks.losses(model, part, [task])[task], self.column[task])

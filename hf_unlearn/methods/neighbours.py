@@ -1,5 +1,7 @@
 """The samples nearest to some points, in features that are read once and never held."""
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,6 @@ class Neighbours:
 
 def centres(features: Tensor, count: int, seed: int) -> Tensor:
     """The centres of so many clusters of the directions of the features."""
-    means = KMeans(min(count, len(features)), n_init=4, random_state=seed)
+    means = KMeans(min(count, len(features)), n_init=cast(Any, 4), random_state=seed)
     found = means.fit(F.normalize(features, dim=1).cpu().numpy()).cluster_centers_
     return torch.as_tensor(found, dtype=features.dtype, device=features.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
-from .base import Method, MethodConfig
+from .base import Method, MethodConfig, measured
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Paired(Method):
         self.looks = self.config.until == "unseen" and context.has("control")
         self.loss_aim, self.accuracy_aim = math.inf, 0.0  # of the original on unseen samples, class by class
         if self.looks and not context.is_class_request:
-            forget, control = context.measure("forget"), context.measure("control")
+            forget, control = measured(context, "forget"), measured(context, "control")
             self.loss_aim, accuracy = (control.mean(of, like=forget.labels) for of in ("loss", "correct"))
             # It says nothing where it was no higher, and little of texts, most of whose tokens are right in unseen ones too.
             told_apart = forget.accuracy > accuracy and context.task.right_or_wrong
@@ -67,7 +67,7 @@ class Paired(Method):
 
     def is_known(self) -> bool:
         """Whether forget samples are known better than unseen ones were."""
-        forget = self.context.measure("forget")
+        forget = measured(self.context, "forget")
         return forget.mean("loss") < self.loss_aim and forget.accuracy > self.accuracy_aim
 
     def loss(self, model, part) -> Tensor:

@@ -50,7 +50,8 @@ class Preference(PairedLosses):
 
     def prepare(self, context) -> None:
         super().prepare(context)
-        self.teacher = context.teacher("never") if self.config.retain == "kl" else None
+        if self.config.retain == "kl":
+            self.teacher = context.teacher("never")
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         forget = batch["forget"]

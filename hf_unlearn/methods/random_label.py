@@ -48,6 +48,7 @@ class RandomLabel(Method):
         ),
     )
     config_class = RandomLabelConfig
+    config: RandomLabelConfig
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {

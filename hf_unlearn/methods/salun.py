@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class Salun(Method):
 
     def __init__(self, config: SalunConfig | None = None):
         super().__init__(config)
-        method = get_method(self.config.inner)
+        method = get_method(cast(str, self.config.inner))  # of a config, its name
         if method.info.kind != "loss" or "base_model" in method.info.needs:
             raise UnlearningError(
                 f"salun: inner is {self.config.inner!r}; expected a loss method that starts from the original."
@@ -95,7 +95,7 @@ class Salun(Method):
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
         self.takes_teacher = self.inner.takes_teacher
-        about = {"needs": method.info.needs, "applies_to": method.info.applies_to}
+        about: dict[str, Any] = {"needs": method.info.needs, "applies_to": method.info.applies_to}
         about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
         self.info = dataclasses.replace(self.info, **about)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UnlearningError
 from ..tasks.losses import cross_entropy, divergence
-from .base import Method, MethodConfig, MethodInfo
+from .base import Method, MethodConfig, MethodInfo, measured
 from .neggrad_plus import NeggradPlus
 
 
@@ -138,8 +138,8 @@ class Scrub(Method):
             )
         self.gap, self.level, self.best = math.inf, 0.0, {}
         if self.config.rewind and not context.is_class_request:
-            labels = context.measure("forget").labels
-            self.level = context.measure("control").mean("correct", like=labels)
+            labels = measured(context, "forget").labels
+            self.level = measured(context, "control").mean("correct", like=labels)
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         teacher = self.teacher.logits(batch)

@@ -31,15 +31,15 @@ def new_teacher(given: Any, original: nn.Module, task: Task) -> nn.Module:
                 f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
             )
         return found
-    words = original.get_input_embeddings().num_embeddings if own == "transformer" else None
     if given in ("auto", own):
-        if words is None:
+        if channels:
             return ResNet8(task.num_labels, channels)
+        words = models.embedding_of(original).num_embeddings
         return small_transformer(task.num_labels, words, models.max_tokens(original) or 512)
     if given in ("resnet8", "transformer"):
         raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task.name}; use {own!r}.")
     teacher = models.load_model(given, task=task.name, num_labels=task.num_labels)
-    theirs = teacher.get_input_embeddings().num_embeddings if words else None
+    words, theirs = (None if channels else models.embedding_of(m).num_embeddings for m in (original, teacher))
     if theirs != words:
         raise UnlearningError(
             f"local_teacher: teacher is {given!r} with {theirs} tokens, and the model has {words}; expected a checkpoint with "
@@ -51,7 +51,7 @@ def new_teacher(given: Any, original: nn.Module, task: Task) -> nn.Module:
 def new_optimizer(model: nn.Module, kind: str, rate: float | None, decay: float) -> torch.optim.Optimizer:
     """`sgd` with momentum, `adamw`, or `auto`: AdamW for what attends over tokens."""
     attends = any(models.attends(module) for module in model.modules())
-    about = {"lr": rate or (0.05 / models.width(model) if attends else 0.05), "weight_decay": decay}
+    about: dict[str, Any] = {"lr": rate or (0.05 / models.width(model) if attends else 0.05), "weight_decay": decay}
     if kind == "adamw" or (kind == "auto" and attends):
         return torch.optim.AdamW(model.parameters(), **about)
     return torch.optim.SGD(model.parameters(), momentum=0.9, **about)
@@ -80,7 +80,7 @@ def fit(
             cross_entropy(logits, labels).mean().backward()
             optimizer.step()
             right, total = right + (logits.argmax(dim=-1) == labels).sum(), total + len(labels)
-        reached = right.item() / total
+        reached = float(right) / total
         if reached >= accuracy:
             break
     return reached
@@ -145,7 +145,9 @@ def _matrices(original: nn.Module) -> tuple[list[list[Tensor]], list[Tensor]]:
         if _is_whole_matrix(weight) and not ours:
             known[_may_have_learned(original, name, weight)].append(weight)
     learned = [known[True]]
-    if own_adapters(original) and tuner_layers(original) and any(known.values()):  # not sharded
+    if (
+        is_adapted(original) and own_adapters(original) and tuner_layers(original) and any(known.values())
+    ):  # not sharded
         weights = filter(_is_whole_matrix, merged(original).parameters())
         learned.append([w for w in weights if not _among(w, known[False])])
     return learned, known[False]
@@ -164,7 +166,7 @@ def _may_have_learned(original: nn.Module, name: str, weight: Tensor) -> bool:
     return not own or any(f".{adapter}." in name for adapter in own)
 
 
-def _among(weight: Tensor, others: list[Tensor]) -> bool:
+def _among(weight: Tensor, others: Iterable[Tensor]) -> bool:
     return any(weight.shape == other.shape and _same(weight, other) for other in others)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import models
 from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 
@@ -114,7 +115,7 @@ class Unsir(Method):
         model, config = context.model, self.config
         inputs = context.batch([("forget", 0)]).inputs
         if "input_ids" in inputs:
-            embedding = model.get_input_embeddings().weight.detach()
+            embedding = models.embedding_of(model).weight.detach()
             self.name, shape, scale = "inputs_embeds", (config.tokens, embedding.shape[1]), embedding.std()
         else:
             self.name, pixels = next((name, x) for name, x in inputs.items() if x.is_floating_point())

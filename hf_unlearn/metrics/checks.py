@@ -1,9 +1,13 @@
 """Checks of what metrics are given."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    import torch
 
 _EXPECTED = {
     "probabilities": ("N x K probabilities", "apply softmax in float32 and flatten to one row per sample"),
@@ -24,8 +28,8 @@ def checked(values: ArrayLike, name: str, kind: str, length: int | None = None) 
         return ValueError(f"`{name}` {found}, but {expected} were expected: {remedy}.")
 
     if hasattr(values, "detach"):  # a torch tensor; NumPy knows neither GPUs nor bfloat16
-        values = values.detach().cpu()
-        values = values.double().numpy() if values.is_floating_point() else values.numpy()
+        tensor = cast("torch.Tensor", values).detach().cpu()
+        values = tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
 """Numbers of each sample from a model's logits: loss, entropy, confidence, margin."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,10 @@ def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
     return float((predictions == labels).mean())
 
 
+@overload
+def sample_statistics(logits: "torch.Tensor", labels: "ArrayLike | torch.Tensor") -> "dict[str, torch.Tensor]": ...
+@overload
+def sample_statistics(logits: ArrayLike, labels: "ArrayLike | torch.Tensor") -> dict[str, np.ndarray]: ...
 def sample_statistics(
     logits: "ArrayLike | torch.Tensor", labels: "ArrayLike | torch.Tensor"
 ) -> "dict[str, np.ndarray] | dict[str, torch.Tensor]":
@@ -83,6 +87,10 @@ def rows_at_once(columns: int) -> int:
     return max(1, 2**23 // columns)
 
 
+@overload
+def token_statistics(logits: "torch.Tensor", labels: "ArrayLike | torch.Tensor") -> "dict[str, torch.Tensor]": ...
+@overload
+def token_statistics(logits: ArrayLike, labels: "ArrayLike | torch.Tensor") -> dict[str, np.ndarray]: ...
 def token_statistics(
     logits: "ArrayLike | torch.Tensor", labels: "ArrayLike | torch.Tensor"
 ) -> "dict[str, np.ndarray] | dict[str, torch.Tensor]":

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -46,7 +46,7 @@ class Adapter:
                 layer._active_adapter = names
 
 
-def is_adapted(model: nn.Module) -> bool:
+def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
     return isinstance(model, PeftModel)
 
 
@@ -82,7 +82,7 @@ def default_config(model: nn.Module, r: int = 8, head: bool = False) -> LoraConf
         used = Counter(id(p) for _, p in base.named_parameters(remove_duplicate=False))
         layers = ((name, layer) for name, layer in _layers(base) if head or not in_head(base, f"{name}."))
         names = {name: type(layer) for name, layer in layers if _is_plain(layer) and used[id(layer.weight)] == 1}
-    if not names:
+    if not isinstance(base, PreTrainedModel) or not names:
         raise UnlearningError(
             f"{type(base).__name__} has no layer for which an adapter can be chosen; expected a model of transformers or timm "
             "with linear layers or convolutions. Pass a LoraConfig that names its target_modules."
@@ -152,24 +152,24 @@ def check_config(peft_config: Any) -> None:
         raise UnlearningError(
             "peft_config has an alpha of 0, which makes an adapter of no effect; expected another one."
         )
-    if getattr(peft_config, "bias", "none") != "none":
+    if (bias := getattr(peft_config, "bias", "none")) != "none":
         raise UnlearningError(
-            f"peft_config has bias={peft_config.bias!r}, which trains biases of the model itself; expected an adapter only. "
+            f"peft_config has bias={bias!r}, which trains biases of the model itself; expected an adapter only. "
             'Use bias="none", or lora_bias=True.'
         )
-    if getattr(peft_config, "modules_to_save", None):
+    if modules := getattr(peft_config, "modules_to_save", None):
         raise UnlearningError(
-            f"peft_config has modules_to_save={peft_config.modules_to_save}, which would be trained in full; expected an "
+            f"peft_config has modules_to_save={modules}, which would be trained in full; expected an "
             "adapter only. Name those modules in target_modules instead."
         )
-    if getattr(peft_config, "init_lora_weights", True) not in (True, "gaussian"):
+    if (start := getattr(peft_config, "init_lora_weights", True)) not in (True, "gaussian"):
         raise UnlearningError(
-            f"peft_config has init_lora_weights={peft_config.init_lora_weights!r}, which begins at another model than the "
+            f"peft_config has init_lora_weights={start!r}, which begins at another model than the "
             'original; expected True or "gaussian".'
         )
 
 
-def attach(model: nn.Module, peft_config: Any) -> Adapter:
+def attach(model: nn.Module, peft_config: PeftConfig | None) -> Adapter:
     """Add a trainable adapter named `unlearn`; a `PeftModel` keeps its own one, frozen, under it."""
     if not peft_config:
         raise UnlearningError(
@@ -179,7 +179,7 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     check_config(peft_config)
     peft_config = copy.deepcopy(peft_config)
     peft_config.task_type = None  # PEFT would train a whole copy of the head for some task types
-    if not is_adapted(model):
+    if not isinstance(model, PeftModel):
         with _clear_misfits():
             return Adapter(get_peft_model(model, peft_config, adapter_name=NAME))
     if NAME in model.peft_config:
@@ -187,10 +187,11 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
             f"The model already carries an adapter named {NAME!r} of an earlier request: merge it first, with "
             "model.merge_and_unload().requires_grad_(True)."
         )
-    if peft_config.peft_type != model.peft_type:
+    theirs, ours = (cast(PeftType, kind) for kind in (model.peft_type, peft_config.peft_type))
+    if ours != theirs:
         raise UnlearningError(
-            f"The model has an adapter of type {model.peft_type.value} and peft_config is of type "
-            f"{peft_config.peft_type.value}; expected the same type, or a model without adapter (merge_and_unload())."
+            f"The model has an adapter of type {theirs.value} and peft_config is of type "
+            f"{ours.value}; expected the same type, or a model without adapter (merge_and_unload())."
         )
     active = [*model.active_adapters, NAME]
     with _clear_misfits():
@@ -198,7 +199,7 @@ def attach(model: nn.Module, peft_config: Any) -> Adapter:
     # Not `model.set_adapter`: where the model's own adapter has a head, it accepts no second adapter.
     for layer in tuner_layers(model):
         layer.set_adapter(active)
-    model.base_model.active_adapter = active
+    cast(Any, model.base_model).active_adapter = active
     for name, parameter in model.named_parameters():
         parameter.requires_grad = f".{NAME}." in name  # set_adapter made its own adapter trainable again
     return Adapter(model)

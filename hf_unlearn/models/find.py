@@ -89,7 +89,7 @@ def hub_is_reachable() -> bool:
     """
     url, proxies = urlsplit(constants.ENDPOINT), getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(url.hostname):
+    if proxy and not proxy_bypass(url.hostname or ""):
         url = urlsplit(proxy)
     try:
         socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout=5).close()

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -16,7 +16,7 @@ from transformers import (
 
 from ..errors import UnlearningError
 from .multitask import MultiTaskModel
-from .timm import TIMM_PREFIX, is_timm
+from .timm import TIMM_PREFIX, is_timm, timm_model_of
 
 # A task is told by what the name of the model's class contains: GPT2LMHeadModel, DeiTForImageClassificationWithTeacher.
 HEADS = {
@@ -66,20 +66,21 @@ def task_of(model_or_config: nn.Module | PreTrainedConfig) -> str:
 
 def num_labels(model: nn.Module) -> int:
     """The number of classes of a classifier; 0 for a model that is none."""
-    return base_of(model).config.num_labels if task_of(model) in ("image-classification", "text-classification") else 0
+    is_classifier = task_of(model) in ("image-classification", "text-classification")
+    return (pretrained(model).config.num_labels or 0) if is_classifier else 0
 
 
 def check_single_label(model: nn.Module) -> None:
     """Refuses classifiers whose targets are not exactly one class out of two or more; what is no classifier passes."""
     if task_of(model) not in ("image-classification", "text-classification"):
         return
-    name, config = type(base_of(model)).__name__, base_of(model).config
+    name, config = type(base_of(model)).__name__, pretrained(model).config
     if config.problem_type not in (None, "single_label_classification"):
         raise UnlearningError(
             f"{name} has problem_type={config.problem_type!r}, and unlearning works on single-label classification: "
             'train with problem_type="single_label_classification" and one class per sample.'
         )
-    if config.num_labels < 2:
+    if num_labels(model) < 2:
         raise UnlearningError(
             f"{name} has num_labels={config.num_labels}, which transformers treats as regression, and unlearning needs "
             "two classes or more: pass a classifier with num_labels >= 2."
@@ -145,6 +146,8 @@ def finds_end_by_padding(model: nn.Module) -> bool:
 def max_tokens(model: nn.Module) -> int | None:
     """The longest text that the model has positions for."""
     config = getattr(_network(model), "config", None)
+    if config is None:
+        return None
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa counts positions from behind the padding token
     return positions - config.pad_token_id - 1 if positions and "roberta" in config.model_type else positions
@@ -154,7 +157,7 @@ def width(model: nn.Module) -> int:
     """The number of features of a transformer's tokens."""
     model = _network(model)
     config = getattr(model, "config", None)
-    return model.timm_model.num_features if is_timm(config) else getattr(config, "hidden_size", 768)
+    return timm_model_of(model).num_features if is_timm(config) else getattr(config, "hidden_size", 768)
 
 
 def layers_of_classes(model: nn.Module, num_labels: int) -> dict[str, nn.Module]:
@@ -205,13 +208,23 @@ def image_channels(model: nn.Module) -> int | None:
     if getattr(model, "main_input_name", None) == "input_ids":
         return None
     if is_timm(getattr(model, "config", None)):
-        return model.timm_model.pretrained_cfg["input_size"][0]
+        return timm_model_of(model).pretrained_cfg["input_size"][0]
     return getattr(getattr(model, "config", None), "num_channels", 3)
 
 
 def base_of(model: nn.Module) -> nn.Module:
     """The model without adapters."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The model without adapters, of what is known to be a model of transformers."""
+    return cast(PreTrainedModel, base_of(model))
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """What a model of texts makes of its tokens."""
+    return cast(nn.Embedding, pretrained(model).get_input_embeddings())
 
 
 def _network(model: nn.Module) -> nn.Module:
@@ -223,7 +236,7 @@ def _network(model: nn.Module) -> nn.Module:
 def in_head(model: PreTrainedModel, key: str) -> bool:
     """Whether a weight may be fresh in a model that gets a new head; encoders are published without their pooler."""
     if is_timm(model.config):
-        classifiers = model.timm_model.pretrained_cfg.get("classifier") or ()
+        classifiers = timm_model_of(model).pretrained_cfg.get("classifier") or ()
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
         return any(key.startswith(f"{TIMM_PREFIX}{classifier}.") for classifier in classifiers)
     return not key.startswith(f"{model.base_model_prefix}.") or "pooler" in key.split(".")

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -150,7 +150,7 @@ def load_processor(
 
 
 @torch.no_grad()
-def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str]) -> None:
+def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Loads what `save_model` or `save_pretrained` wrote into this very model, bit for bit, and strictly.
 
     The keys in a file need not be the keys of the model: transformers renames, splits and merges weights when it loads
@@ -182,7 +182,7 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
                 f"{str(folder)!r} was saved in {_few(map(str, saved_dtypes))} and the model is in "
                 f"{_few(map(str, dtypes))}: build the model with the dtype= that was saved."
             )
-        saved, info = type(model).from_pretrained(
+        loaded = type(model).from_pretrained(
             folder,
             config=model.config,
             # It casts to one dtype: in the widest that the model has, no bit of any weight is lost.
@@ -191,6 +191,7 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: str | os.PathLike[s
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+        saved, info = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     except UnlearningError:
         raise
     except LOAD_ERRORS as error:

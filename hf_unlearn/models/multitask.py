@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import UnlearningError
 from .multitask_labels import DENSE, SHAPES, WITH_CLASSES, missing, sample_losses, stack_labels
+from .timm import timm_model_of
 
 POOLINGS = ("pooler", "first", "last", "mean")
 # What else a batch holds; beside these, nn.ModuleDict refuses the names of its own attributes.
@@ -54,7 +55,7 @@ class MultiTaskModelConfig(PreTrainedConfig):
     """
 
     model_type = "hf_unlearn_multitask"
-    sub_configs = {"backbone": AutoConfig}
+    sub_configs = {"backbone": AutoConfig}  # pyright: ignore[reportAssignmentType] - as all configs of transformers do
 
     backbone: dict | PreTrainedConfig | None = None
     tasks: dict[str, dict[str, Any]] | None = None
@@ -104,19 +105,20 @@ class MultiTaskModel(PreTrainedModel):
                 f"The config has {'no task' if config.backbone else 'no backbone'}: pass MultiTaskModelConfig("
                 'backbone=..., tasks={"name": {"kind": ..., "size": ...}, ...}).'
             )
-        if config.backbone.is_encoder_decoder:
+        of_backbone = cast(PreTrainedConfig, config.backbone)  # a dictionary has become one
+        if of_backbone.is_encoder_decoder:
             raise UnlearningError(
-                f"{config.backbone.model_type} is an encoder with a decoder: pass a backbone that is one of the two."
+                f"{of_backbone.model_type} is an encoder with a decoder: pass a backbone that is one of the two."
             )
         super().__init__(config)
         if config.pooling is None:
-            config.pooling = family_pooling(config.backbone)
-        self.backbone = AutoModel.from_config(config.backbone, dtype=torch.get_default_dtype())
+            config.pooling = family_pooling(of_backbone)
+        self.backbone = AutoModel.from_config(of_backbone, dtype=torch.get_default_dtype())
         self.main_input_name = self.backbone.main_input_name
         dense = [name for name, task in config.tasks.items() if task["kind"] in DENSE]
         if dense and self.main_input_name != "pixel_values":
             raise UnlearningError(
-                f"The task {dense[0]!r} labels pixels and {config.backbone.model_type} reads {self.main_input_name}: "
+                f"The task {dense[0]!r} labels pixels and {of_backbone.model_type} reads {self.main_input_name}: "
                 "pass a backbone that reads images."
             )
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
@@ -139,7 +141,7 @@ class MultiTaskModel(PreTrainedModel):
         # Called for the heads only: the backbone initialises itself.
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(cast(Tensor, module.bias))
 
     @classmethod
     def from_backbone(
@@ -168,10 +170,12 @@ class MultiTaskModel(PreTrainedModel):
         elif kwargs:
             raise UnlearningError(f"{', '.join(kwargs)} is for loading, and the backbone is loaded: leave it out.")
         # TimmWrapper's base_model is timm's own module; its weights have the same names with and without a head.
-        source = backbone if backbone.config.model_type == "timm_wrapper" else backbone.base_model
-        config = MultiTaskModelConfig(backbone=copy.deepcopy(source.config), tasks=tasks, pooling=pooling)
+        is_timm = backbone.config.model_type == "timm_wrapper"
+        source = backbone if is_timm else cast(PreTrainedModel, backbone.base_model)
+        of_backbone = copy.deepcopy(source.config)
+        config = MultiTaskModelConfig(backbone=of_backbone, tasks=cast(dict, tasks), pooling=pooling)
         if pooling is None:
-            pooling = family_pooling(config.backbone)
+            pooling = family_pooling(of_backbone)
             has_pooler = getattr(source, "pooler", True) is not None  # what has none under this name cannot lack it
             config.pooling = pooling if has_pooler or pooling != "pooler" else "first"
         model = cls._from_config(config, dtype=source.dtype)
@@ -179,9 +183,10 @@ class MultiTaskModel(PreTrainedModel):
             raise UnlearningError(
                 f"The backbone has no trained weights for {absent[0]}, which would stay random: pass a trained model."
             )
-        return model.to(source.device).eval()
+        cast(nn.Module, model).to(source.device)  # transformers' own `to` is typed as a function of no model
+        return model.eval()
 
-    def forward(self, labels: Mapping[str, Tensor] | None = None, **inputs: Tensor) -> MultiTaskOutput:
+    def forward(self, labels: Mapping[str, Tensor] | None = None, **inputs: Any) -> MultiTaskOutput:
         """What each head says of the inputs, and with `labels` (task -> its labels, see `stack_labels`) the loss.
 
         The loss is the sum over tasks of the mean over the samples with a label; a task without any adds 0.
@@ -194,7 +199,7 @@ class MultiTaskModel(PreTrainedModel):
             return MultiTaskOutput(logits=logits)
         if unknown := labels.keys() - logits.keys():
             raise UnlearningError(f"There are labels for {min(unknown)!r}: the tasks are {', '.join(logits)}.")
-        loss = 0.0
+        loss: Any = 0.0
         for name, output in logits.items():
             task = self.config.tasks[name]
             # DDP waits for the gradient of every head: a task without labels gives it a zero.
@@ -203,7 +208,7 @@ class MultiTaskModel(PreTrainedModel):
             loss = loss + sample_losses(output, target, task["kind"]).sum() / present
         return MultiTaskOutput(loss=loss, logits=logits)
 
-    def _output(self, name: str, features: ModelOutput, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _output(self, name: str, features: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         kind, head = self.config.tasks[name]["kind"], self.heads[name]
         if kind not in DENSE:
             output = head(self._pooled(features, inputs))
@@ -215,7 +220,7 @@ class MultiTaskModel(PreTrainedModel):
             return F.softplus(output).squeeze(1)
         return F.normalize(output, dim=1) if kind == "normals" else output
 
-    def _pooled(self, features: ModelOutput, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _pooled(self, features: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         hidden = features.last_hidden_state
         if self.config.pooling == "pooler":
             return features.pooler_output.flatten(1)
@@ -244,7 +249,7 @@ def family_pooling(config: PreTrainedConfig) -> str:
     for classifiers in (MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING):
         if kind in classifiers:
             found = classifiers[kind]
-            classifier = found[0] if isinstance(found, tuple) else found  # DeiT has two
+            classifier: Any = found[0] if isinstance(found, tuple) else found  # DeiT has two
             with torch.device("meta"):  # without memory: only to see whether it is built with a pooler
                 base = classifier(copy.deepcopy(config)).base_model
             if getattr(base, "pooler", None) is not None:
@@ -258,7 +263,7 @@ def widths(backbone: PreTrainedModel) -> tuple[int, int]:
     """The number of channels of the last feature map (or of a token), and of the pooled feature."""
     config = backbone.config
     if config.model_type == "timm_wrapper":
-        return backbone.timm_model.num_features, backbone.timm_model.head_hidden_size
+        return timm_model_of(backbone).num_features, timm_model_of(backbone).head_hidden_size
     for name in ("hidden_sizes", "hidden_size"):
         if hasattr(config, name):
             width = getattr(config, name)
@@ -271,7 +276,7 @@ def feature_map(hidden: Tensor, size: Sequence[int], backbone: PreTrainedModel) 
     if hidden.dim() == 4:
         return _channels_first(hidden, backbone)
     timm = backbone.config.model_type == "timm_wrapper"
-    patch = backbone.timm_model.patch_embed.patch_size if timm else backbone.config.patch_size
+    patch: Any = timm_model_of(backbone).patch_embed.patch_size if timm else backbone.config.patch_size
     patch = (patch, patch) if isinstance(patch, int) else patch
     rows, columns = size[0] // patch[0], size[1] // patch[1]
     while rows * columns > hidden.shape[1]:  # stages of Swin merge 2 x 2 patches

@@ -22,7 +22,7 @@ def small_resnet(seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = TimmWrapperConfig(
         architecture="resnet18",
-        num_labels=10,
+        num_labels=10,  # pyright: ignore[reportCallIssue] - of every config, though not a field
         model_args={"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 96], "stem_type": "deep", "stem_width": 8},
     )
     return TimmWrapperForImageClassification(config)
@@ -41,7 +41,7 @@ def small_vit(seed: int = 0) -> PreTrainedModel:
         intermediate_size=128,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=10,
+        num_labels=10,  # pyright: ignore[reportCallIssue] - of every config, though not a field
     )
     return ViTForImageClassification(config)
 
@@ -82,7 +82,7 @@ def small_transformer(num_labels: int, vocabulary: int, positions: int) -> PreTr
         BertConfig(
             vocab_size=vocabulary,
             max_position_embeddings=positions,
-            num_labels=num_labels,
+            num_labels=num_labels,  # pyright: ignore[reportCallIssue] - of every config, though not a field
             hidden_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,

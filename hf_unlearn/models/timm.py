@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import nn
 from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +31,11 @@ def is_timm(config: PreTrainedConfig | None) -> bool:
     return config is not None and config.model_type == "timm_wrapper"
 
 
+def timm_model_of(model: nn.Module) -> Any:
+    """timm's own module inside a TimmWrapper; its attributes differ from one architecture to the next."""
+    return model.timm_model
+
+
 def mend_config(name: str, config: PreTrainedConfig, num_labels: int | None) -> None:
     """Makes a config fit for `from_pretrained`: the number of classes is said once, and it is the one asked for."""
     if is_timm(config) and config.model_args:
@@ -46,13 +52,10 @@ def timm_readable(config: dict[str, Any], model: PreTrainedModel) -> dict[str, A
     if config.get("model_args") is None:
         config.pop("model_args", None)  # timm takes null for a dictionary
     # The names that the file had when it was loaded would otherwise win over those that the model has now.
-    config["label_names"] = list(model.config.id2label.values())
+    config["label_names"] = list((model.config.id2label or {}).values())
     if "pretrained_cfg" not in config:
-        config["pretrained_cfg"] = {
-            key: model.timm_model.pretrained_cfg[key]
-            for key in TIMM_INPUT_KEYS
-            if key in model.timm_model.pretrained_cfg
-        }
+        known = timm_model_of(model).pretrained_cfg
+        config["pretrained_cfg"] = {key: known[key] for key in TIMM_INPUT_KEYS if key in known}
     # These describe the file that was downloaded: a background class to cut off, another file name, another format.
     for key in ("label_offset", "hf_hub_filename", "custom_load"):
         config["pretrained_cfg"].pop(key, None)

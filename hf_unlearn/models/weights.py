@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import safetensors.torch
@@ -18,9 +18,7 @@ from .find import WEIGHTS, WEIGHTS_INDEX
 from .timm import TIMM_PREFIX, is_timm, timm_readable
 
 
-def save_model(
-    model: PreTrainedModel | PeftModel, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None
-) -> None:
+def save_model(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> None:
     """Saves weights (safetensors) and config; of a `PeftModel` its adapters, of a plain torch module the weights.
 
     A timm model is saved under timm's own names, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
@@ -76,5 +74,5 @@ def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

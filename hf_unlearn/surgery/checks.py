@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..data.batches import Batch, to_model
 from ..errors import UnlearningError
 from ..models.adapters import tuner_layers
-from .plan import Plan
+from .plan import LinearMap, Plan
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -103,7 +103,7 @@ def check_operators(model: nn.Module, plan: Plan, as_adapter: bool) -> None:
 
 
 @torch.no_grad()
-def _is_linear_in_its_weight(module: nn.Module) -> bool:
+def _is_linear_in_its_weight(module: LinearMap) -> bool:
     """Twice the weight must give twice as much, exactly, as 2 is a power of 2."""
     weight, size = module.weight, ()
     if isinstance(module, nn.Conv2d):

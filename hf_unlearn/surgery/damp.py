@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import LoraConfig
@@ -144,7 +144,7 @@ def _probe(forget: Statistics, retain: Statistics, config: DampConfig) -> list[f
 def _alpha(reading: Reading, accuracy: float | None, stages: int, config: DampConfig) -> float:
     if reading.is_head and config.force_head_alpha is not None:
         return config.force_head_alpha
-    return depth_coefficient(accuracy, reading.stage, stages) if config.alpha is None else config.alpha
+    return depth_coefficient(cast(float, accuracy), reading.stage, stages) if config.alpha is None else config.alpha
 
 
 def _removals(
@@ -210,7 +210,8 @@ def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
 
 def _example(loader: Iterable[Mapping] | None, model: nn.Module) -> tuple[dict[str, Tensor], Iterable[Mapping]]:
     """Inputs of two retained samples, the same in every process, and the loader with nothing taken out of it."""
-    batches = iter(() if loader is None else loader)
+    loader = () if loader is None else loader
+    batches = iter(loader)
     first = next(batches, None)
     if batches is loader:  # it can be read only once
         loader = itertools.chain(() if first is None else [first], batches)
@@ -277,10 +278,14 @@ class Damp(Method):
     def prepare(self, context) -> None:
         self.context = context
 
-    def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
+    def edit(
+        self, model: nn.Module, forget_loader: Iterable[Mapping], retain_loader: Iterable[Mapping]
+    ) -> dict[str, Any]:
         return self._done(damp_edit(model, forget_loader, retain_loader, config=self.config, seed=self.context.seed))
 
-    def edit_as_adapter(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> tuple[LoraConfig, Callable]:
+    def edit_as_adapter(
+        self, model: nn.Module, forget_loader: Iterable[Mapping], retain_loader: Iterable[Mapping]
+    ) -> tuple[LoraConfig, Callable]:
         about = {"config": self.config, "seed": self.context.seed}
         report, config, factors = damp_lora(model, forget_loader, retain_loader, **about)
         self._done(report)

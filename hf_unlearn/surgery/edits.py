@@ -1,9 +1,11 @@
 """One edit of one operator: what it makes of the weights, what must hold of it, and the same as a LoRA."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
@@ -92,12 +94,15 @@ class Edit:
     def changes(self) -> list[tuple[Tensor, Tensor]]:
         """(tensor of the model, its new values). A convolution without bias leaves that to the BatchNorm behind it."""
         module, norm = self.operator.module, self.operator.norm
-        changes = [(module.weight, _out_by_in(self.new_weight, module))]
+        changes: list[tuple[Tensor, Tensor]] = [(module.weight, _out_by_in(self.new_weight, module))]
         if self.removal.span == "linear":
             return changes
         if module.bias is not None:
             return [*changes, (module.bias, module.bias.detach().cpu().double() + self.shift)]
-        gamma, beta, variance = (t.detach().cpu().double() for t in (norm.weight, norm.bias, norm.running_var))
+        norm = cast(_BatchNorm, norm)  # or nothing of the bias would be changed
+        gamma, beta, variance = (
+            cast(Tensor, t).detach().cpu().double() for t in (norm.weight, norm.bias, norm.running_var)
+        )
         return [*changes, (norm.bias, beta + gamma * self.shift / (variance + norm.eps).sqrt())]
 
     def lora(self) -> dict[str, Tensor]:

@@ -41,9 +41,7 @@ def _eased(removal: Removal, share: float) -> Removal:
     return removal if removal.reading.is_head else dataclasses.replace(removal, alpha=share * removal.alpha)
 
 
-def _overshot(
-    removals: list[Removal], seen: list[tuple[Statistics, Statistics]], forgotten: list[int]
-) -> list[Removal]:
+def _overshot(removals: list[Removal], seen: list[tuple[Statistics, ...]], forgotten: list[int]) -> list[Removal]:
     """With the coefficient that the head needs for single samples of both sides, if that is more than it has."""
     found, head = [], -1
     for removal in removals:
@@ -53,7 +51,8 @@ def _overshot(
             whole = Edit(operator, dataclasses.replace(removal, alpha=1.0))
             for pair in seen:
                 logits = [whole.logits(side.samples[head].double()) for side in pair]
-                alpha = max(alpha, overshoot(*((z, z - without) for z, without in logits), forgotten, removal.alpha))
+                forget, retain = ((z, z - without) for z, without in logits)
+                alpha = max(alpha, overshoot(forget, retain, forgotten, removal.alpha))
         raised = {"alpha": alpha, "raised_from": removal.alpha} if alpha > removal.alpha else {}
         found.append(dataclasses.replace(removal, **raised))
     return found

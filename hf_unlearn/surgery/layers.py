@@ -12,6 +12,7 @@ and Σ_b G_b² is what is wanted. This is faster than a loop over samples, which
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..data.batches import Batch
 from ..tasks.losses import cross_entropy
 
-Gradients = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Gradients = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 
 
 def linear(layer: nn.Linear, a: Tensor, delta: Tensor) -> dict[str, Tensor]:

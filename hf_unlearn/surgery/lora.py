@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -31,7 +32,7 @@ def to_lora(factors: Factors) -> LoraConfig:
 def load_lora(peft_model: PeftModel, adapter_name: str, factors: Factors) -> None:
     """Put the factors into the adapter that `get_peft_model(model, to_lora(factors), adapter_name)` has made."""
     for name, of in factors.items():
-        layer = peft_model.get_base_model().get_submodule(name)
+        layer: Any = peft_model.get_base_model().get_submodule(name)
         layer.lora_A[adapter_name].weight.copy_(of["A"])
         layer.lora_B[adapter_name].weight.copy_(of["B"])
         if layer.lora_bias[adapter_name]:

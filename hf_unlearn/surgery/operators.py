@@ -12,11 +12,13 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .. import models
 from ..errors import UnlearningError
 from ..models.modes import evaluating
-from .plan import OPERATORS, Operator, Plan, Reading
+from ..models.timm import timm_model_of
+from .plan import OPERATORS, LinearMap, Operator, Plan, Reading
 from .tracing import Flow, Untracked, removed
 
 IMAGE_SIZE = 224
@@ -52,10 +54,10 @@ def find_plan(
             end = flow.place[entries[stage]] if stage < len(entries) else flow.place[exit_]
             for cut in flow.cuts:
                 if flow.place[entry] < flow.place[cut] < end:
-                    more = (call for call in flow.readers(cut) if flow.place[call.read[0]] < end)
+                    more = (call for call in flow.readers(cut) if flow.place[call.begin] < end)
                     found += [call for call in more if call not in found]
         readings += [Reading(stage, *about) for about in flow.readings(found)]
-    head = [call for call in flow.operators if flow.place[call.read[0]] >= flow.place[exit_]]
+    head = [call for call in flow.operators if flow.place[call.begin] >= flow.place[exit_]]
     readings += [Reading(len(entries) + 1, *about) for about in flow.readings(head)]
     return Plan(readings, len(entries) + 1, flow.tokens(), flow.notes)
 
@@ -69,7 +71,7 @@ def _by_hand(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]
     except Untracked:
         return _by_tensors(model, inputs, stages)
     calls = [flow.named(stage) for stage in stages]
-    _check_order([[flow.place[call.read[0]] for call in stage] for stage in calls])
+    _check_order([[flow.place[call.begin] for call in stage] for stage in calls])
     readings = [Reading(stage, *about) for stage, named in enumerate(calls, 1) for about in flow.readings(named)]
     return Plan(readings, len(stages), flow.tokens(), flow.notes)
 
@@ -86,14 +88,15 @@ def _check_order(places: list[list[int]]) -> None:
 def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[str]]) -> Plan:
     """The named operators, by the tensors that they are called with, where autograd does not follow the data."""
     modules, read, given = dict(model.named_modules()), {}, {}
+    operators: dict[str, LinearMap] = {}
     with ExitStack() as stack:
         for name in (name for stage in stages for name in stage):
-            if not isinstance(modules.get(name), OPERATORS):
+            if not isinstance(module := modules.get(name), OPERATORS):
                 raise UnlearningError(
                     f"The stages name {name!r}, which is no linear layer or convolution of the model."
                 )
 
-            if isinstance(modules[name], nn.Conv2d) and modules[name].groups > 1:
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
                 raise UnlearningError(f"The stages name {name!r}, a grouped convolution, which mixes no channels.")
 
             def hook(_: nn.Module, args: tuple, output: Tensor, name: str = name) -> None:
@@ -104,7 +107,8 @@ def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[s
                     )
                 read[name], given[name] = args[0], output
 
-            stack.enter_context(removed(modules[name].register_forward_hook(hook)))
+            stack.enter_context(removed(module.register_forward_hook(hook)))
+            operators[name] = module
         stack.enter_context(evaluating(model))
         logits = model(**inputs).logits
     readings, tokens, met = [], "all", list(read)
@@ -118,11 +122,11 @@ def _by_tensors(model: nn.Module, inputs: dict[str, Tensor], stages: list[list[s
         for group in groups.values():
             is_head = number == len(stages) and all(given[name].shape[-1] == logits.shape[-1] for name in group)
             tokens = "last" if is_head and read[group[0]].ndim == 3 else tokens
-            readings.append(Reading(number, [Operator(name, modules[name]) for name in group], is_head))
+            readings.append(Reading(number, [Operator(name, operators[name]) for name in group], is_head))
     return Plan(readings, len(stages), tokens)
 
 
-def example_inputs(model: nn.Module) -> dict[str, Tensor]:
+def example_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     """A random sample of the kind that the model takes."""
     generator = torch.Generator().manual_seed(0)
     if model.main_input_name == "input_ids":
@@ -132,9 +136,11 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
             ids[:, -1] = end  # some heads read what stands at the end
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.model_type == "timm_wrapper":
-        size = model.timm_model.pretrained_cfg["input_size"][1:]
+        size = timm_model_of(model).pretrained_cfg["input_size"][1:]
     else:
         config = getattr(model.config, "vision_config", model.config)
         size = getattr(config, "image_size", IMAGE_SIZE)  # a convolutional network need not say
     size = (size, size) if isinstance(size, int) else size
-    return {"pixel_values": torch.randn(1, models.image_channels(model), *size, generator=generator).to(model.dtype)}
+    return {
+        "pixel_values": torch.randn(1, models.image_channels(model) or 3, *size, generator=generator).to(model.dtype)
+    }

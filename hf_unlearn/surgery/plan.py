@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.pytorch_utils import Conv1D
 
+LinearMap = nn.Linear | nn.Conv2d | Conv1D
 OPERATORS = (nn.Linear, nn.Conv2d, Conv1D)
 LISTS = (nn.ModuleList, nn.Sequential)
 BY_HAND = (
@@ -28,8 +30,8 @@ class Operator:
     """
 
     name: str
-    module: nn.Module
-    norm: nn.Module | None = None
+    module: LinearMap
+    norm: _BatchNorm | None = None
     norm_name: str | None = None
 
 

@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import extract_model_from_parallel, gather_object, reduce
@@ -45,7 +45,7 @@ def add_squares(model: nn.Module, weights: Weights, sums: Weights, parts: Iterab
     """Σ += (∂ℓ/∂θ)², where ℓ is the mean cross-entropy of each part: of one sample, or of a batch."""
 
     def square(total: Tensor, p: nn.Parameter) -> None:
-        g, p.grad = p.grad.to(total.dtype), None
+        g, p.grad = cast(Tensor, p.grad).to(total.dtype), None
         total.addcmul_(g, g)
 
     given = {name: p.grad for name, p in weights.items()}
@@ -140,16 +140,14 @@ class Importances:
     why_loop: str | None = None  # if something else was tried
 
 
-def importances(
-    model: nn.Module, loader: Iterable[dict[str, Tensor]], config: SsdConfig, name: str = "forget"
-) -> Importances:
+def importances(model: nn.Module, loader: Iterable[Mapping], config: SsdConfig, name: str = "forget") -> Importances:
     """I(θ) = mean of (∂ℓ/∂θ)², in one pass in eval mode. Frozen parameters count like all others, tied ones once.
 
     Args:
         loader: this process's share of the set, in batches of model inputs and `labels`; rows of `weight` 0 are padding.
         name: what errors call the set.
     """
-    weights = {key: p for key, p in model.named_parameters() if p.is_floating_point()}
+    weights: Weights = {key: p for key, p in model.named_parameters() if p.is_floating_point()}
     sums, frozen = _zeros(weights), [p for p in weights.values() if not p.requires_grad]
     device = next(iter(weights.values())).device
     samples, terms, how, why, num_labels = 0, 0, "batch" if config.importance == "batch" else "", None, 0
@@ -174,12 +172,12 @@ def importances(
     finally:
         for p in frozen:
             p.requires_grad_(False)
-    samples, terms = reduce(torch.tensor([samples, terms], device=device), "sum").tolist()
+    samples, terms = cast(Tensor, reduce(torch.tensor([samples, terms], device=device), "sum")).tolist()
     how = next((of for of in gather_object([how]) if of), LOOP)  # a process may have no samples
     if samples == 0:
         raise UnlearningError(f"ssd: there are no {name} samples; expected at least one to forget and one to retain.")
     for key in sums:  # one by one, so that there is never a second copy of them all
-        sums[key] = reduce(sums[key], "sum").div_(terms)
+        sums[key] = cast(Tensor, reduce(sums[key], "sum")).div_(terms)
         if not bool(sums[key].isfinite().all()):
             raise UnlearningError(
                 f"ssd: gradients of the {name} samples are not finite, those of {key} for one; expected a model whose "
@@ -190,8 +188,8 @@ def importances(
 
 def ssd_edit(
     model: nn.Module,
-    forget_loader: Iterable[dict[str, Tensor]],
-    retain_loader: Iterable[dict[str, Tensor]],
+    forget_loader: Iterable[Mapping],
+    retain_loader: Iterable[Mapping],
     *,
     config: SsdConfig | None = None,
 ) -> dict[str, Any]:
@@ -270,7 +268,9 @@ class Ssd(Method):
         super().__init__(config)
         self.found: dict[str, Any] = {}
 
-    def edit(self, model: nn.Module, forget_loader: Any, retain_loader: Any) -> dict[str, Any]:
+    def edit(
+        self, model: nn.Module, forget_loader: Iterable[Mapping], retain_loader: Iterable[Mapping]
+    ) -> dict[str, Any]:
         self.found = ssd_edit(model, forget_loader, retain_loader, config=self.config)
         self.notes += self.found["notes"]
         return self.found

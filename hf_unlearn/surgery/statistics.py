@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,8 @@ def _of_all_processes(plan: Plan, found: list[tuple], samples: int, examples: in
     everyone = gather_object(found)
     if not everyone:
         return Statistics({}, [], [], [], 0)
-    *sums, counts = (sum(parts) for parts in zip(*(totals for totals, *_ in everyone), strict=True))
+    totals = zip(*(totals for totals, *_ in everyone), strict=True)
+    *sums, counts = (cast(Tensor, sum(parts)) for parts in totals)
     inputs = sorted((of for *_, part, _ in everyone for of in part), key=lambda of: of[0])[:examples]
     for reading, total in zip(plan.readings, sums, strict=True):
         if not total.isfinite().all():
@@ -161,7 +163,7 @@ class Activations:
         modules = [reading.operators[0].module for reading in plan.readings]
         is_patch = [conv == "unfold" and isinstance(module, nn.Conv2d) for module in modules]
         self.taps = [
-            module.kernel_size[0] * module.kernel_size[1] if p else 1
+            module.kernel_size[0] * module.kernel_size[1] if p and isinstance(module, nn.Conv2d) else 1
             for module, p in zip(modules, is_patch, strict=True)
         ]
         self.batch: Batch  # of the coming forward pass

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import UnlearningError
+from ..models.kinds import embedding_of
 from ..models.modes import evaluating
-from .plan import BY_HAND, LISTS, OPERATORS, Activation, Node, Operator
+from .plan import BY_HAND, LISTS, OPERATORS, Activation, LinearMap, Node, Operator
 
 
 @dataclass(eq=False)
@@ -24,6 +25,16 @@ class _Call:
     shape: tuple[int, ...]  # of what it read
     given: Activation | None = None
     output: Tensor | None = None
+
+    @property
+    def begin(self) -> Node:
+        """Where the data comes into an operator of the flow."""
+        return cast(Activation, self.read)[0]
+
+    @property
+    def end(self) -> Node:
+        """Where it comes out."""
+        return cast(Activation, self.given)[0]
 
 
 class Untracked(UnlearningError):
@@ -58,7 +69,7 @@ class Flow:
         inside = [
             c for calls in self.calls.values() for c in calls if isinstance(c.module, OPERATORS) and self._is_inside(c)
         ]
-        self.linear = sorted(inside, key=lambda call: self.place[call.given[0]])
+        self.linear = sorted(inside, key=lambda call: self.place[call.end])
         for call in self.linear:
             self._take(call)
         if passed := [call.name for call in self.linear if call not in self.operators]:
@@ -93,7 +104,7 @@ class Flow:
             if "input_ids" not in inputs:
                 tracked = {k: v.clone().requires_grad_().clone() for k, v in inputs.items() if v.is_floating_point()}
             else:
-                stack.enter_context(removed(self.model.get_input_embeddings().register_forward_hook(track)))
+                stack.enter_context(removed(embedding_of(self.model).register_forward_hook(track)))
             for name, module in self.model.named_modules():
                 stack.enter_context(removed(module.register_forward_pre_hook(before(name), with_kwargs=True)))
                 stack.enter_context(removed(module.register_forward_hook(after(name))))
@@ -127,21 +138,21 @@ class Flow:
         """Note which nodes are this operator's. The data is followed through others as through any function: grouped
         convolutions, which mix no channels, and gates (squeeze and excitation), which read the mean of a map to scale it."""
         if isinstance(call.module, nn.Conv2d):
-            is_gate = call.shape[2:] == (1, 1) and call.read[0] not in self.cuts
+            is_gate = call.shape[2:] == (1, 1) and call.begin not in self.cuts
             if call.module.groups > 1 or is_gate:
                 return
         self.operators.append(call)
-        todo = [call.given[0]]
+        todo = [call.end]
         while todo:
             node = todo.pop()
-            if node is not call.read[0] and node not in self.owner:
+            if node is not call.begin and node not in self.owner:
                 self.owner[node] = call
                 todo += _producers(node)
 
     def readers(self, cut: Node) -> list[_Call]:
         """The operators that the data meets first behind a cut, before the next cut that has an operator in front of it."""
-        behind = [call for call in self.operators if self.place[call.read[0]] >= self.place[cut]]
-        first = min((self.place[call.given[0]] for call in behind), default=0)
+        behind = [call for call in self.operators if self.place[call.begin] >= self.place[cut]]
+        first = min((self.place[call.end] for call in behind), default=0)
         end = next((self.place[node] for node in self.cuts if self.place[node] >= first), 0)
         found, seen, todo = [], set(), [cut]
         while todo:
@@ -157,7 +168,7 @@ class Flow:
 
     def readings(self, calls: list[_Call]) -> Iterator[tuple[list[Operator], bool]]:
         """Those of them that read the same activation together, and whether they give the logits."""
-        groups: dict[Activation, list[_Call]] = {}
+        groups: dict[Activation | None, list[_Call]] = {}
         for call in calls:
             if len(self.calls[call.name]) > 1:
                 raise UnlearningError(
@@ -166,13 +177,14 @@ class Flow:
                 )
             groups.setdefault(call.read, []).append(call)
         for group in groups.values():
-            is_head = all(c.output.shape[-1] == self.logits.shape[-1] and not self.readers(c.given[0]) for c in group)
-            yield [Operator(call.name, call.module, *self._norm(call)) for call in group], is_head
+            width = self.logits.shape[-1]
+            is_head = all(cast(Tensor, c.output).shape[-1] == width and not self.readers(c.end) for c in group)
+            yield [Operator(call.name, cast(LinearMap, call.module), *self._norm(call)) for call in group], is_head
 
-    def _norm(self, call: _Call) -> tuple[nn.Module | None, str | None]:
+    def _norm(self, call: _Call) -> tuple[_BatchNorm | None, str | None]:
         for name, (other, *more) in self.calls.items():
             if isinstance(other.module, _BatchNorm) and other.read == call.given and other.module.affine:
-                alone = not more and len(self.consumers[call.given[0]]) == 1
+                alone = not more and len(self.consumers[call.end]) == 1
                 return (other.module, name) if alone else (None, None)
         return None, None
 
@@ -192,17 +204,17 @@ class Flow:
         The outermost lists of modules are opened until there are as many beginnings as wanted stages, the head counted.
         """
         items = self._outermost("")
-        spans = [self._span(item) for item in items]
+        spans = self._spans(items)
         while items and len(self._entries(spans)) + 1 < wanted:
             opened = [inner for item in items for inner in self._opened(item)]
             if opened == items:
                 break
-            items, spans = opened, [self._span(item) for item in opened]
+            items, spans = opened, self._spans(opened)
         if not items:  # no lists: every operator that a cut lies in front of is a block of its own
-            spans = [(call.read[0], call.given[0]) for call in self.operators]
+            spans = [(call.begin, call.end) for call in self.operators]
         entries = self._entries(spans)
-        last = max((end for _, end in spans), key=self.place.get, default=None)
-        behind = last is not None and any(self.place[call.read[0]] >= self.place[last] for call in self.operators)
+        last = max((end for _, end in spans), key=self.place.__getitem__, default=None)
+        behind = last is not None and any(self.place[call.begin] >= self.place[last] for call in self.operators)
         if not (entries or (items and behind)):
             raise UnlearningError(f"No stages are found in {type(self.model).__name__}; {BY_HAND}.")
         if not behind:
@@ -218,7 +230,7 @@ class Flow:
                 found += [name] if self._span(name) else []
             else:
                 found += self._outermost(name)
-        return sorted(found, key=lambda name: self.place[self._span(name)[0]])
+        return sorted(found, key=lambda name: self.place[self._spans([name])[0][0]])
 
     def _opened(self, item: str) -> list[str]:
         """What a list holds, or the lists in a module; the item itself if data goes around these."""
@@ -229,7 +241,7 @@ class Flow:
             else self._outermost(item)
         )
         inner = [name for name in inner if self._span(name)]
-        return inner if inner and all(end in self.cuts for name in inner for end in self._span(name)) else [item]
+        return inner if inner and all(end in self.cuts for span in self._spans(inner) for end in span) else [item]
 
     def _span(self, item: str) -> tuple[Node, Node] | None:
         """The nodes at which a module with operators begins and ends; a list is not called, what it holds is."""
@@ -238,12 +250,16 @@ class Flow:
             return None
         own = self.calls.get(item, [])
         if len(own) == 1 and self._is_inside(own[0]):
-            return own[0].read[0], own[0].given[0]
+            return own[0].begin, own[0].end
         children = [f"{item}.{name}" for name, _ in self.model.get_submodule(item).named_children()]
-        spans = [span for span in map(self._span, children) if span]
+        spans = self._spans(children)
         if not spans:
             return None
-        return min((b for b, _ in spans), key=self.place.get), max((e for _, e in spans), key=self.place.get)
+        place = self.place.__getitem__
+        return min((b for b, _ in spans), key=place), max((e for _, e in spans), key=place)
+
+    def _spans(self, items: list[str]) -> list[tuple[Node, Node]]:
+        return [span for span in map(self._span, items) if span]
 
     def _entries(self, spans: list[tuple[Node, Node]]) -> list[Node]:
         """Where the spans begin, as far as all data goes through there.
@@ -251,9 +267,9 @@ class Flow:
         Not with the input itself; and where all blocks read the same shape, stages end behind a block, not before the first.
         """
         begins = dict.fromkeys(begin for begin, _ in spans if begin in self.cuts)
-        behind = self.place[self.linear[0].given[0]]
-        entries = sorted((begin for begin in begins if self.place[begin] >= behind), key=self.place.get)
-        first = min((begin for begin, _ in spans), key=self.place.get)
+        behind = self.place[self.linear[0].end]
+        entries = sorted((begin for begin in begins if self.place[begin] >= behind), key=self.place.__getitem__)
+        first = min((begin for begin, _ in spans), key=self.place.__getitem__)
         if entries and entries[0] is first and len(set(map(self._shape, entries))) == 1:
             return entries[1:]
         return entries
@@ -265,7 +281,8 @@ class Flow:
     def tokens(self) -> str | None:
         """Which tokens the logits come from, of the last ones through which all data goes."""
         calls = [c for calls in self.calls.values() for c in calls if c.given and c.given[0] in self.cuts]
-        outputs = [c.output for c in sorted(calls, key=lambda c: self.place[c.given[0]]) if c.output.ndim == 3]
+        calls.sort(key=lambda c: self.place[c.end])
+        outputs = [c.output for c in calls if c.output is not None and c.output.ndim == 3]
         outputs = [
             output for output in outputs if output.shape[1] > 1
         ] or outputs  # not the one that a head has pooled

@@ -1,18 +1,19 @@
 """What differs between kinds of models, behind one protocol: nobody outside this room asks which task a model is for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..data.collator import Collator
 from ..data.layout import Layout
 from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
+from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from .evaluation import Evaluator
 from .several import Tasks
@@ -64,6 +65,8 @@ class Task(Protocol):
     class_names: list[str] | None = None
     tasks: Tasks | None = None
 
+    def __init__(self, model: nn.Module) -> None: ...
+
     # -- How samples are read
 
     layout: Layout  # the columns of their rows
@@ -71,7 +74,9 @@ class Task(Protocol):
     counted: ClassVar[str | None] = None  # what of samples is counted before the first step, which no stream allows
     is_fixed: ClassVar[bool] = False  # whether they must be the same whenever they are read
 
-    def collator(self, example: Source, processing_class: Any, data_collator: Callable | None) -> Collator:
+    def collator(
+        self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None
+    ) -> Collator:
         """Rows to model inputs, for sets with the columns of `example`."""
         ...
 

@@ -1,14 +1,13 @@
 """Language models: a sample is a completion, and every sample counts the same, however long it is."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import models
 from ..data.source import Source
+from ..data.types import DataCollator, ProcessingClass
 from ..metrics.signals import rows_at_once
 from .base import Task
 from .completions import COMPLETIONS, CompletionCollator
@@ -39,10 +38,12 @@ class CausalLM(Task):
 
     def __init__(self, model: nn.Module):
         self.limits = models.limits(model)
-        self.config = models.base_of(model).config
+        self.config = models.pretrained(model).config
         self.num_outputs = self.config.get_text_config().vocab_size
 
-    def collator(self, example: Source, processing_class: Any, data_collator: Callable | None) -> CompletionCollator:
+    def collator(
+        self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None
+    ) -> CompletionCollator:
         return CompletionCollator(example, processing_class, data_collator, **self.limits)
 
     def eval_batch_size(self, eval_size: int, train_size: int) -> int:

@@ -29,18 +29,18 @@ def number_classes(sources: Iterable[Source], config: PreTrainedConfig) -> None:
     for source in sources:
         if not source.has_classes:
             continue
-        source.numbering = Numbering(Classes.of_model(config), source.class_names, source.has_text_labels)
+        numbering = Numbering(Classes.of_model(config), source.class_names, source.has_text_labels)
+        source.numbering = numbering
         if not source.is_stream:
-            _check_labels(source)
-        if note := source.numbering.note:
+            _check_labels(source, numbering)
+        if note := numbering.note:
             notes.setdefault(note, []).append(source.name)
     for note, names in notes.items():
         logger.warning(f"The labels of {', '.join(names)} {note}.")
 
 
-def _check_labels(source: Source) -> None:
-    numbering, labels = source.numbering, source.labels
-    classes, names = numbering.classes, source.class_names
+def _check_labels(source: Source, numbering: Numbering) -> None:
+    classes, names, labels = numbering.classes, source.class_names or [], source.labels
     if source.has_text_labels and not classes.has_names and (labels < 0).any():
         raise UnlearningError(
             f"The labels of {source.name} are text ({names[0]!r}, ...), and the model has no names for its classes; expected "
@@ -60,15 +60,15 @@ def _check_labels(source: Source) -> None:
             f"{len(bad)} of the {len(source)} samples of {source.name} have labels the model does not have (row {bad[0]}: "
             f"{what}); expected {classes}{mend}."
         )
-    if numbering.numbers is not None:
+    if (numbers := numbering.numbers) is not None:
         present = np.unique(source.positions)
-        found, first = np.unique(numbering.numbers[present], return_index=True)
+        found, first = np.unique(numbers[present], return_index=True)
         if len(found) < len(present):
             double = np.setdiff1d(present, present[first])[0]
-            other = next(i for i in present if numbering.numbers[i] == numbering.numbers[double])
+            other = next(i for i in present if numbers[i] == numbers[double])
             raise UnlearningError(
                 f"The labels {names[other]!r} and {names[double]!r} of {source.name} would both be the model's class "
-                f"{numbering.numbers[double]}; expected one name for each class."
+                f"{numbers[double]}; expected one name for each class."
             )
 
 
@@ -107,7 +107,7 @@ def _check_padding(collate: Collator, model: nn.Module) -> None:
     tokenizer = collate.tokenizer
     if not tokenizer or not collate.holds_tokens or not models.finds_end_by_padding(model):
         return
-    padding, known = tokenizer.pad_token_id, models.base_of(model).config.pad_token_id
+    padding, known = tokenizer.pad_token_id, models.pretrained(model).config.pad_token_id
     if padding != known:
         raise UnlearningError(
             f"The tokenizer pads with the token {padding}, and model.config.pad_token_id is {known}, by which the model tells "
@@ -165,7 +165,7 @@ def _dry_run(model: nn.Module, batch: Batch, source: Source) -> None:
         except Exception:  # of the model, of which transformers has hundreds
             pass
         try:
-            model(**to_model(Batch(inputs), model, models.base_of(model).device).inputs)
+            model(**to_model(Batch(inputs), model, models.pretrained(model).device).inputs)
         except Exception as error:
             raise UnlearningError(
                 f"The model cannot read {source.name}, whose pixel_values are of shape {tuple(batch['pixel_values'].shape[1:])} "

@@ -1,14 +1,12 @@
 """Classifiers of images and of texts: one class a sample, one row of logits a prediction."""
 
-from collections.abc import Callable
-from typing import Any
-
 from torch import nn
 
 from .. import models
 from ..data.collator import Collator
 from ..data.layout import CLASSES
 from ..data.source import Source
+from ..data.types import DataCollator, ProcessingClass
 from .base import Task
 
 
@@ -33,13 +31,16 @@ class Classification(Task):
     def __init__(self, model: nn.Module):
         models.check_single_label(model)
         self.limits = models.limits(model)
-        self.config = models.base_of(model).config
-        self.num_labels = self.num_outputs = self.config.num_labels
+        self.config = models.pretrained(model).config
+        self.num_labels = self.num_outputs = self.config.num_labels or 0
+        called: dict = self.config.id2label or {}
         generic = [f"LABEL_{i}" for i in range(self.num_labels)]
-        names = [str(self.config.id2label.get(i, name)) for i, name in enumerate(generic)]
+        names = [str(called.get(i, name)) for i, name in enumerate(generic)]
         self.class_names = None if names == generic else names
 
-    def collator(self, example: Source, processing_class: Any, data_collator: Callable | None) -> Collator:
+    def collator(
+        self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None
+    ) -> Collator:
         return Collator(example, processing_class, data_collator, **self.limits)
 
 

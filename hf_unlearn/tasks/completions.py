@@ -56,7 +56,7 @@ class CompletionCollator(Collator):
     def __call__(self, rows: list[dict]) -> Batch:
         if self.data_collator is not None:
             return Batch(self.data_collator(rows))
-        samples = [_processed(row) for row in rows] if self.raw_columns is None else self._tokenized(rows)
+        samples = [_processed(row) for row in rows] if not self.raw_columns else self._tokenized(rows)
         samples = [(ids[: self.longest], labels[: self.longest]) for ids, labels in samples]
 
         def padded(values: list[Tensor], padding: int) -> Tensor:

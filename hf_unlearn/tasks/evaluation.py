@@ -6,7 +6,7 @@ however long it is.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,12 +96,16 @@ class Evaluator:
     def shard(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes."""
+        return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
+
     def accuracy(self, model: nn.Module, name: str, indices: np.ndarray) -> float:
         """A ratio of counts, hence the same for any number of processes (to rounding, for a language model)."""
         correct = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for _, batch, logits in self.logits(model, name, indices):
             correct += (_share_correct(logits, batch.labels) * (batch.weight > 0)).sum()
-        return self.accelerator.reduce(correct, "sum").item() / len(indices)
+        return self.total(correct).item() / len(indices)
 
     def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
         tally = Tally(self, name, indices)
@@ -116,7 +120,7 @@ class Evaluator:
         for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
             for key, values in distances(a, b, batch.labels).items():
                 totals[key] = totals.get(key, 0) + (values * batch.weight).sum()
-        return {key: self.accelerator.reduce(total, "sum").item() / len(indices) for key, total in totals.items()}
+        return {key: self.total(total).item() / len(indices) for key, total in totals.items()}
 
     def figures(self, model: dict[str, Measurement], original: dict[str, Measurement], **about: Any) -> Figures:
         """See the function of this name."""
@@ -149,7 +153,7 @@ class Tally:
             bad = (~logits.isfinite()).flatten(1).any(dim=-1)
             if not bad.any():
                 raise
-            row = self.indices[positions[bad.int().argmax().item()]]
+            row = self.indices[positions[int(bad.int().argmax())]]
             raise UnlearningError(
                 f"The model's outputs for row {row} of {self.name} are NaN or infinite; check that sample, or run the "
                 "model in float32."
@@ -167,7 +171,8 @@ class Tally:
     def result(self) -> Measurement:
         """Of all processes, in the order of the samples."""
         accelerator = self.evaluator.accelerator
-        rows = {key: accelerator.gather(torch.cat(values)).cpu().numpy() for key, values in self.columns.items()}
+        gathered = {key: cast(Tensor, accelerator.gather(torch.cat(values))) for key, values in self.columns.items()}
+        rows = {key: values.cpu().numpy() for key, values in gathered.items()}
         order = rows.pop("positions")
         ordered = {key: np.empty(len(self.indices), value.dtype) for key, value in rows.items()}
         for key, value in rows.items():
@@ -175,7 +180,7 @@ class Tally:
         labels = ordered.pop("labels")
         if not self.evaluator.num_labels:
             return Measurement(labels, ordered, None)
-        sums = accelerator.reduce(self.sums, "sum").cpu().numpy()
+        sums = self.evaluator.total(self.sums).cpu().numpy()
         return Measurement(labels, ordered, dict(zip(self.classes.tolist(), sums, strict=True)))
 
 

@@ -33,7 +33,8 @@ class Measurement:
         return float(np.average(means, weights=counts)) if means else float(values.mean())
 
     def class_means(self, classes: np.ndarray) -> np.ndarray:
-        sums = np.stack([self.class_sums[c] for c in classes])
+        found = self.class_sums or {}
+        sums = np.stack([found[c] for c in classes])
         return sums / sums.sum(axis=1, keepdims=True)
 
 
@@ -48,8 +49,7 @@ def figures(
     """
     forget, evidence = model["forget"], model.get("evidence")
     values, reasons = _accuracies(model)
-    kept = ~np.isin(evidence.labels, forget.labels) if class_request and evidence else np.zeros(0, bool)
-    if kept.any():
+    if class_request and evidence and (kept := ~np.isin(evidence.labels, forget.labels)).any():
         values["kept_accuracy"] = float(evidence.signals["correct"][kept].mean())
 
     def attempt(name: str, compute: Callable[[], float | None], *needed: str) -> None:
@@ -75,7 +75,7 @@ def figures(
             signal("forget", "margin"),
             forget.labels,
             signal("evidence", "margin"),
-            evidence.labels,
+            model["evidence"].labels,
             bootstrap=bootstrap,
         )
         if result.auc is None:
@@ -91,7 +91,7 @@ def figures(
         if class_request:
             raise ValueError("a whole class is forgotten, so the original's view of it is not what one aims at")
         classes = np.unique(forget.labels)
-        if len(absent := np.setdiff1d(classes, evidence.labels)):
+        if len(absent := np.setdiff1d(classes, model["evidence"].labels)):
             raise ValueError(f"no unseen sample of the forget classes {absent.tolist()}")
         return metrics.rf_jsd_from_means(forget.class_means(classes), original["evidence"].class_means(classes))
 

@@ -1,7 +1,7 @@
 """Models of several tasks: each sample has a label for some of them, and a request may name single labels."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 from .. import models
 from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
+from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from .base import Supervision, Task
 from .multitask_evaluation import TaskEvaluator
@@ -29,15 +30,23 @@ class MultiTask(Task):
     is_audited = False
     scores = {}
     auto_class = "AutoModel"
+    tasks: Tasks
 
-    def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_tasks: Any = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        own_losses: Losses | None = None,
+        own_tasks: Sequence[str] | Mapping[str, str] | None = None,
+    ):
         self.tasks = Tasks(model, own_losses, own_tasks)
         self.limits = models.limits(model) | ({"accepts": None} if own_losses else {})
         self.config = getattr(models.base_of(model), "config", None)
         self.num_outputs = len(self.tasks.names)
         self.layout = self.tasks.layout
 
-    def collator(self, example: Source, processing_class: Any, data_collator: Callable | None) -> TaskCollator:
+    def collator(
+        self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None
+    ) -> TaskCollator:
         return TaskCollator(self.tasks, example, processing_class, data_collator, **self.limits)
 
     def supervision(self, sources: Mapping[str, Source], asked: Any) -> Supervision:
@@ -65,13 +74,13 @@ class MultiTask(Task):
             mask=mask,
             counted=labelled | {"forget": np.where(mask.any(axis=0), goes, labelled["forget"])},
             sizes=np.concatenate([goes, labelled["retain"], stays[kept]]).astype(np.int64),
-            targets=tuple(name for name, asked in zip(names, mask.any(axis=0), strict=True) if asked),
+            targets=tuple(name for i, name in enumerate(names) if mask[:, i].any()),
         )
 
     def check_control(self, supervision: Supervision, name: str, rows: np.ndarray) -> None:
         """A task is forgotten when it scores as on unseen samples, which takes some with a label on it."""
         counted = supervision.counted
-        asked = supervision.mask.any(axis=0) & counted["forget"].any(axis=0)
+        asked = cast(np.ndarray, supervision.mask).any(axis=0) & counted["forget"].any(axis=0)
         if len(absent := np.flatnonzero(asked & ~counted[name][rows].any(axis=0))):
             raise UnlearningError(
                 f"The unseen samples that may steer have no label on the task {self.tasks.names[absent[0]]!r}, and what is "
@@ -87,5 +96,5 @@ class MultiTask(Task):
         supervision: Supervision,
         **about: Any,
     ) -> TaskEvaluator:
-        asked = {"counted": supervision.counted, "targets": list(supervision.targets)}
+        asked: dict[str, Any] = {"counted": supervision.counted, "targets": list(supervision.targets)}
         return TaskEvaluator(accelerator, samples, collator, tasks=self.tasks, **asked, **about)

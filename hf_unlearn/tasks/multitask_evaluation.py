@@ -63,8 +63,8 @@ class TaskEvaluator(Evaluator):
                     shown = (counted[places, i] & real)[:, None]
                     losses[places[real], i] = found[task].double()[real]
                     totals[task] = totals.get(task, 0) + torch.where(shown, counts[task].double(), 0.0).sum(dim=0)
-        losses = self.accelerator.reduce(losses, "sum")  # every sample is with one process
-        totals = {task: self.accelerator.reduce(total, "sum") for task, total in totals.items()}
+        losses = self.total(losses)  # every sample is with one process
+        totals = {task: self.total(total) for task, total in totals.items()}
         by_task = {task: losses[counted[:, i], i].cpu().numpy() for i, task in enumerate(names)}
         return TaskMeasurement(
             scores={task: self.tasks.score(task, total) for task, total in totals.items()},

@@ -32,21 +32,30 @@ class Tasks:
     float32, with NaN for a missing one; those of kind classification as int64, with -100.
     """
 
-    def __init__(self, model: nn.Module, own_losses: Losses | None = None, own_tasks: Any = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        own_losses: Losses | None = None,
+        own_tasks: Sequence[str] | Mapping[str, str] | None = None,
+    ):
         base = models.base_of(model)
         self._own_losses, self._scored = own_losses, set()
-        if own_losses is None and not isinstance(base, MultiTaskModel):
+        self._specs: dict[str, Any]
+        if own_losses is not None:
+            if not own_tasks or isinstance(own_tasks, str):
+                raise UnlearningError(
+                    f"Multitask(losses=...) was given the tasks {own_tasks!r}; expected a list of the names of their label columns."
+                )
+            self._specs = dict.fromkeys(own_tasks)
+        elif isinstance(base, MultiTaskModel):
+            self._specs = base.config.tasks
+        else:
             raise UnlearningError(
                 f"The model is a {type(base).__name__}; expected a MultiTaskModel, or for a model of your own "
                 "method=Multitask(losses=..., tasks=[...])."
             )
-        if own_losses is not None and (not own_tasks or isinstance(own_tasks, str)):
-            raise UnlearningError(
-                f"Multitask(losses=...) was given the tasks {own_tasks!r}; expected a list of the names of their label columns."
-            )
-        self._specs = dict.fromkeys(own_tasks) if own_losses else base.config.tasks
         self.names = list(self._specs)
-        self.kinds = {name: spec and spec["kind"] for name, spec in self._specs.items()}
+        self.kinds: dict[str, Any] = {name: spec and spec["kind"] for name, spec in self._specs.items()}
         if isinstance(own_tasks, Mapping):
             self.kinds = dict(own_tasks)
 
@@ -58,26 +67,26 @@ class Tasks:
     def losses(self, model: nn.Module, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
         """The loss of each sample on some tasks, 0 where it has no label."""
         if self._own_losses:
-            return {k: losses for k, (losses, _) in self._own(model, batch).items()}
+            return {k: losses for k, (losses, _) in self._own(self._own_losses, model, batch).items()}
         logits = model(**batch.inputs).logits
-        return {k: sample_losses(logits[k], batch.labels[k], self.kinds[k]) for k in names}
+        return {k: sample_losses(logits[k], batch["labels"][k], self.kinds[k]) for k in names}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses, and what `score` adds up, of each sample on each task."""
         if self._own_losses:
-            found = self._own(model, batch)
+            found = self._own(self._own_losses, model, batch)
             self._scored |= {k for k, (_, scores) in found.items() if scores is not None}
             values = {k: (losses if scores is None else scores).detach() for k, (losses, scores) in found.items()}
             counts = {k: torch.stack([value, torch.ones_like(value)], dim=1) for k, value in values.items()}
             return {k: losses for k, (losses, _) in found.items()}, counts
         logits = model(**batch.inputs).logits
         return (
-            {k: sample_losses(logits[k], batch.labels[k], self.kinds[k]) for k in self.names},
-            {k: sample_counts(logits[k], batch.labels[k], self._specs[k]) for k in self.names},
+            {k: sample_losses(logits[k], batch["labels"][k], self.kinds[k]) for k in self.names},
+            {k: sample_counts(logits[k], batch["labels"][k], self._specs[k]) for k in self.names},
         )
 
-    def _own(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
-        found = self._own_losses(model, batch)
+    def _own(self, own_losses: Losses, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor | None]]:
+        found = own_losses(model, batch)
         if set(found) != set(self.names):
             raise UnlearningError(
                 f"The losses function gave losses of {', '.join(found)}; expected {', '.join(self.names)}."
@@ -156,9 +165,10 @@ def request_mask(tasks: Any, names: Sequence[str], n_forget: int) -> np.ndarray:
     """
     if tasks is None:
         return np.ones((n_forget, len(names)), bool)
-    given = {tasks} if isinstance(tasks, str) else tasks
-    if hasattr(given, "columns"):  # a pandas table, over which one iterates by names
-        given = {name: given[name] for name in given.columns}
+    if hasattr(tasks, "columns"):  # a pandas table, over which one iterates by names
+        given = {name: tasks[name] for name in tasks.columns}
+    else:
+        given = {tasks} if isinstance(tasks, str) else tasks
     if not isinstance(given, Collection):
         raise UnlearningError(
             f"tasks is a {type(tasks).__name__}; expected names of tasks, or which tasks of which forget samples: a table, "
