@@ -78,11 +78,11 @@ def recognition(ctx: AuditContext, name: str) -> Finding:
 
 def gap(ctx: AuditContext) -> Difference:
     """The AUC of the unlearned model less that of the retrained one."""
-    scores = [
-        tuple(ctx.measured[model][name].signals["margin"] for name in ("forget", "unseen"))
-        for model in ("unlearned", "retrained")
-    ]
-    return paired_auc(*scores, (ctx.labels["forget"], ctx.labels["unseen"]))
+    unlearned, retrained = (
+        (of["forget"].signals["margin"], of["unseen"].signals["margin"])
+        for of in (ctx.measured["unlearned"], ctx.measured["retrained"])
+    )
+    return paired_auc(unlearned, retrained, (ctx.labels["forget"], ctx.labels["unseen"]))
 
 
 def relative(gap: Difference) -> Finding:

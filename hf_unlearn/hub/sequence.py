@@ -4,7 +4,7 @@ samples of earlier requests."""
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from huggingface_hub import hf_hub_download
@@ -43,7 +43,7 @@ def is_named(receipt: Mapping[str, Any], link: Mapping[str, Any]) -> bool:
 
 
 def drift(
-    folder: Path, origin: Path | None, previous: Mapping[str, Any] | None, token: str | None = None
+    folder: Path, origin: Path | None, previous: Mapping[str, Any] | None, token: str | bool | None = None
 ) -> dict[str, float | None]:
     """The relative L2 distance of a release to its parent, and to the original of the first request.
 
@@ -88,7 +88,7 @@ def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> li
         )
     sources = {f"earlier {i}": _source(run, item) for i, item in enumerate(earlier)}
     evaluator = copy.copy(run.evaluator)
-    evaluator.samples = DrawnSamples(run.sources | sources, seed=run.seeds["unlearning"])
+    evaluator.samples = DrawnSamples(run.sources | sources, seed=cast(int, run.seeds["unlearning"]))
     sets = {name: (name, np.arange(len(source))) for name, source in sources.items()}
     if "evidence" in run.indices:
         sets["evidence"] = run.indices["evidence"]

@@ -85,7 +85,7 @@ def _existing(path: Any, name: str) -> Path:
     return existing
 
 
-def check_not_original(path: Any, original: str | None, name: str = "path") -> None:
+def check_not_original(path: Any, original: str | os.PathLike[str] | None, name: str = "path") -> None:
     if original and os.path.realpath(path) == os.path.realpath(original):
         raise UnlearningError(
             f"{name} {path} is the folder that the original was loaded from, which would be lost; expected another one."
