@@ -16,7 +16,7 @@ References:
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -138,7 +138,7 @@ def compare_locally(
         near={measure: float(values[near].mean()) for measure, values in found.items()},
         far={measure: float(values[far].mean()) for measure, values in found.items()},
         ratio=float(variation[near].mean() / variation[far].mean()) if variation[far].any() else None,
-        correlation=float(spearmanr(s, variation)[0]) if varies else None,
+        correlation=float(cast(Any, spearmanr(s, variation)).statistic) if varies else None,
         floor=floor,
         forget_nearer=None if forget_similarities is None else forget_nearer(np.asarray(forget_similarities), s),
     )

@@ -54,19 +54,25 @@ COLUMNS = ("model", "measured", "plain", "LoTUS", "ratio", "min", "max", "wanted
 
 def resnet18(image_size: int, classes: int) -> PreTrainedModel:
     """timm's ResNet-18."""
-    return TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", **{"num_labels": classes}))
+    about: dict[str, Any] = {"architecture": "resnet18", "num_labels": classes}
+    return TimmWrapperForImageClassification(TimmWrapperConfig(**about))
 
 
 def vit(image_size: int, classes: int) -> PreTrainedModel:
     """The width and depth of ViT-Tiny, on 16 patches."""
-    size = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-    size |= {"num_labels": classes}
+    size: dict[str, Any] = {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "num_labels": classes,
+    }
     return ViTForImageClassification(ViTConfig(image_size=image_size, patch_size=image_size // 4, **size))
 
 
 def bert(image_size: int, classes: int, layers: int = 4, width: int = 128) -> PreTrainedModel:
     """A small BERT."""
-    size = {
+    size: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,

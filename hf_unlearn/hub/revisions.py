@@ -103,8 +103,8 @@ def push(
     What the commit then holds is compared with the release; if it is not the same, the branch is put back.
 
     Args:
-        folder: what `hub.prepare` or `UnlearningResult.save` wrote; or a result, which is prepared first. A card that was
-            written for another address is pushed with this one in it; the folder stays as it is.
+        folder: what `hub.prepare` or `UnlearningResult.save` wrote; or a result, which is prepared first (and gives None on a process
+            that does not write). A card for another address is pushed with this one in it; the folder stays as it is.
         repo_id: `owner/name`.
         revision: the branch; default: `unlearned/<method>-<date>-<id>`.
         parent: the commit that the branch begins at; default: the newest one of `main`. If the branch is already there,
@@ -115,8 +115,6 @@ def push(
         tag: a tag for the commit.
         to_main: push to `main` instead of a branch.
         name_private_parent: let a public release name a parent that is private.
-
-    Returns: where it is; None of a result, on the processes that do not write.
 
     Example:
         >>> push("unlearned/release", "me/vit-cifar10", revision="unlearned/request-42")  # doctest: +SKIP

@@ -23,7 +23,7 @@ from .weights import fetch_weights, parent_limit, relative_distance
 FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
 
 
-def predecessors(receipt: Mapping[str, Any], token: str | None = None) -> Iterator[tuple[dict, dict]]:
+def predecessors(receipt: Mapping[str, Any], token: str | bool | None = None) -> Iterator[tuple[dict, dict]]:
     """(link, receipt) of every earlier request, the newest first; raises one of HUB_ERRORS where one cannot be had.
 
     A receipt that is not the one its successor names is the last, so that no chain goes round. A predecessor that was only

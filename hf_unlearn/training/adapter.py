@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from peft import LoraConfig, PeftConfig
 from torch import nn
@@ -29,7 +30,7 @@ def choose_adapter(
     if peft_config is True or (peft_config is None and lora):
         own = LoraConfig(**lora) if lora else adapters.default_config(model)
         if only is not None:
-            own.target_modules = set(only)
+            own.target_modules = cast(list[str], set(only))  # which PEFT itself makes of a list
         return own
     return peft_config or None
 

@@ -178,7 +178,7 @@ class Context(base.Context):
     def untrained_model(self) -> nn.Module:
         model = cast(PreTrainedModel, models.base_of(self.model))
         with seeded(self.seed):
-            untrained = type(model)(copy.deepcopy(model.config))
+            untrained = cast(nn.Module, type(model)(copy.deepcopy(model.config)))
         return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
 
     def start_from_base(self) -> None:

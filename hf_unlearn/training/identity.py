@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType
-from typing import Any, cast
+from typing import Any
 
-from peft import PeftConfig
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import BaseImageProcessor, SchedulerType
@@ -110,7 +109,7 @@ def _model(trainer: Parts) -> dict[str, Any]:
     dropout = sorted({value for module in model.modules() for value in _dropout(module)})
     batchnorm = set(models.batchnorm_modules(model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    adapter = cast(PeftConfig, model.peft_config[NAME]).to_dict() if is_adapted(model) else {}
+    adapter = model.peft_config[NAME].to_dict() if is_adapted(model) else {}
     about = {
         "dtype of the weights": str(next(models.base_of(model).parameters()).dtype),
         "dropout": dropout,

@@ -60,8 +60,7 @@ def original_of(
         models.load_weights(original, kept)
         yield original
         return
-    original: nn.Module = models.load_model(kept, revision=about.get("revision"))
-    yield original.to(device)
+    yield cast(nn.Module, models.load_model(kept, revision=about.get("revision"))).to(device)
 
 
 @contextmanager

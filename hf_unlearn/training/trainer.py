@@ -120,9 +120,8 @@ class UnlearningTrainer(ResumableTrainer):
         self.base_model, self.given_teacher = base_model, teacher
         self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
         self.frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
-        self.named_gradients = NamedGradients(
-            cast(float, args.max_grad_norm) if self.method.info.kind == "gradient" else 0.0
-        )
+        max_norm = cast(float, args.max_grad_norm) if self.method.info.kind == "gradient" else 0.0
+        self.named_gradients = NamedGradients(max_norm)
         self._made = missing(Path(args.output_dir))
         super().__init__(
             model,
@@ -134,9 +133,8 @@ class UnlearningTrainer(ResumableTrainer):
             **kwargs,
         )
         check_sharding(self.method, self.accelerator)
-        self.schedule = (
-            None if self.is_edit else make_schedule(self.request, self.method, self.args, self.reading.sizes)
-        )
+        plan = self.request, self.method, self.args, self.reading.sizes
+        self.schedule = None if self.is_edit else make_schedule(*plan)
         if self.schedule:
             self.args.max_steps = len(self.schedule)
             self.add_callback(Flow(self, self.schedule))
