@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .. import models
 from ..data.collator import Collator
@@ -83,7 +83,7 @@ def open_sets(
 ) -> tuple[DrawnSamples, Collator]:
     """Those of the sets that are given, checked before any compute, and what makes model inputs of their rows."""
     sources = {name: _source(data, name, columns, task) for name, data in sets.items() if data is not None}
-    number_classes(sources.values(), task.config)
+    number_classes(sources.values(), cast(PreTrainedConfig, task.config))  # which a classifier has
     if "forget" not in sources:
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":

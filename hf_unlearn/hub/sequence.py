@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 from huggingface_hub import hf_hub_download
+from transformers import PreTrainedConfig
 
 from ..data.samples import DrawnSamples
 from ..data.source import Source
@@ -121,7 +122,7 @@ def _source(run: Run, item: Mapping[str, Any]) -> Source:
     source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, layout=run.task.layout)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
-    number_classes([source], run.task.config)
+    number_classes([source], cast(PreTrainedConfig, run.task.config))  # which a classifier has
     collator = run.evaluator.collator.collator
     collator.check(source)
     check_samples([source], collator, run.model)

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
+from transformers import PreTrainedConfig
 
 from ..data.overlap import check_overlaps
 from ..data.source import Source
@@ -61,7 +62,7 @@ class Request:
     ):
         self.task = task
         self.sources = _open(datasets, args, task)
-        number_classes(self.sources.values(), task.config)
+        number_classes(self.sources.values(), cast(PreTrainedConfig, task.config))  # which a classifier has
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
