@@ -24,12 +24,11 @@ from ..errors import UnlearningError
 from . import identity
 from .checksums import check_whole, checksums
 from .disk import check_disk, clear_write_errors
-from .output import ORIGINAL, check_same_request, keep_request, read_original, request_digest
+from .output import COMPLETE, ORIGINAL, check_same_request, keep_request, read_original, request_digest
 from .parts import Parts
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 METHOD_STATE = "method.safetensors"
 
 

@@ -20,8 +20,7 @@ from ..models.adapters import Adapter
 from ..models.types import ModelOrName, ModelSource
 from ..tasks.base import Task
 from .arguments import UnlearningArguments
-from .checkpoints import COMPLETE
-from .output import ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
+from .output import COMPLETE, ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
 
 
 def load_original(

@@ -17,6 +17,7 @@ from ..models.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS, IMAGE_PROCESSOR, TOKE
 
 METRICS = "metrics.json"
 PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
+COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 ORIGINAL = "original.json"  # which original and which run an output folder has
 MODEL_FILES = (
     *("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS),

@@ -1,5 +1,6 @@
 """What an `UnlearningTrainer` is made of, for whatever stands below it and is handed one."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from ..tasks.several import Tasks
 from .arguments import UnlearningArguments
 from .gradients import NamedGradients
 from .looks import Looks, Measured
+from .original import original_of
 from .output import PRIVATE
 from .reading import Reading
 from .request import Request
@@ -118,6 +120,10 @@ class Parts(Trainer):
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The parameters that are trained, by name."""
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def original_model(self) -> AbstractContextManager[nn.Module]:
+        """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
+        return original_of(self.model, self.adapter, self.private, self.args.device)
 
     def own_clipping(self) -> dict[str, float]:
         """The norm that a gradient method's gradients are clipped to, each by itself; the Trainer clips none."""

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +32,7 @@ from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
 from .gradients import NamedGradients, reduce_every_micro_batch
 from .looks import Looks, Measured
-from .original import files_taken_back, load_original, original_of
+from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
@@ -141,13 +140,6 @@ class UnlearningTrainer(ResumableTrainer):
         self.evaluator = self.reading.evaluator(self.accelerator, self.args)
         self.looks = Looks(self.evaluator, self.request.indices, self._forward_model)
         self.watch, self.original, self.unlearned, self.runtime = Watch(), {}, {}, {}
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # What it works on
-
-    def original_model(self) -> AbstractContextManager[nn.Module]:
-        """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
-        return original_of(self.model, self.adapter, self.private, self.args.device)
 
     def _forward_model(self) -> nn.Module:
         """What a forward pass goes through: sharded models only work through their wrapper."""
