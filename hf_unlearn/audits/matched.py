@@ -65,7 +65,7 @@ def membership_findings(
     told += [(shares.p, shares.forget - shares.unseen) for shares in called.values()]
     surest, above = min(told, key=lambda one: one[0])
     side: Kind = "residual" if (above if surest <= LEVEL else main.auc - 0.5) >= 0 else "over"
-    sure = [finding.kind for finding in beside if finding.p is not None and finding.p <= LEVEL]
+    sure: list[Kind] = [finding.kind for finding in beside if finding.p is not None and finding.p <= LEVEL]
     side = sure[0] if sure else side
     low, high = cast(float, row["auc_low"]), cast(float, row["auc_high"])  # there are unseen samples
     wrong = "entropy" in tests and main.auc < 0.5 < tests["entropy"].auc

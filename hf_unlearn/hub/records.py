@@ -9,7 +9,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import datasets
 
@@ -38,7 +38,7 @@ def record_digests(data: Records, columns: Sequence[str], version: int = CANONIC
         data = [{name: _stored(value) for name, value in data.items()}]
     if isinstance(data, Sized) and len(data) == 0:
         raise UnlearningError("The given data holds no record; expected at least one.")
-    source = Source(data, "the given data")
+    source = Source(cast(Data, data), "the given data")  # which refuses several splits
     if missing := [name for name in columns if name not in source.column_names]:
         raise UnlearningError(
             f"The given data has the columns {', '.join(source.column_names)}; expected {missing[0]}, which the forgotten "
