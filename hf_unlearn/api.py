@@ -7,23 +7,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
+from peft import PeftConfig
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
 from .audits.audit import audit_run
 from .audits.hardness import HardnessReport, as_it_was, hardness
 from .audits.report import AuditReport
 from .data.samples import seeded
+from .data.types import Data, DataCollator, ProcessingClass
 from .errors import UnlearningError
-from .hub.publish import publish
+from .hub.publish import ReleaseOptions, publish
 from .hub.repository import Parent
 from .hub.revisions import Pushed
 from .methods import Method, MethodConfig
-from .methods.hamu import HamuConfig
+from .methods.hamu import Hamu, HamuConfig
 from .metrics.tables import table
 from .models import adapters
+from .models.types import ModelOrName, ModelSource
 from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
@@ -33,6 +36,7 @@ from .training.facts import describe_run
 from .training.output import METRICS, check_result_folder, taken_back
 from .training.record import Run
 from .training.recording import record
+from .training.request import AskedTasks
 
 
 class UnlearningTrainer(engine.UnlearningTrainer):
@@ -125,8 +129,8 @@ class UnlearningResult:
     def audit(
         self,
         level: int = 0,
-        retrained: nn.Module | str | None = None,
-        reference: nn.Module | str | None = None,
+        retrained: nn.Module | str | Path | None = None,
+        reference: nn.Module | str | Path | None = None,
         canaries: str | Sequence[int] | Sequence[bool] | None = None,
         base_model: str | None = None,
     ) -> AuditReport:
@@ -186,7 +190,8 @@ class UnlearningResult:
         message: str | None = None,
         tag: str | None = None,
         to_main: bool = False,
-        **release: Any,
+        name_private_parent: bool = False,
+        **release: Unpack[ReleaseOptions],
     ) -> Pushed | None:
         """Push the model with its card, receipt and figures as one commit on a branch of its own.
 
@@ -204,32 +209,46 @@ class UnlearningResult:
             message: the title of the commit.
             tag: a tag for the commit.
             to_main: push to `main` instead of a branch.
+            name_private_parent: let a public release name a parent that is private.
             release: for `hub.prepare`, such as `sign_key`.
 
         Returns:
             Where it is; None on the processes that do not write.
         """
-        about = {"token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
-        return publish(self, repo_id, revision, report=report, parent=parent, folder=folder, **about, **release)
+        return publish(
+            self,
+            repo_id,
+            revision,
+            report=report,
+            parent=parent,
+            folder=folder,
+            token=token,
+            private=private,
+            message=message,
+            tag=tag,
+            to_main=to_main,
+            name_private_parent=name_private_parent,
+            **release,
+        )
 
 
 @border("Unlearning")
 def unlearn(
-    model: PreTrainedModel | nn.Module | str,
+    model: ModelOrName,
     *,
-    forget: Any,
-    retain: Any = None,
-    unseen: Any = None,
-    test: Any = None,
+    forget: Data,
+    retain: Data | None = None,
+    unseen: Data | None = None,
+    test: Data | None = None,
     method: str | MethodConfig | Method = "lotus",
     args: UnlearningArguments | None = None,
-    processing_class: Any = None,
-    data_collator: Callable | None = None,
-    peft_config: Any = None,
+    processing_class: ProcessingClass | None = None,
+    data_collator: DataCollator | None = None,
+    peft_config: PeftConfig | bool | None = None,
     merge: bool = False,
-    base_model: Any = None,
-    teacher: Any = None,
-    tasks: Any = None,
+    base_model: ModelSource | None = None,
+    teacher: ModelSource | None = None,
+    tasks: AskedTasks | None = None,
     overlap: str = "error",
     augment: Callable | None = None,
     callbacks: list[TrainerCallback] | None = None,
@@ -279,7 +298,7 @@ def unlearn(
     return result
 
 
-def _check_mergeable(trainer: UnlearningTrainer) -> None:
+def _check_mergeable(trainer: engine.UnlearningTrainer) -> None:
     if trainer.is_fsdp_enabled:
         raise UnlearningError(
             "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result without merge, and "
@@ -288,16 +307,16 @@ def _check_mergeable(trainer: UnlearningTrainer) -> None:
 
 
 def measure_hardness(
-    model: PreTrainedModel | nn.Module | str,
+    model: ModelOrName,
     *,
-    forget: Any,
-    retain: Any,
+    forget: Data,
+    retain: Data,
     method: HamuConfig | None = None,
-    processing_class: Any = None,
+    processing_class: ProcessingClass | None = None,
     args: UnlearningArguments | None = None,
     overlap: str = "error",
-    data_collator: Callable | None = None,
-    peft_config: Any = None,
+    data_collator: DataCollator | None = None,
+    peft_config: PeftConfig | bool | None = None,
 ) -> HardnessReport:
     """How hard it is to forget `forget` without harm to `retain`, from one pass over both sets; nothing is changed.
 
@@ -337,4 +356,4 @@ def measure_hardness(
             overlap=overlap,
         )
         sizes = {name: len(source) for name, source in trainer.sources.items()}
-        return hardness(Context(trainer), trainer.method, sizes, trainer.named_gradients.max_norm)
+        return hardness(Context(trainer), cast(Hamu, trainer.method), sizes, trainer.named_gradients.max_norm)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,21 @@ class TestNames:
         assert all(p.kind == p.KEYWORD_ONLY for name, p in parameters.items() if name != "model")
         documented = inspect.getdoc(unlearn).split("Args:")[1].split("Example:")[0]
         assert all(f"{name}: " in documented for name in names if name not in ("data_collator", "callbacks"))
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("unlearn", "measure_hardness", "audit", "UnlearningTrainer.__init__", "UnlearningTrainer.push_to_hub"),
+            *(f"UnlearningResult.{name}" for name in ("compare", "audit", "save", "push_to_hub")),
+            *(f"hub.{name}" for name in ("prepare", "make_receipt", "push", "tag", "rollback", "purge_plan", "purge")),
+            *(f"hub.{name}" for name in ("list_revisions", "verify", "prove", "check_inclusion", "evaluate_earlier")),
+        ],
+    )
+    def test_every_argument_has_a_type(self, name):
+        function = inspect.unwrap(functools.reduce(getattr, name.split("."), hf_unlearn))
+        parameters, types = inspect.signature(function).parameters.values(), typing.get_type_hints(function)
+        named = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - {"self"}
+        assert {argument for argument in named if types.get(argument, typing.Any) is typing.Any} == set()
 
     def test_import_is_quick_and_light(self):
         code = """

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from torch import nn
 
 from ..data.source import Columns
+from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
 from ..tasks import task_of
 from ..training.border import border
@@ -20,17 +21,17 @@ from .split import split_of
 
 @border("The audit")
 def audit(
-    original: nn.Module | str,
-    unlearned: nn.Module | str,
+    original: nn.Module | str | Path,
+    unlearned: nn.Module | str | Path,
     *,
-    forget: Any,
-    retain: Any,
-    unseen: Any,
-    test: Any = None,
-    retrained: nn.Module | str | None = None,
-    reference: nn.Module | str | None = None,
+    forget: Data,
+    retain: Data | None,
+    unseen: Data | None,
+    test: Data | None = None,
+    retrained: nn.Module | str | Path | None = None,
+    reference: nn.Module | str | Path | None = None,
     base_model: str | None = None,
-    processing_class: Any = None,
+    processing_class: ProcessingClass | None = None,
     level: int = 0,
     seed: int = 0,
     split_seed: int | None = None,
@@ -95,8 +96,8 @@ def audit_run(
     run: Run,
     unlearned: nn.Module,
     level: int = 0,
-    retrained: nn.Module | str | None = None,
-    reference: nn.Module | str | None = None,
+    retrained: nn.Module | str | Path | None = None,
+    reference: nn.Module | str | Path | None = None,
     canaries: str | Sequence[int] | Sequence[bool] | None = None,
     base_model: str | None = None,
 ) -> AuditReport:

@@ -68,7 +68,7 @@ def canary_tests(ctx: AuditContext, places: np.ndarray) -> dict[str, Matched | N
         for positions, _, logits in ctx.evaluator.logits(ctx.models[name], source, indices, (0, 1)):
             labels = np.maximum(wrong[positions], 0)
             statistics = metrics.sample_statistics(logits.cpu(), labels)
-            margins[positions] = statistics["margin"].numpy()
+            margins[positions] = np.asarray(statistics["margin"])
         own = ctx.measured[name]["forget"].signals["margin"][places]
         tests[name] = matched_test(own, planted, margins[kept], wrong[kept])
     return tests

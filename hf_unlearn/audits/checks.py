@@ -1,5 +1,6 @@
 """What an audit refuses before any compute: levels and models that it cannot judge by."""
 
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -13,7 +14,7 @@ from . import passes
 AUDITED = tuple(name for name, kind in TASKS.items() if kind.is_audited)
 
 
-def check_level(level: int, reference: nn.Module | str | None = None, base_model: str | None = None) -> None:
+def check_level(level: int, reference: nn.Module | str | Path | None = None, base_model: str | None = None) -> None:
     if level not in (0, 1, 2):
         raise UnlearningError(
             f"level is {level!r}; expected 0 (forward passes), 1 (probes, relearning) or 2 (attacks)."
@@ -63,11 +64,11 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
                 f"original has a head of {task.num_outputs} {task.outputs} and {name} one of {other.num_outputs}; expected the "
                 "same in both."
             )
-        maps = task.class_names, other.class_names
-        if all(maps) and maps[0] != maps[1]:
-            row = next(i for i, (one, two) in enumerate(zip(*maps, strict=True)) if one != two)
+        mine, theirs = task.class_names, other.class_names
+        if mine and theirs and mine != theirs:
+            row = next(i for i, (one, two) in enumerate(zip(mine, theirs, strict=True)) if one != two)
             raise UnlearningError(
-                f"Class {row} is {maps[0][row]!r} in original and {maps[1][row]!r} in {name}; expected one label map "
+                f"Class {row} is {mine[row]!r} in original and {theirs[row]!r} in {name}; expected one label map "
                 "(config.id2label) in both."
             )
         if name in ("retrained", "reference"):

@@ -5,7 +5,7 @@ writes it with `number`, so that every figure shown is one of the content and is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Table:
     """The first cell of a row is its name; a row of one cell heads those that follow."""
 
     head: tuple[str, ...]
-    rows: list[tuple[Cell, ...]]
+    rows: Sequence[tuple[Cell, ...]]
     caption: str = ""
 
 
@@ -82,7 +82,7 @@ class Section:
     name: str
     title: str
     text: str
-    lines: list[Line] = field(default_factory=list)
+    lines: Sequence[Line] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
     brief: bool = True  # short enough for a model card

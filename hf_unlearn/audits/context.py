@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class AuditContext:
         collator: rows to model inputs.
         reference: a model that has never seen the forget samples, if one was given.
         base_model: what the original was fine-tuned from, by its name; a reference model is trained from it.
-        split: how the unseen samples were split; None where there are none.
+        split: how the unseen samples were split.
         passes: samples that have gone forward through a model so far, see `count`.
     """
 
@@ -50,7 +51,7 @@ class AuditContext:
     reference: nn.Module | None = None
     measured: dict[str, dict[str, Measurement]] = field(default_factory=dict)
     base_model: str | None = None
-    split: Split | None = None
+    split: Split = Split(None)
     passes: int = 0
 
     def count(self, model: nn.Module) -> RemovableHandle:
@@ -84,5 +85,5 @@ class AuditContext:
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             draws = [Draw("group", source, int(row), 0, 1 / len(part), 1 / len(part)) for row in part]
-            batch = collate(self.evaluator.samples.__getitems__(draws))
+            batch = cast(Batch, collate(self.evaluator.samples.__getitems__(draws)))  # one group
             yield to_model(batch, model, self.evaluator.accelerator.device)

@@ -85,7 +85,7 @@ def relearning(content: dict[str, Any]) -> Section | None:
             for model in models
             if value(content, at / "kinds" / kind / model)
         ]
-        title = KINDS.get(kind, kind)
+        title = KINDS.get(kind) or str(kind)
         steps = places(content, at / "steps")
         drawn.append(Plot(f"relearning-{i}", title, steps, series, "step", "forget accuracy"))
         if value(content, area / kind):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def judge(ctx: AuditContext, canaries: np.ndarray | None = None, deeper: int = 0
 def _trace(ctx: AuditContext, tests: dict[str, Matched], called: dict[str, Shares]) -> float:
     """The smallest p-value by which the original is found to remember the forget set."""
     p = remembered(tests, called)
-    return min(p, recognition(ctx, "original").p) if ctx.is_class else p
+    return min(p, cast(float, recognition(ctx, "original").p)) if ctx.is_class else p
 
 
 def _cannot(

@@ -8,6 +8,7 @@ both sides share, such as knowledge of a whole class.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,7 +67,7 @@ def exchange(
     """
     values = np.concatenate([np.atleast_2d(forget), np.atleast_2d(unseen)], axis=1).astype(np.float64)
     groups = np.concatenate([forget_groups, unseen_groups])
-    is_forget = np.arange(len(groups)) < len(forget_groups)
+    is_forget = np.arange(len(groups)) < len(np.asarray(forget_groups))
     rng = np.random.default_rng([seed, 6])
     found, null, total = np.zeros(len(values)), np.zeros((permutations, len(values))), 0
     for group in np.intersect1d(groups[is_forget], groups[~is_forget]):
@@ -87,10 +88,10 @@ def exchange(
     spread[spread < 1e-9] = 1  # all scores are the same
     far, exchanged = (found - total / 2) / spread, ((null - total / 2) / spread).max(axis=1)
     worst = int(far.argmax())
-    sides = [x for side in (is_forget, ~is_forget) for x in (values[worst, side], groups[side])]
-    interval = matched_auc(*sides, seed=seed)
+    (mine, its), (theirs, of_theirs) = ((values[worst, side], groups[side]) for side in (is_forget, ~is_forget))
+    interval = matched_auc(mine, its, theirs, of_theirs, seed=seed)
     p = (1 + (exchanged >= far[worst] - 1e-9).sum()) / (1 + permutations)
-    return Exchange((found / total).tolist(), worst, interval.low, interval.high, float(p))
+    return Exchange((found / total).tolist(), worst, cast(float, interval.low), cast(float, interval.high), float(p))
 
 
 def stands_out(name: str, question: str, found: Exchange | None, kinds: list[str]) -> Finding:

@@ -60,7 +60,7 @@ def by_class(ctx: AuditContext, tests: dict[str, Matched]) -> list[dict[str, Any
     divergences = {}
     if aucs and not ctx.is_class:
         sides = measured["unlearned"]["forget"], measured["original"]["unseen"]
-        both = metrics.jsd_rows(*(side.class_means(list(aucs)) for side in sides))
+        both = metrics.jsd_rows(*(side.class_means(np.array(list(aucs))) for side in sides))
         divergences = dict(zip(aucs, both.tolist(), strict=True))
     counts = {
         name: np.bincount(ctx.labels.get(name, np.zeros(0, int)), minlength=ctx.num_labels)

@@ -1,7 +1,7 @@
 """What forward passes tell beside membership: what others have paid, what a retrained model says, whether a class is still
 known, and whether only the head has changed."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -78,11 +78,12 @@ def recognition(ctx: AuditContext, name: str) -> Finding:
 
 def gap(ctx: AuditContext) -> Difference:
     """The AUC of the unlearned model less that of the retrained one."""
-    scores = [
-        tuple(ctx.measured[model][name].signals["margin"] for name in ("forget", "unseen"))
-        for model in ("unlearned", "retrained")
-    ]
-    return paired_auc(*scores, (ctx.labels["forget"], ctx.labels["unseen"]))
+    unlearned, retrained = (
+        (of["forget"].signals["margin"], of["unseen"].signals["margin"])
+        for of in (ctx.measured["unlearned"], ctx.measured["retrained"])
+    )
+    found = paired_auc(unlearned, retrained, (ctx.labels["forget"], ctx.labels["unseen"]))
+    return cast(Difference, found)  # which is asked where some class has both sides
 
 
 def relative(gap: Difference) -> Finding:

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -87,10 +87,10 @@ def _report(
         if finding.name == "membership" and power:
             finding.sentence += f" An AUC above {short(power)} would have been seen in four of five cases."
     content["verdict"] = verdict.as_dict()
-    passes_made = torch.tensor(ctx.passes, device=ctx.evaluator.accelerator.device)
-    passes_made = int(ctx.evaluator.accelerator.reduce(passes_made, "sum"))
+    accelerator = ctx.evaluator.accelerator
+    passes_made = cast(torch.Tensor, accelerator.reduce(torch.tensor(ctx.passes, device=accelerator.device), "sum"))
     seconds["total"] = time.perf_counter() - started
-    content["cost"] = {"seconds": seconds, "forward_passes": passes_made}
+    content["cost"] = {"seconds": seconds, "forward_passes": int(passes_made)}
     content["conventions"] = conventions(ctx)
     if deeper:
         content["conventions"] += [exchange.CONVENTION, *(module.CONVENTION for module in deeper)]

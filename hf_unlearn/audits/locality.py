@@ -14,9 +14,9 @@ References:
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ from .plots import Series, picture
 MEASURES = ("accuracy", "confidence", "total_variation")
 SPLITS = {"retain": "retain", "unseen": "evidence"}  # what is compared, by what the run calls it
 NEAR, FAR = 0.05, 0.5  # shares of the samples
+
+Reference: TypeAlias = Literal["retrained", "original"]
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Locality:
             little. None where it is not known.
     """
 
-    reference: Literal["retrained", "original"]
+    reference: Reference
     edges: list[float]
     counts: list[int]
     bins: dict[str, list[float | None]]
@@ -107,11 +109,11 @@ class Locality:
 
 def compare_locally(
     similarities: ArrayLike,
-    differences: dict[str, ArrayLike],
+    differences: Mapping[str, ArrayLike],
     bins: int = 10,
     floor: Locality | None = None,
     forget_similarities: ArrayLike | None = None,
-    reference: Literal["retrained", "original"] = "retrained",
+    reference: Reference = "retrained",
 ) -> Locality:
     """From numbers of each sample: its similarity, and the difference of the two models in each measure. Those of the forget
     samples themselves tell whether similarity says anything.
@@ -136,7 +138,7 @@ def compare_locally(
         near={measure: float(values[near].mean()) for measure, values in found.items()},
         far={measure: float(values[far].mean()) for measure, values in found.items()},
         ratio=float(variation[near].mean() / variation[far].mean()) if variation[far].any() else None,
-        correlation=float(spearmanr(s, variation).statistic) if varies else None,
+        correlation=float(cast(Any, spearmanr(s, variation)).statistic) if varies else None,
         floor=floor,
         forget_nearer=None if forget_similarities is None else forget_nearer(np.asarray(forget_similarities), s),
     )
@@ -175,7 +177,7 @@ def locality(
             first, reference = (others[0], "retrained") if others else (original, "original")
             floor = None
             if len(others) == 2:
-                floor = compare_locally(s, differences(evaluator, *others, source, indices), bins)
+                floor = compare_locally(s, differences(evaluator, others[0], others[1], source, indices), bins)
             columns = differences(evaluator, first, result.model, source, indices)
             found[name] = compare_locally(s, columns, bins, floor, own, reference)
     return found

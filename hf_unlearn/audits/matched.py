@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from . import plain
 from .context import AuditContext
 from .membership import Matched, matched_mean, matched_test
 from .plain import Shares
-from .verdict import LEVEL, Finding, short
+from .verdict import LEVEL, Finding, Kind, short
 
 TAIL = 20  # unseen samples of a class, from which on its highest and lowest twentieth are known
 
@@ -63,18 +64,20 @@ def membership_findings(
     ]
     told += [(shares.p, shares.forget - shares.unseen) for shares in called.values()]
     surest, above = min(told, key=lambda one: one[0])
-    side = "residual" if (above if surest <= LEVEL else main.auc - 0.5) >= 0 else "over"
-    side = next((finding.kind for finding in beside if finding.p <= LEVEL), side)
+    side: Kind = "residual" if (above if surest <= LEVEL else main.auc - 0.5) >= 0 else "over"
+    sure: list[Kind] = [finding.kind for finding in beside if finding.p is not None and finding.p <= LEVEL]
+    side = sure[0] if sure else side
+    low, high = cast(float, row["auc_low"]), cast(float, row["auc_high"])  # there are unseen samples
     wrong = "entropy" in tests and main.auc < 0.5 < tests["entropy"].auc
     found = [
         Finding(
             "membership",
             f"Do forget samples stand out from unseen ones{of_their}?",
             f"A forget sample has the higher {scores[first]} than an unseen one{of_its} in {main.auc:.1%} of pairs (AUC "
-            f"{short(main.auc)}, 95% interval {short(row['auc_low'])} to {short(row['auc_high'])}).",
+            f"{short(main.auc)}, 95% interval {short(low)} to {short(high)}).",
             main.auc,
-            row["auc_low"],
-            row["auc_high"],
+            low,
+            high,
             main.p,
             kind=side,
         ),

@@ -61,7 +61,7 @@ def matched_test(
     """
     scores = np.concatenate([np.asarray(forget, np.float64), np.asarray(unseen, np.float64)])
     labels = np.concatenate([np.asarray(forget_labels), np.asarray(unseen_labels)])
-    is_forget = np.arange(len(scores)) < len(forget)
+    is_forget = np.arange(len(scores)) < len(np.asarray(forget))
     classes = np.intersect1d(labels[is_forget], labels[~is_forget])
     unmatched = np.setdiff1d(labels[is_forget], classes).tolist()
     if not len(classes):

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .. import models
 from ..data.collator import Collator
@@ -14,6 +15,7 @@ from ..data.overlap import check_overlaps
 from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
 from ..data.source import Columns, Source
 from ..data.splits import split_unseen
+from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted, merged
 from ..tasks.base import Task
@@ -45,21 +47,24 @@ def without_adapter(model: nn.Module) -> nn.Module:
     return merged(model) if is_adapted(model) else model
 
 
-def processor_of(given: Mapping[str, Any], loaded: Mapping[str, nn.Module]) -> Any:
+def processor_of(
+    given: Mapping[str, nn.Module | str | Path | None], loaded: Mapping[str, nn.Module]
+) -> ProcessingClass | None:
     """What the original, or else the unlearned model, comes with; None where neither is given by name."""
     for name in ("original", "unlearned"):
-        if isinstance(given[name], str):
-            repo, revision = models.split_revision(given[name])
+        if isinstance(model := given[name], str):
+            repo, revision = models.split_revision(model)
             if (processor := models.load_processor(repo, loaded[name], revision)) is not None:
                 return processor
     return None
 
 
-def name_of(given: Any, model: nn.Module) -> str:
+def name_of(given: nn.Module | str | Path | None, model: nn.Module) -> str:
     """A Hub id, or the last part of a path: where it lies on this machine is nobody's business."""
-    name = str(given) if isinstance(given, (str, Path)) else models.base_of(model).config.name_or_path
+    base = models.base_of(model)
+    name = str(given) if isinstance(given, (str, Path)) else cast(PreTrainedModel, base).config.name_or_path
     if not name:
-        return type(models.base_of(model)).__name__
+        return type(base).__name__
     return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
 
 
@@ -68,17 +73,17 @@ def name_of(given: Any, model: nn.Module) -> str:
 
 
 def open_sets(
-    sets: Mapping[str, Any],
+    sets: Mapping[str, Data | None],
     task: Task,
     original: nn.Module,
-    processing_class: Any,
+    processing_class: ProcessingClass | None,
     columns: Columns | None,
     overlap: str,
     seed: int,
 ) -> tuple[DrawnSamples, Collator]:
     """Those of the sets that are given, checked before any compute, and what makes model inputs of their rows."""
     sources = {name: _source(data, name, columns, task) for name, data in sets.items() if data is not None}
-    number_classes(sources.values(), task.config)
+    number_classes(sources.values(), cast(PreTrainedConfig, task.config))  # which a classifier has
     if "forget" not in sources:
         raise UnlearningError("The forget set is not given; pass the samples that had to go as forget=.")
     if overlap == "error":
@@ -92,7 +97,7 @@ def open_sets(
     return DrawnSamples(sources, seed=seed, seeded=not fixed), collator
 
 
-def _source(data: Any, name: str, columns: Columns | None, task: Task) -> Source:
+def _source(data: Data, name: str, columns: Columns | None, task: Task) -> Source:
     source = Source(data, name, columns, layout=task.layout)
     if source.is_stream:
         raise UnlearningError(f"{name} is a stream; expected a datasets.Dataset, or a torch Dataset of dicts.")
@@ -110,7 +115,7 @@ def _measured(sources: dict[str, Source], seed: int, split_seed: int | None) -> 
     if "test" in sources:
         sets["unseen"] = ("test", np.arange(len(sources["test"])))
     elif "unseen" in sources:
-        sets["unseen"] = ("unseen", split_unseen(sources["unseen"].labels, split_seed)[1])
+        sets["unseen"] = ("unseen", split_unseen(sources["unseen"].labels, cast(int, split_seed))[1])
     return {name: of for name, of in sets.items() if len(of[1])}
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import math
+from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .. import models
 from ..data.batches import to_model
@@ -14,7 +16,7 @@ from ..methods.local_teacher import similarity
 from ..models.modes import evaluating
 from ..tasks.evaluation import Tally, distances
 from .context import AuditContext
-from .locality import Locality, compare_locally
+from .locality import Locality, Reference, compare_locally
 
 
 def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
@@ -30,7 +32,8 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
         ctx.models, key=("retrained", "original", "unlearned").index
     )  # each is held against those before it
     gone = torch.as_tensor(np.unique(ctx.labels["forget"]), device=device) if ctx.is_class else None
-    forget, forget_sum, why, found = [], None, None, {}
+    forget, forget_sum = [], torch.zeros((), dtype=torch.float64, device=device)
+    why, found = None, {}
     ctx.measured = {name: {} for name in ctx.models}
     with contextlib.ExitStack() as stack:
         for model in ctx.models.values():
@@ -55,8 +58,7 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                         else:
                             if name == "forget":
                                 forget.append(features)
-                                part = features[ready.weight > 0].sum(dim=0)
-                                forget_sum = part if forget_sum is None else forget_sum + part
+                                forget_sum = forget_sum + features[ready.weight > 0].sum(dim=0)
                             else:
                                 similarities = {"similarity": similarity(features, forget_sum[None])}
                     columns = ctx.task.audit_statistics(logits[model], ready.labels)
@@ -69,21 +71,21 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                         columns |= similarities | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
                     tallies[model].add(positions, ready, logits[model], **columns)
             if name == "forget" and read:
-                forget_sum = evaluator.accelerator.reduce(forget_sum, "sum")
+                forget_sum = cast(Tensor, evaluator.accelerator.reduce(forget_sum, "sum"))
                 tallies["unlearned"].columns["similarity"] = [similarity(torch.cat(forget), forget_sum[None])]
             for model, tally in tallies.items():
                 ctx.measured[model][name] = tally.result()
             ctx.labels[name] = ctx.measured["original"][name].labels
             if name != "forget" and read:
-                signals = [ctx.measured[model][name].signals for model in (reference, "unlearned")]
+                beside, after = (ctx.measured[model][name].signals for model in (reference, "unlearned"))
                 own = ctx.measured["unlearned"]["forget"].signals["similarity"]
-                found[name] = _locality(*signals, own, reference)
+                found[name] = _locality(beside, after, own, reference)
     if not read:
         why = "locality compares the features that a classifier's linear head reads, and there are none"
     return found, why
 
 
-def _locality(reference: dict, model: dict, own: np.ndarray, name: str) -> Locality:
+def _locality(reference: dict, model: dict, own: np.ndarray, name: Reference) -> Locality:
     differences = {
         "accuracy": reference["correct"] - model["correct"],
         "confidence": reference["confidence"] - model["confidence"],
@@ -117,7 +119,7 @@ def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
             moved.append(key)
 
     # Of a model whose network has no name of its own, nothing can be told from the head.
-    in_network = {key for key in before if not models.in_head(original, key)}
+    in_network = {key for key in before if not models.in_head(cast(PreTrainedModel, original), key)}
 
     def relative(change: float, size: float) -> float | None:
         return math.sqrt(change / size) if size else None if change else 0.0

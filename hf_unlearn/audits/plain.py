@@ -15,6 +15,7 @@ References:
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +24,8 @@ from scipy.stats import hypergeom
 from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from .context import AuditContext
-from .membership import matched_mean, matched_test, paired_drop
-from .verdict import Finding
+from .membership import Matched, matched_mean, matched_test, paired_drop
+from .verdict import Finding, Kind
 
 SEEDS_APART = 0.05  # accuracy on the forget samples, by which two models retrained with different seeds may differ
 CALLED = {
@@ -113,7 +114,7 @@ def attack(of: dict[str, Measurement], task: Task, forget: Measurement | None = 
     return {name: shares for name, shares in found.items() if shares is not None}
 
 
-def matched_findings(found: dict[str, Shares], side: str) -> list[Finding]:
+def matched_findings(found: dict[str, Shares], side: Kind) -> list[Finding]:
     """Of forget against unseen samples; `side` is the kind of fault that all comparisons with unseen samples tell of."""
     return [
         Finding(
@@ -160,7 +161,7 @@ def retrained_findings(ctx: AuditContext, control: bool) -> list[Finding]:
         for name in ("forget", "unseen")
     }
     labels = ctx.labels["forget"], ctx.labels["unseen"]
-    tested = matched_test(below["forget"], labels[0], below["unseen"], labels[1])
+    tested = cast(Matched, matched_test(below["forget"], labels[0], below["unseen"], labels[1]))
     others = matched_mean(below["unseen"], labels[1], like=labels[0])
     mine = matched_mean(below["forget"], labels[0], like=labels[0][np.isin(labels[0], labels[1])])
     found.append(

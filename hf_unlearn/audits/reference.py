@@ -183,7 +183,7 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     others = {name: ctx.evaluator.measure(reference, *ctx.sets[name]) for name in ("forget", "unseen")}
     forget, unseen = ([of[name].signals["confidence"] for of in (unlearned, others)] for name in ("forget", "unseen"))
     population = [p[matched] for p in unseen]
-    sides = ratio(*forget), ratio(*population)
+    sides = ratio(forget[0], forget[1]), ratio(population[0], population[1])
     tested = exchange(sides[0], forget_labels, sides[1], unseen_labels[matched], seed=ctx.seed)
 
     rng = np.random.default_rng([ctx.seed, 15])
@@ -192,7 +192,7 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     iam = {"mean": degree(*margins), "worst_decile": degree(*margins[:, most])}
     content = {"iam": iam | _again(rng, lambda m: degree(*m), margins), "notes": []}
     if tested:
-        scores, never_seen = rmia(*forget, *population), rmia(*population, *population)
+        scores, never_seen = (rmia(of[0], of[1], population[0], population[1]) for of in (forget, population))
         content["rmia"] = {
             "auc": tested.auc[0],
             "low": tested.low,

@@ -166,10 +166,11 @@ def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
         control = [m.mean("correct", like=labels["forget"]) for m in of["unseen"]] if len(matched) else None
         retrained = [m.accuracy for m in curves["retrained"]["forget"]] if "retrained" in curves else None
         kinds[kind] = {"unlearned": known, "control": control, "retrained": retrained}
-        areas[kind] = {name: float(area(STEPS, curve)) for name, curve in kinds[kind].items() if curve is not None}
+        under = {name: float(area(STEPS, curve)) for name, curve in kinds[kind].items() if curve is not None}
+        areas[kind] = {**under}
         right = [area(STEPS, [m.signals["correct"] for m in of[name]]) for name in sides]
         if control is not None:
-            areas[kind]["difference"] = areas[kind]["unlearned"] - areas[kind]["control"]
+            areas[kind]["difference"] = under["unlearned"] - under["control"]
         areas[kind]["low"], areas[kind]["high"] = interval(right[0], labels["forget"], right[1], labels["unseen"])
         margins += [[m.signals["margin"] for m in after] for after in list(zip(*of.values(), strict=True))[1:]]
         places += [f"after {step} steps on {samples}" for step in STEPS[1:]]
@@ -206,7 +207,7 @@ def _connectivity(ctx: AuditContext) -> dict[str, Any] | None:
     losses: dict[str, list[float]] = {"forget": [], "retain": []}
     sets = {name: (ctx.sets[name][0], rng.permutation(ctx.sets[name][1])[:SAMPLES]) for name in losses}
     for alpha in ALPHAS:
-        model.load_state_dict(interpolated(*ends, alpha))
+        model.load_state_dict(interpolated(ends[0], ends[1], alpha))
         for name, found in losses.items():
             found.append(ctx.evaluator.measure(model, *sets[name]).mean("loss"))
     return {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 from ..errors import UnlearningError
 from ..training.output import check_file
@@ -128,7 +128,7 @@ class AuditReport:
             first["findings"] = (OTHERS, _list(OTHERS, findings[False], "findings"))
         parts = first | parts
         contents = [(name, title) for name, (title, _) in parts.items()] + [("reading", "How to read it")]
-        template = Template(resources.files(__package__).joinpath("templates/page.html").read_text())
+        template = Template(resources.files(cast(str, __package__)).joinpath("templates/page.html").read_text())
         page = template.substitute(
             title=_text(f"Audit of {models['unlearned']}"),
             unlearned=_text(models["unlearned"]),
@@ -273,8 +273,8 @@ def _folded(summary: str, body: str, kind: str = "plots") -> str:
 
 
 def _figure(content: dict[str, Any], plot: Plot) -> str:
-    names = isinstance(plot.x[0], str)
-    places = list(range(1, len(plot.x) + 1)) if names else [value(content, at) for at in plot.x]
+    names = [name for name in plot.x if isinstance(name, str)]
+    places = list(range(1, len(plot.x) + 1)) if names else [value(content, at) for at in plot.x if isinstance(at, At)]
     numbers = [str(place) for place in places] if names and len(places) <= 12 else None
     heights = [height for at in plot.same_height for height in value(content, at)]
     drawn = plots.picture(
@@ -285,7 +285,7 @@ def _figure(content: dict[str, Any], plot: Plot) -> str:
         kind=plot.kind,
         x_label=plot.x_label,
         y_label=plot.y_label,
-        ticks=plot.x if plot.named else numbers,
+        ticks=names if plot.named else numbers,
         highest=1.05 * max(heights) if heights else None,
     )
     for name, colour in plots.COLOURS.items():  # the page has them for light and for dark

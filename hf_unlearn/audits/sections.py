@@ -60,7 +60,7 @@ def figures(content: dict[str, Any]) -> Section | None:
         rows += [(group,)] if shown else []
         rows += [
             (
-                FIGURES.get(key, key.replace("_", " ")),
+                FIGURES.get(key) or key.replace("_", " "),
                 *(_figure(content, At(("figures", model, key))) for model in models),
             )
             for key in shown

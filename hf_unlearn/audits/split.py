@@ -14,7 +14,7 @@ from .. import models
 from ..data.source import Source
 from ..data.splits import SPLIT_SEED
 from ..errors import UnlearningError
-from ..training.identity import fingerprint
+from ..training.fingerprint import fingerprint
 from ..training.output import METRICS
 
 
@@ -38,7 +38,7 @@ class Split:
         return f"one half of them (split seed {self.seed}); {self.doubt}, so it is not known whether they steered it"
 
 
-def split_of(unlearned: nn.Module | str, given: int | None, sources: Mapping[str, Source]) -> Split:
+def split_of(unlearned: nn.Module | str | Path, given: int | None, sources: Mapping[str, Source]) -> Split:
     """The split of the run that made the model, if its folder or repository tells of it; else `given`, or the default.
 
     Args:

@@ -6,7 +6,7 @@ the forget samples is failed by any of them once in twenty audits, however many 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +34,9 @@ TELLING = (
 )
 
 
+Kind: TypeAlias = Literal["residual", "over", "harm", "head", "info"]
+
+
 @dataclass
 class Finding:
     """One question of an audit and its answer.
@@ -59,7 +62,7 @@ class Finding:
     p: float | None = None
     p_corrected: float | None = None
     fails: bool = False
-    kind: Literal["residual", "over", "harm", "head", "info"] = "info"
+    kind: Kind = "info"
 
 
 @dataclass
@@ -97,7 +100,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 def correct(findings: Sequence[Finding]) -> None:
     """Fill in `p_corrected` and `fails` of all findings that have a `p` and may be a fault."""
     tested = [finding for finding in findings if decides(finding)]
-    for finding, p in zip(tested, holm([finding.p for finding in tested]), strict=True):
+    for finding, p in zip(tested, holm([finding.p for finding in tested if finding.p is not None]), strict=True):
         finding.p_corrected, finding.fails = float(p), bool(p <= LEVEL)
 
 

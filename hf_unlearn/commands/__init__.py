@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="hf-unlearn COMMAND ...",
         description="Machine unlearning for Hugging Face models.",
         epilog="commands:\n"
-        + "\n".join(f"  {line}" for line in columns([(name, _module(name).__doc__) for name in COMMANDS]))
+        + "\n".join(f"  {line}" for line in columns([(name, _module(name).__doc__ or "") for name in COMMANDS]))
         + "\n\nAn error is one sentence; with HF_UNLEARN_TRACEBACK=1 also where another library failed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

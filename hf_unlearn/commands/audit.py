@@ -54,15 +54,19 @@ def main(argv: Sequence[str]) -> None:
     read = ("before", "after", "retrained", "reference", "base_model", "forget", "retain", "unseen", "test")
     check_files((getattr(options, name) for name in read), json=options.json, html=options.html)
     repo, revision = models.split_revision(options.before)
-    original, sets = models.load_model(repo, revision=revision), {}
+    original = models.load_model(repo, revision=revision)
     original.config.name_or_path = options.before
-    for name in ("forget", "retain", "unseen", "test"):
-        if data := getattr(options, name):
-            sets[name] = read_set(data, name)
+    forget = read_set(options.forget, "forget")
+    retain, unseen, test = (
+        read_set(data, name) if (data := getattr(options, name)) else None for name in ("retain", "unseen", "test")
+    )
     report = audit(
         original,
         options.after,
-        **{"retain": None, "unseen": None} | sets,
+        forget=forget,
+        retain=retain,
+        unseen=unseen,
+        test=test,
         processing_class=models.load_processor(repo, original, revision),
         retrained=options.retrained,
         reference=options.reference,

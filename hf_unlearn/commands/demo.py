@@ -69,7 +69,14 @@ def run(output: str = "quickstart", seed: int = 0) -> dict:
             original.load_state_dict(weights)
             with tempfile.TemporaryDirectory() as run:  # the kept original, which nobody needs after the comparison
                 args = UnlearningArguments(run, seed=seed, logging_strategy="no", save_strategy="no")
-                result = unlearn(original, **data, method=method, args=args)
+                result = unlearn(
+                    original,
+                    forget=data["forget"],
+                    retain=data["retain"],
+                    unseen=data["unseen"],
+                    method=method,
+                    args=args,
+                )
                 result.save(folder / name / method)
                 compared = result.compare(retrained)
             rows |= {

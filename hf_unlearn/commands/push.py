@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
         to_main=options.to_main,
         name_private_parent=options.name_private_parent,
     )
-    print(f"{pushed.url}\ncommit {pushed.commit} of {pushed.revision}")
+    if pushed:  # as a folder always is
+        print(f"{pushed.url}\ncommit {pushed.commit} of {pushed.revision}")
 
 
 def read_parent(text: str, repository: str) -> "Parent":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetsError
 from huggingface_hub.utils import httpx
 
@@ -42,18 +43,18 @@ def read_dataset(name: str, config: str | None = None, revision: str | None = No
         reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
         check = "its files" if path.exists() else "its name and the connection, or give a local folder or file"
         raise UnlearningError(f"The dataset {name!r} cannot be loaded: {reason}. Check {check}.") from error
-    return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+    return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict({"train": data})
 
 
 @contextmanager
 def _reading_cache_only(offline: bool) -> Iterator[None]:
     """What `HF_HUB_OFFLINE=1` does for datasets: they ask the Hub many times, and wait, before they look into the cache."""
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or offline
+    before = datasets_config.HF_HUB_OFFLINE
+    datasets_config.HF_HUB_OFFLINE = before or offline
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        datasets_config.HF_HUB_OFFLINE = before
 
 
 def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Dataset:
@@ -64,7 +65,7 @@ def take_split(splits: datasets.DatasetDict, name: str, key: str) -> datasets.Da
         slices = datasets.ReadInstruction.from_spec(name).to_absolute({split: len(splits[split]) for split in splits})
     except (ValueError, AssertionError):
         raise UnlearningError(
-            f"{key} is {name!r}; the dataset has {', '.join(splits)} (a slice such as {next(iter(splits))}[:90%] works too)."
+            f"{key} is {name!r}; the dataset has {', '.join(map(str, splits))} (a slice such as {next(iter(splits))}[:90%] works too)."
         ) from None
     return datasets.concatenate_datasets([splits[s.splitname].select(range(s.from_, s.to)) for s in slices])
 
@@ -75,9 +76,9 @@ def read_set(data: str, key: str) -> datasets.Dataset:
     splits = read_dataset(name)
     if split is None and len(splits) > 1:
         raise UnlearningError(
-            f"{key} is {data!r}, which has the splits {', '.join(splits)}; say which one, as in {data}:{next(iter(splits))}."
+            f"{key} is {data!r}, which has the splits {', '.join(map(str, splits))}; say which one, as in {data}:{next(iter(splits))}."
         )
-    return take_split(splits, split or next(iter(splits)), key)
+    return take_split(splits, split or str(next(iter(splits))), key)
 
 
 def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.Dataset:

@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +35,7 @@ class _Loader(yaml.BaseLoader):
         text = super().construct_scalar(node)
         return Unquoted(text) if node.style is None else text
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         if twice := _given_twice([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]):
             raise yaml.MarkedYAMLError(problem=f"{twice}; expected it once", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
@@ -172,7 +172,8 @@ def _guess(value: Any) -> Any:
 
 
 def show_default(f: dataclasses.Field) -> str:
-    if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-        return "required"
-    value = f.default if f.default is not dataclasses.MISSING else f.default_factory()
-    return f"default {show(value)}"
+    if f.default is not dataclasses.MISSING:
+        return f"default {show(f.default)}"
+    if f.default_factory is not dataclasses.MISSING:
+        return f"default {show(f.default_factory())}"
+    return "required"

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,26 +54,32 @@ COLUMNS = ("model", "measured", "plain", "LoTUS", "ratio", "min", "max", "wanted
 
 def resnet18(image_size: int, classes: int) -> PreTrainedModel:
     """timm's ResNet-18."""
-    return TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=classes))
+    about: dict[str, Any] = {"architecture": "resnet18", "num_labels": classes}
+    return TimmWrapperForImageClassification(TimmWrapperConfig(**about))
 
 
 def vit(image_size: int, classes: int) -> PreTrainedModel:
     """The width and depth of ViT-Tiny, on 16 patches."""
-    size = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-    return ViTForImageClassification(
-        ViTConfig(image_size=image_size, patch_size=image_size // 4, num_labels=classes, **size)
-    )
+    size: dict[str, Any] = {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "num_labels": classes,
+    }
+    return ViTForImageClassification(ViTConfig(image_size=image_size, patch_size=image_size // 4, **size))
 
 
 def bert(image_size: int, classes: int, layers: int = 4, width: int = 128) -> PreTrainedModel:
     """A small BERT."""
-    size = {
+    size: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "intermediate_size": 4 * width,
+        "num_labels": classes,
     }
-    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=classes, **size))
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, **size))
 
 
 MODELS: dict[str, Callable[[int, int], PreTrainedModel]] = {"resnet18": resnet18, "vit": vit, "bert": bert}
@@ -94,7 +100,7 @@ class RandomSamples(Dataset):
         else:
             ids = torch.randint(VOCABULARY, (n, TEXT_LENGTH), generator=generator)
             self.columns = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        self.columns["labels"] = torch.randint(model.config.num_labels, (n,), generator=generator)
+        self.columns["labels"] = torch.randint(cast(int, model.config.num_labels), (n,), generator=generator)
 
     def __len__(self) -> int:
         return len(self.columns["labels"])
@@ -103,7 +109,7 @@ class RandomSamples(Dataset):
         return {name: column[index] for name, column in self.columns.items()}
 
 
-def random_data(model: PreTrainedModel, used: int, image_size: int) -> dict[str, Dataset]:
+def random_data(model: PreTrainedModel, used: int, image_size: int) -> dict[str, RandomSamples]:
     """Forget, retained and unseen samples, of which LoTUS trains on `used` in an epoch."""
     forget = round(used * FORGET / (FORGET + RETAIN * (1 - FORGET)))
     sizes = {"forget": forget, "retain": math.ceil((used - forget) / RETAIN), "unseen": forget}
@@ -111,7 +117,7 @@ def random_data(model: PreTrainedModel, used: int, image_size: int) -> dict[str,
 
 
 def make_trainer(
-    side: str, model: PreTrainedModel, data: dict[str, Dataset], folder: str, batch_size: int, epochs: int = 1
+    side: str, model: PreTrainedModel, data: dict[str, RandomSamples], folder: str, batch_size: int, epochs: int = 1
 ) -> Trainer:
     """The trainer of one side: `plain`, or LoTUS with a `cached` or an `online` teacher.
 
@@ -133,13 +139,16 @@ def make_trainer(
         retained = Subset(data["retain"], range(int(RETAIN * len(data["retain"]))))
         trainer = Trainer(model, TrainingArguments(**shared), train_dataset=ConcatDataset([data["forget"], retained]))
     else:
-        cache = {"cached": "always", "online": "never"}[side]
         trainer = UnlearningTrainer(
             model,
             UnlearningArguments(**shared, freeze_batchnorm=False, measure=False),
             # No accuracy can fall by more than this margin, so no run ends early.
-            method=LotusConfig(retain_fraction=RETAIN, cache_teacher=cache, stop_margin=2.0),
-            **{f"{name}_dataset": dataset for name, dataset in data.items()},
+            method=LotusConfig(
+                retain_fraction=RETAIN, cache_teacher="always" if side == "cached" else "never", stop_margin=2.0
+            ),
+            forget_dataset=data["forget"],
+            retain_dataset=data["retain"],
+            unseen_dataset=data["unseen"],
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -301,7 +310,7 @@ def _memory(samples: int, classes: int) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer("cached", model, data, folder, batch_size=64)
         trainer.train()
-    table = trainer.method.teacher.table
+    table = cast(Any, trainer).method.teacher.table
     return {"samples": len(table), "classes": classes, "table": table.nbytes, "growth": max(memory) - memory[0]}
 
 

@@ -1,9 +1,10 @@
 """What `hf-unlearn run` does, step by step: the model and the data that a recipe names, the run, and what is said of it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import datasets
+from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from .. import models
@@ -11,6 +12,7 @@ from ..api import UnlearningResult, unlearn
 from ..audits.report import AuditReport
 from ..data.source import Columns, Source
 from ..data.splits import split_dataset
+from ..data.types import ProcessingClass
 from ..errors import UnlearningError
 from ..methods import MethodConfig, get_method
 from ..models import adapters
@@ -20,6 +22,15 @@ from ..training.checks import check_arguments
 from ..training.output import check_result_folder
 from .recipe import RecipeArguments
 from .sets import read_dataset, take_split
+
+
+class Sets(TypedDict):
+    """What `unlearn()` is given of samples."""
+
+    forget: datasets.Dataset
+    retain: datasets.Dataset
+    unseen: datasets.Dataset | None
+    test: datasets.Dataset | None
 
 
 def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments) -> UnlearningResult:
@@ -51,7 +62,7 @@ def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments
     return result
 
 
-def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: dict[str, datasets.Dataset | None]) -> None:
+def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: Sets) -> None:
     """Refuses before the run what the audit after it would refuse."""
     if recipe.audit is None:
         return
@@ -68,7 +79,7 @@ def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: dict[str
         )
 
 
-def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> Any:
+def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> PeftConfig | bool | None:
     """The `peft_config` of `unlearn()`."""
     if not recipe.lora_r and not recipe.lora_head:
         return recipe.lora
@@ -76,16 +87,14 @@ def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> Any:
     return adapters.default_config(model, head=recipe.lora_head, **rank)
 
 
-def load_model(recipe: RecipeArguments) -> tuple[PreTrainedModel, Any]:
+def load_model(recipe: RecipeArguments) -> tuple[PreTrainedModel, ProcessingClass | None]:
     """The model, and its image processor or tokenizer."""
     model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task)
     return model, models.load_processor(recipe.model, model, recipe.revision)
 
 
-def load_data(
-    recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel
-) -> dict[str, datasets.Dataset | None]:
-    """The `forget`, `retain`, `unseen` and `test` samples."""
+def load_data(recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel) -> Sets:
+    """The sets that a recipe names."""
     with args.main_process_first(desc="reading the dataset"):
         splits = read_dataset(recipe.dataset, recipe.dataset_config, recipe.dataset_revision)
     unseen_split = recipe.unseen_split
@@ -95,7 +104,7 @@ def load_data(
     if unseen_split is None and "unseen" in get_method(recipe.method).info.needs:
         raise UnlearningError(
             f"{recipe.method} needs unseen samples, and the dataset {recipe.dataset!r} has only the split "
-            f"{', '.join(splits)}; name one with unseen_split, which may be a slice that the model was not trained on, "
+            f"{', '.join(map(str, splits))}; name one with unseen_split, which may be a slice that the model was not trained on, "
             "such as train[90%:]."
         )
     names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
@@ -107,7 +116,7 @@ def load_data(
         seed=args.seed,
         label_column=args.label_column,
     )
-    return {**parts, "unseen": unseen, "test": test}
+    return Sets(forget=parts["forget"], retain=parts["retain"], unseen=unseen, test=test)
 
 
 def result_folder(args: UnlearningArguments) -> Path:
@@ -156,8 +165,10 @@ def _forget_choice(
                 "forget_where or forget_fraction."
             )
         source, config = Source(train, "train_split", Columns(label=args.label_column)), model.config
-        named = {} if source.class_names else config.label2id or {}
-        meant = config.id2label if source.has_text_labels else named  # a number is the model's where the data has none
+        named: Any = {} if source.class_names else config.label2id or {}
+        meant: Any = (
+            config.id2label if source.has_text_labels else named
+        )  # a number is the model's where the data has none
         return {"labels": [meant.get(label, label) for label in recipe.forget_labels]}
     return {"where": recipe.forget_where}
 

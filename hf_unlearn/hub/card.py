@@ -5,10 +5,11 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import yaml
@@ -64,7 +65,7 @@ def with_uis(columns: dict[str, dict[str, Any]], is_class: bool) -> dict[str, di
     test = "kept_accuracy" if reference.get("kept_accuracy") is not None else "unseen_accuracy"
     if reference.get("uis") is not None or not reference.get(test) or reference.get("forget_accuracy") is None:
         return columns
-    scores = {
+    scores: dict[str, dict[str, dict[str, Any]]] = {
         name: {"task": {"test": row.get(test), "forget": row.get("forget_accuracy")}} for name, row in columns.items()
     }
     return {
@@ -104,7 +105,7 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]], measured: Mapping[st
 
 
 def _by_task(key: str) -> tuple[str, int]:
-    split, task = SCORES.fullmatch(key).groups()
+    split, task = cast(re.Match, SCORES.fullmatch(key)).groups()
     return task, ("forget", "unseen", "retain").index(split)
 
 
@@ -116,7 +117,7 @@ def _cell(key: str, row: Mapping[str, Any], n: int | None) -> str:
     if n and low is None:
         low, high = wilson(value, n)
     text = show(key, value)
-    return text if low is None else f"{text} ({show(key, low)} to {show(key, high)})"
+    return text if low is None or high is None else f"{text} ({show(key, low)} to {show(key, high)})"
 
 
 def show(key: str, value: float) -> str:
@@ -140,10 +141,14 @@ def results(figures: Mapping[str, Any], task: str) -> list[EvalResult]:
     names = {"forget": "Samples to forget (not published)", "retain": "Retained samples", "unseen": "Unseen samples"}
 
     def add(split: str, name: str, metric: str, key: str) -> None:
-        about = {"task_type": tag or task, "dataset_type": f"unlearning-{split}", "dataset_name": name}
         found.append(
             EvalResult(
-                **about, metric_type=metric, metric_value=float(f"{figures[key]:.4g}"), metric_name=NAMES.get(key)
+                task_type=tag or task,
+                dataset_type=f"unlearning-{split}",
+                dataset_name=name,
+                metric_type=metric,
+                metric_value=float(f"{figures[key]:.4g}"),
+                metric_name=NAMES.get(key),
             )
         )
 
@@ -291,11 +296,12 @@ def _metadata(
     has_receipt: bool,
 ) -> ModelCardData:
     bases = base_models(parent_card)
+    about: dict[str, Any] = {"pipeline_tag": kind.pipeline_tag} if kind and kind.pipeline_tag else {}
+    about |= {key: parent_card[key] for key in KEPT if parent_card.get(key)}
+    about |= base_model(parent and parent.repo_id, repo_id, parent_card, library)
+    about |= {"eval_results": found, "model_name": repo_id or f"unlearned with {method}"} if found else {}
     return ModelCardData(
-        **({"pipeline_tag": kind.pipeline_tag} if kind and kind.pipeline_tag else {})
-        | {key: parent_card[key] for key in KEPT if parent_card.get(key)}
-        | base_model(parent and parent.repo_id, repo_id, parent_card, library)
-        | ({"eval_results": found, "model_name": repo_id or f"unlearned with {method}"} if found else {}),
+        **about,
         library_name=library,
         tags=[*TAGS, method],
         hf_unlearn={

@@ -7,6 +7,7 @@ Sections that somebody adds are told apart from those that belong to the release
 import hashlib
 import re
 import shlex
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -165,7 +166,7 @@ class _Loader(yaml.BaseLoader):
             raise yaml.YAMLError("its metadata have an alias")
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep=deep)
         if len(mapping) < len(node.value):
             raise yaml.YAMLError("a key of its metadata stands there twice")

@@ -127,8 +127,8 @@ def telling(what: str, command: Callable[[], str] | None = None) -> Iterator[Non
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:  # an UnlearningError is a ValueError
         why = str(error).rstrip(".") if isinstance(error, UnlearningError) else reason(error)
         # What was refused here would be refused again.
-        again = command is not None and not isinstance(error, UnlearningError)
-        later = f"; the folder is complete, and this pushes it: {command()}" if again else "."
+        again = None if isinstance(error, UnlearningError) else command
+        later = f"; the folder is complete, and this pushes it: {again()}" if again else "."
         raise UnlearningError(f"{what}: {why}{later}") from _without_token(error)
 
 

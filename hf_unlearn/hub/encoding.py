@@ -88,7 +88,7 @@ def _array(array: np.ndarray) -> bytes:
 
 def _is_array(value: list) -> bool:
     """Whether nested lists hold numbers of a single Python type, and are of equal lengths at every depth."""
-    level = [value]
+    level: list[Any] = [value]
     while level and all(isinstance(item, list) for item in level):
         if len({len(item) for item in level}) != 1:
             return False

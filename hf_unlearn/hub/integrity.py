@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from safetensors import safe_open
 
@@ -219,7 +219,7 @@ def _check_place(receipt: dict[str, Any], card: CardParts, release: Subject) -> 
             "again"
         )
         return repo, revision
-    parent = Parent(card.about["parent"], card.about.get("parent_revision")) if "parent" in card.about else None
+    parent = Parent(about["parent"], cast(str, about.get("parent_revision"))) if "parent" in about else None
     known = {key: card.metadata.get(key) for key in PLACED} | {"base_model": card.parent_bases}
     try:
         again = make_card(release.folder, repo_id=repo, revision=revision, parent=parent, parent_card=known)
@@ -241,7 +241,7 @@ def _check_address(repo: str | None, revision: str | None, release: Subject) -> 
         return
     where = f"{repo} at {revision or MAIN}"
     told = f"{HOW_TO_LOAD!r} of {CARD} tells to load from {where}"
-    if release.repo is None:
+    if release.repo is None or release.commit is None:
         release.uncovered.append(f"{told}, and what is there was not looked at")
         return
     here, there = (Repository(reader(release.token), name) for name in (release.repo, repo))

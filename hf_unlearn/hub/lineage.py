@@ -82,7 +82,7 @@ def check_parent(receipt: dict[str, Any], origin: Origin) -> str:
 def check_history(receipt: dict[str, Any], release: Subject) -> str:
     """On the Hub, the parent must be an ancestor of the release; and which releases there are newer ones of is noted."""
     parent = receipt["parent"]
-    if release.repo is None:
+    if release.repo is None or release.commit is None:
         raise Unchecked("a folder has no commits")
     try:
         repository = Repository(reader(release.token), release.repo)

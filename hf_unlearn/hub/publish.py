@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -23,7 +24,19 @@ from .revisions import Pushed, default_branch, pinned, push
 logger = logging.getLogger(__name__)
 
 RELEASE = "release"  # inside the output folder
-OPTIONS = ("class_names", "fewest", "sign_key", "dataset", "earlier")  # of `prepare` and `make_receipt`
+
+
+class ReleaseOptions(TypedDict, total=False):
+    """What a release may be given of `prepare` and `make_receipt`."""
+
+    class_names: bool
+    fewest: int
+    sign_key: str | Path
+    dataset: Mapping[str, Any]
+    earlier: Sequence[Mapping[str, Any]]
+
+
+OPTIONS = tuple(ReleaseOptions.__annotations__)
 
 
 def publish(
@@ -40,7 +53,7 @@ def publish(
     message: str | None = None,
     tag: str | None = None,
     name_private_parent: bool = False,
-    **release: Any,
+    **release: Unpack[ReleaseOptions],
 ) -> Pushed | None:
     """What `UnlearningResult.push_to_hub` does.
 
@@ -62,8 +75,8 @@ def publish(
     folder = Path(folder or run.folder / RELEASE)
     try:
         if parent:
-            found = [parent]
-            where_it_is_written(run, lambda: found.insert(0, pinned(parent, token)))
+            named, found = parent, [parent]
+            where_it_is_written(run, lambda: found.insert(0, pinned(named, token)))
             parent = found[0]
         folder, parent = _prepare(result, folder, parent, **about)
     except UnreadableError as error:
@@ -74,8 +87,8 @@ def publish(
         ) from error.__cause__
     if not run.writes:
         return None
-    where = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag, "to_main": to_main}
-    where["name_private_parent"] = name_private_parent
+    where: dict[str, Any] = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag}
+    where |= {"to_main": to_main, "name_private_parent": name_private_parent}
     return push(folder, repo_id, revision=None if to_main else branch, **where)
 
 

@@ -52,8 +52,10 @@ def readdressed(folder: Path, repo_id: str, revision: str, token: str | bool | N
     """The card of a release for another repository or branch; None where it is for this one, or is not one of ours."""
     data = read_card(folder / CARD)
     ours = data.get("hf_unlearn")
-    old = (ours.get("repository"), ours.get("revision")) if isinstance(ours, dict) else None
-    if old in (None, (repo_id, revision)):
+    if not isinstance(ours, dict):
+        return None
+    old = ours.get("repository"), ours.get("revision")
+    if old == (repo_id, revision):
         return None
     parent = Parent(ours["parent"], ours["parent_revision"]) if ours.get("parent_revision") else None
     parent_card = read_parent_card(parent.repo_id, parent.commit, token) if parent else data

@@ -33,6 +33,7 @@ from .client import check_token, reading
 from .given import check_given
 from .names import ADAPTER_CONFIG, CARD, CONFIG, METRICS, RECEIPT, WEIGHTS_INDEX, is_legal, is_released
 from .records import SECRETS, Secrets, record_digests
+from .repository import Parent
 from .sequence import drift
 from .signing import sign
 from .weights import adapter_files, fetch_weights, files_in, saved_digest, saved_metadata, weight_files
@@ -53,11 +54,11 @@ def make_receipt(
     result: Result,
     folder: str | Path,
     *,
-    parent: Any = None,
+    parent: Parent | str | Path | None = None,
     dataset: Mapping[str, Any] | None = None,
     earlier: Sequence[Mapping[str, Any]] | None = None,
     sign_key: str | Path | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     fewest: int = FEWEST,
 ) -> dict[str, Any]:
     """Write the receipt of a release into its folder, and its secrets beside the run; gives the receipt.
@@ -179,7 +180,7 @@ def is_document(name: str) -> bool:
 
 
 def _find_parent(
-    parent: Any, origin: dict[str, str] | None, token: str | None
+    parent: Parent | str | Path | None, origin: dict[str, str] | None, token: str | bool | None
 ) -> tuple[dict[str, str] | None, Path | None]:
     """Where on the Hub the parent is, and the folder with its weights and, where it has one, its receipt."""
     if isinstance(parent, (str, os.PathLike)):
@@ -251,14 +252,14 @@ def _is_original(run: Run, digest: str, origin: Path) -> bool:
     base, once they were merged.
     """
     model, adapters = run.model, adapter_files(files_in(origin))
-    if not isinstance(models.base_of(model), PreTrainedModel):
+    base = models.base_of(model)
+    if not isinstance(base, PreTrainedModel):
         return False
     if own := own_adapters(model):
         live = [get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False) for name in own]
         saved = [load_peft_weights(str((origin / file).parent), device="cpu") for file in adapters]
         return _digests(live) == _digests(saved)
-    dtype = models.base_of(model).dtype
-    saved = _merged(origin, adapters, dtype) if adapters else models.load_model(origin, dtype=dtype)
+    saved = _merged(origin, adapters, base.dtype) if adapters else models.load_model(origin, dtype=base.dtype)
     if is_adapted(model):
         state = model.get_base_model().state_dict().items()
         state = {

@@ -9,11 +9,12 @@ import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import datasets
 
 from ..data.source import Source
+from ..data.types import Data
 from ..errors import UnlearningError
 from ..training.output import PRIVATE
 from . import merkle
@@ -21,9 +22,10 @@ from .canonical import CANONICAL, FORGET, is_columns, misfits
 from .encoding import encode
 
 SECRETS = "receipt_secrets.json"
+Records: TypeAlias = Data | Mapping[str, Any]  # a data set, or a single record
 
 
-def record_digests(data: Any, columns: Sequence[str], version: int = CANONICAL) -> list[bytes]:
+def record_digests(data: Records, columns: Sequence[str], version: int = CANONICAL) -> list[bytes]:
     """A digest of each record's input, as stored: of an image file its bytes, of a text its characters.
 
     Args:
@@ -36,7 +38,7 @@ def record_digests(data: Any, columns: Sequence[str], version: int = CANONICAL) 
         data = [{name: _stored(value) for name, value in data.items()}]
     if isinstance(data, Sized) and len(data) == 0:
         raise UnlearningError("The given data holds no record; expected at least one.")
-    source = Source(data, "the given data")
+    source = Source(cast(Data, data), "the given data")  # which refuses several splits
     if missing := [name for name in columns if name not in source.column_names]:
         raise UnlearningError(
             f"The given data has the columns {', '.join(source.column_names)}; expected {missing[0]}, which the forgotten "
@@ -104,7 +106,7 @@ class Secrets(NamedTuple):
             ) from error
 
 
-def prove(record: Any, secrets: "Secrets | str | Path") -> dict[str, Any]:
+def prove(record: Records, secrets: "Secrets | str | Path") -> dict[str, Any]:
     """What the holder of a record needs to check that it was in the request; it says nothing of other records.
 
     Args:
@@ -125,12 +127,12 @@ def prove(record: Any, secrets: "Secrets | str | Path") -> dict[str, Any]:
     }
 
 
-def check_inclusion(receipt: Mapping[str, Any], record: Any, proof: Mapping[str, Any]) -> bool:
+def check_inclusion(receipt: Mapping[str, Any], record: Records, proof: Mapping[str, Any]) -> bool:
     """Whether a record is among those that a receipt is about, by a proof that `prove` gave.
 
     Which columns a record consists of, the receipt says; an old one, of format 1, does not, and there the proof does.
     """
-    forget = receipt.get("forget") if isinstance(receipt, Mapping) else None
+    forget: Any = receipt.get("forget") if isinstance(receipt, Mapping) else None
     if misfit := next(misfits(forget, FORGET, "forget"), None):
         raise UnlearningError(f"The receipt cannot be read: {misfit}; expected one that hf_unlearn wrote.")
     columns, index, salt, siblings = _read_proof(proof)
@@ -166,7 +168,7 @@ def _read_proof(proof: Any) -> tuple[list[str], int, bytes, list[bytes]]:
     return columns, index, salt, siblings
 
 
-def _one_digest(record: Any, columns: Sequence[str], version: int) -> bytes:
+def _one_digest(record: Records, columns: Sequence[str], version: int) -> bytes:
     digests = record_digests(record, columns, version)
     if len(digests) != 1:
         raise UnlearningError(f"A proof is of one record, and {len(digests)} were given; pass dataset.select([row]).")

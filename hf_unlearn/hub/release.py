@@ -5,9 +5,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import gather_object
+from transformers import PreTrainedModel
 
 from .. import models
 from ..audits.report import AuditReport
@@ -146,7 +147,7 @@ def _class_names(result: Result) -> list[str] | None:
     run = result.run
     if not run.is_class or not run.task.has_classes:
         return None
-    names = models.base_of(result.model).config.id2label
+    names: Any = cast(PreTrainedModel, models.base_of(result.model)).config.id2label
     return [str(names[label]) for label in run.forget_classes]
 
 

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -20,7 +21,7 @@ from .client import CONFLICTS, TRANSIENT, retry, status
 
 IGNORE = ".gitignore"
 
-Operations = list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]
+Operations = Sequence[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def blobs_of(operation: CommitOperationAdd) -> list[Blob]:
     return [large, Blob(info.size, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())]
 
 
-def as_meant(tree: Tree) -> Meant:
+def as_meant(tree: Tree) -> dict[str, Sequence[Blob]]:
     return {name: [blob] for name, blob in tree.items()}
 
 
@@ -93,7 +94,7 @@ class Repository:
 
     def commit_of(self, revision: str | None) -> str:
         """The whole id of a commit that a branch, a tag or the beginning of an id names; None: of `main`."""
-        return retry(self.api.repo_info, self.name, revision=revision, repo_type=self.kind).sha
+        return cast(str, retry(self.api.repo_info, self.name, revision=revision, repo_type=self.kind).sha)
 
     def is_private(self) -> bool:
         return bool(retry(self.api.repo_info, self.name, repo_type=self.kind).private)

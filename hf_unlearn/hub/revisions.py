@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError
@@ -68,7 +68,19 @@ class Revision:
 class Pushable(Protocol):
     """What makes a release of itself, as an `UnlearningResult` does."""
 
-    def push_to_hub(self, repo_id: str, revision: str | None = None, **about: Any) -> Pushed | None: ...
+    def push_to_hub(
+        self,
+        repo_id: str,
+        revision: str | None = None,
+        *,
+        parent: Parent | None = None,
+        token: str | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+        tag: str | None = None,
+        to_main: bool = False,
+        name_private_parent: bool = False,
+    ) -> Pushed | None: ...
 
 
 def push(
@@ -83,7 +95,7 @@ def push(
     tag: str | None = None,
     to_main: bool = False,
     name_private_parent: bool = False,
-) -> Pushed:
+) -> Pushed | None:
     """Push a folder as one commit on a branch of its own, which is created from its parent commit.
 
     Large files go first, and are not sent again when an interrupted push is repeated. What the branch has beside the
@@ -91,8 +103,8 @@ def push(
     What the commit then holds is compared with the release; if it is not the same, the branch is put back.
 
     Args:
-        folder: what `hub.prepare` or `UnlearningResult.save` wrote; or a result, which is prepared first. A card that was
-            written for another address is pushed with this one in it; the folder stays as it is.
+        folder: what `hub.prepare` or `UnlearningResult.save` wrote; or a result, which is prepared first (and gives None on a process
+            that does not write). A card for another address is pushed with this one in it; the folder stays as it is.
         repo_id: `owner/name`.
         revision: the branch; default: `unlearned/<method>-<date>-<id>`.
         parent: the commit that the branch begins at; default: the newest one of `main`. If the branch is already there,
@@ -108,7 +120,7 @@ def push(
         >>> push("unlearned/release", "me/vit-cifar10", revision="unlearned/request-42")  # doctest: +SKIP
     """
     if not isinstance(folder, (str, os.PathLike)):
-        about = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag}
+        about: dict[str, Any] = {"parent": parent, "token": token, "private": private, "message": message, "tag": tag}
         about |= {"to_main": to_main, "name_private_parent": name_private_parent}
         return folder.push_to_hub(repo_id, revision, **about)
     folder = Path(folder)
@@ -129,11 +141,11 @@ def push(
         if revision in refs["tags"]:
             raise UnlearningError(f"{revision!r} is a tag of {repo_id}; choose another revision")
         is_here = parent is not None and parent.repo_id == repo_id
-        start = repository.commit_of(parent.commit) if is_here else refs["branches"][MAIN]
+        start = repository.commit_of(parent.commit) if parent and is_here else refs["branches"][MAIN]
         before = repository.tree(start)
         if local:
             base = _base(folder, parent, Parent(repo_id, start), before)
-            files |= {name: with_base(files[name], base) for name in local}
+            files |= {name: with_base(cast(bytes, files[name]), base) for name in local}
         parent = parent or Parent(repo_id, start)  # which the command says: main may go on
         files |= _addressed_card(folder, files, repo_id, revision, token)
         commit = _commit_of_release(repository, revision, files, start, before, refs, tag, message)
@@ -232,7 +244,7 @@ def _kept(names: Iterable[str], content: Mapping[str, object]) -> set[str]:
     return {name for name in names if fits(name, patterns) or is_legal(name)}
 
 
-def _holds(tree: Mapping[str, Blob], content: Mapping[str, list[Blob]]) -> bool:
+def _holds(tree: Mapping[str, Blob], content: dict[str, list[Blob]]) -> bool:
     """Whether a commit is that of a push: a parent may have gone on since, and left other licences."""
     rest = tree.keys() - content.keys()
     meant = content | as_meant({name: tree[name] for name in _kept(rest, content)})
@@ -292,7 +304,7 @@ def _addressed_card(folder: Path, files: Files, repo_id: str, revision: str, tok
 # What is there
 
 
-def pinned(parent: Parent, token: str | None = None) -> Parent:
+def pinned(parent: Parent, token: str | bool | None = None) -> Parent:
     """The parent with the whole id of its commit, where a branch, a tag or the beginning of an id was given."""
     if is_commit(parent.commit):
         return parent

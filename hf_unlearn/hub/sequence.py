@@ -4,10 +4,11 @@ samples of earlier requests."""
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from huggingface_hub import hf_hub_download
+from transformers import PreTrainedConfig
 
 from ..data.samples import DrawnSamples
 from ..data.source import Source
@@ -23,7 +24,7 @@ from .weights import fetch_weights, parent_limit, relative_distance
 FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
 
 
-def predecessors(receipt: Mapping[str, Any], token: str | None = None) -> Iterator[tuple[dict, dict]]:
+def predecessors(receipt: Mapping[str, Any], token: str | bool | None = None) -> Iterator[tuple[dict, dict]]:
     """(link, receipt) of every earlier request, the newest first; raises one of HUB_ERRORS where one cannot be had.
 
     A receipt that is not the one its successor names is the last, so that no chain goes round. A predecessor that was only
@@ -43,7 +44,7 @@ def is_named(receipt: Mapping[str, Any], link: Mapping[str, Any]) -> bool:
 
 
 def drift(
-    folder: Path, origin: Path | None, previous: Mapping[str, Any] | None, token: str | None = None
+    folder: Path, origin: Path | None, previous: Mapping[str, Any] | None, token: str | bool | None = None
 ) -> dict[str, float | None]:
     """The relative L2 distance of a release to its parent, and to the original of the first request.
 
@@ -88,7 +89,7 @@ def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> li
         )
     sources = {f"earlier {i}": _source(run, item) for i, item in enumerate(earlier)}
     evaluator = copy.copy(run.evaluator)
-    evaluator.samples = DrawnSamples(run.sources | sources, seed=run.seeds["unlearning"])
+    evaluator.samples = DrawnSamples(run.sources | sources, seed=cast(int, run.seeds["unlearning"]))
     sets = {name: (name, np.arange(len(source))) for name, source in sources.items()}
     if "evidence" in run.indices:
         sets["evidence"] = run.indices["evidence"]
@@ -121,7 +122,7 @@ def _source(run: Run, item: Mapping[str, Any]) -> Source:
     source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, layout=run.task.layout)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
-    number_classes([source], run.task.config)
+    number_classes([source], cast(PreTrainedConfig, run.task.config))  # which a classifier has
     collator = run.evaluator.collator.collator
     collator.check(source)
     check_samples([source], collator, run.model)

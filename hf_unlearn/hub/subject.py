@@ -42,7 +42,7 @@ class Subject:
 
     @property
     def what(self) -> str:
-        return f"{self.repo} at {self.commit[:12]}" if self.repo else str(self.folder)
+        return f"{self.repo} at {self.commit[:12]}" if self.repo and self.commit else str(self.folder)
 
     @classmethod
     def open(cls, repo_or_folder: str | Path, revision: str | None, token: str | None) -> "Subject":

@@ -16,7 +16,7 @@ from .client import HUB_ERRORS, check_token
 from .integrity import check_card, check_configuration, check_files, check_metrics, check_weights
 from .lineage import Origin, check_chain, check_history, check_parent
 from .names import RECEIPT
-from .records import Secrets, record_digests
+from .records import Records, Secrets, record_digests
 from .subject import Failed, Subject, Unchecked
 
 
@@ -102,7 +102,7 @@ def verify(
     repo_or_folder: str | Path,
     *,
     revision: str | None = None,
-    forget: Any = None,
+    forget: Records | None = None,
     secrets: str | Path | None = None,
     parent: str | Path | None = None,
     public_key: str | Path | None = None,
@@ -197,8 +197,8 @@ def _check_signature(receipt: dict[str, Any], public_key: str | Path | None) -> 
     return f"signed by the given key, {signature['fingerprint']}"
 
 
-def _check_records(receipt: dict[str, Any], forget: Any, secrets: str | Path | None) -> str:
-    if forget is None:
+def _check_records(receipt: dict[str, Any], forget: Records | None, secrets: str | Path | None) -> str:
+    if forget is None or secrets is None:
         raise Unchecked("no records and secrets were given")
     known = Secrets.load(secrets)
     root, count = receipt["forget"]["root"], receipt["forget"]["count"]

@@ -34,7 +34,7 @@ class TooLargeError(UnlearningError):
     """More would have to be fetched than is allowed."""
 
 
-def fetch_weights(repo: str, commit: str, token: str | None = None, limit: int | None = None) -> Path:
+def fetch_weights(repo: str, commit: str, token: str | bool | None = None, limit: int | None = None) -> Path:
     """A folder with the weights, the config and the receipt of a revision on the Hub; raises one of HUB_ERRORS.
 
     Args:

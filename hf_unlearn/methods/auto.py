@@ -161,7 +161,7 @@ class Auto(Rewind):
             return False
         forget, control = look["forget"], look["control"]
         found = metrics.matched_auc(forget.signals["margin"], forget.labels, control.signals["margin"], control.labels)
-        if found.auc is None or found.high > UNKNOWN:
+        if found.high is None or found.high > UNKNOWN:
             return False
         self.notes.append(
             f"Nothing was changed: of {found.n_forget} forget samples the original knows no more than of unseen ones (AUC "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.batches import Batch
 from ..data.schedule import Schedule
 from ..errors import UnlearningError
+from ..models.types import ModelSource
 from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
@@ -121,7 +122,7 @@ class Context(Protocol):
         parameter_names: of `parameters`.
         kept: forget sample -> its place in `retain`, if it keeps a label.
         is_deterministic: whether training reads a sample the same in every epoch.
-        given_teacher: the user's `teacher`.
+        given_teacher: ModelSource | None
     """
 
     seed: int
@@ -134,7 +135,7 @@ class Context(Protocol):
     parameter_names: list[str]
     kept: dict[int, int]
     is_deterministic: bool
-    given_teacher: nn.Module | str | Callable[[], nn.Module] | None
+    given_teacher: ModelSource | None
 
     @property
     def model(self) -> nn.Module:

@@ -10,9 +10,10 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -53,6 +54,12 @@ def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
 def own_adapters(model: nn.Module) -> list[str]:
     """The adapters that a model came with."""
     return [name for name in model.peft_config if name != NAME] if is_adapted(model) else []
+
+
+def own_config(model: nn.Module) -> LoraConfig | None:
+    """That of the LoRA that a model came with."""
+    configs = [model.peft_config[name] for name in own_adapters(model)] if is_adapted(model) else []
+    return next((config for config in configs if isinstance(config, LoraConfig)), None)
 
 
 def tuner_layers(model: nn.Module) -> list[BaseTunerLayer]:
@@ -209,7 +216,11 @@ def attach(model: nn.Module, peft_config: PeftConfig | None) -> Adapter:
 def oppose(model: nn.Module, share: float) -> None:
     """Let our new adapter take away a share of what the model's own LoRA adds: B'A' = −share · BA, of the first ranks."""
     for layer in tuner_layers(model):
-        own = [name for name in getattr(layer, "lora_A", {}) if name != NAME and name in layer.active_adapters]
+        if not isinstance(layer, LoraLayer):
+            raise UnlearningError(
+                "The model's own adapter is to be pulled back, and it is no LoRA; merge it first, with merge_and_unload()."
+            )
+        own = [name for name in layer.lora_A if name != NAME and name in layer.active_adapters]
         if own and (NAME not in layer.lora_A or len(own) > 1 or layer.r[NAME] < layer.r[own[0]]):
             raise UnlearningError(
                 "The model's own LoRA is to be pulled back, and peft_config has a smaller rank or adapts other layers, or there "
@@ -217,8 +228,11 @@ def oppose(model: nn.Module, share: float) -> None:
             )
         for name in own:
             rank, scale = layer.r[name], layer.scaling[name] / layer.scaling[NAME]
-            layer.lora_A[NAME].weight[:rank] = layer.lora_A[name].weight
-            layer.lora_B[NAME].weight[:, :rank] = -share * scale * layer.lora_B[name].weight
+            (a, own_a), (b, own_b) = (
+                (cast(Tensor, part[NAME].weight), cast(Tensor, part[name].weight))
+                for part in (layer.lora_A, layer.lora_B)
+            )
+            a[:rank], b[:, :rank] = own_a, -share * scale * own_b
 
 
 def detach(model: nn.Module) -> None:

@@ -87,7 +87,7 @@ def check_single_label(model: nn.Module) -> None:
         )
 
 
-def batchnorm_modules(model: nn.Module) -> list[nn.Module]:
+def batchnorm_modules(model: nn.Module) -> list[_BatchNorm]:
     """Every BatchNorm layer, timm's fused norm-and-activation ones and SyncBatchNorm included."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 

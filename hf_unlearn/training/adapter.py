@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from peft import LoraConfig, PeftConfig
 from torch import nn
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def choose_adapter(
     method: Method, task: Task, model: nn.Module, only: list[str] | None, peft_config: PeftConfig | bool | None
-) -> PeftConfig | bool | None:
+) -> PeftConfig | None:
     """The config of the adapter that is trained, if there is one: the user's, else the method's, on the `only` modules."""
     if method.info.kind == "surgery":
         return None  # what it makes of its edit is its own
@@ -32,13 +33,14 @@ def choose_adapter(
     lora = method.adapter(task)
     if peft_config is None and lora:
         logger.info(f"{method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights.")
-    if peft_config is True and method.starts_over and (own := adapters.own_adapters(model)):
-        peft_config = dataclasses.replace(model.peft_config[own[0]], inference_mode=False, init_lora_weights=True)
+    if peft_config is True and method.starts_over and (own := adapters.own_config(model)):
+        peft_config = dataclasses.replace(own, inference_mode=False, init_lora_weights=True)
     if peft_config is True or (peft_config is None and lora):
-        peft_config = LoraConfig(**lora) if lora else adapters.default_config(model)
+        own = LoraConfig(**lora) if lora else adapters.default_config(model)
         if only is not None:
-            peft_config.target_modules = set(only)
-    return peft_config
+            own.target_modules = cast(list[str], set(only))  # which PEFT itself makes of a list
+        return own
+    return peft_config or None
 
 
 def attach(model: nn.Module, peft_config: PeftConfig | None, seed: int) -> adapters.Adapter:

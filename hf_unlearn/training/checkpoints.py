@@ -10,14 +10,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
@@ -25,22 +24,18 @@ from ..errors import UnlearningError
 from . import identity
 from .checksums import check_whole, checksums
 from .disk import check_disk, clear_write_errors
-from .output import ORIGINAL, PRIVATE, check_same_request, keep_request, read_original, request_digest
+from .output import COMPLETE, ORIGINAL, check_same_request, keep_request, read_original, request_digest
+from .parts import Parts
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 METHOD_STATE = "method.safetensors"
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(Parts):
     """A Trainer whose run, killed at any moment, goes on from its newest complete checkpoint with the same bits."""
 
     _claimed = False  # whether the run in the output folder is of this trainer
-
-    @property
-    def private(self) -> Path:
-        return Path(self.args.output_dir, PRIVATE)
 
     def _begin(self, resume: str | bool | None) -> str | None:
         """The checkpoint to go on from, if any, which must be of this very run; and keep the original."""
@@ -50,7 +45,7 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 digest = models.weights_digest(self.model)
                 request = self._check_output(checkpoint, digest)
-                if self.method.info.kind != "surgery":
+                if not self.is_edit:
                     self._settings = identity.settings_of(self, digest)
                 if checkpoint is not None:
                     self._check_belongs(checkpoint)
@@ -90,7 +85,7 @@ class ResumableTrainer(Trainer):
         return self._settings | {"request": self._requests[run]}
 
     def _check_belongs(self, checkpoint: str) -> None:
-        marker = _read(Path(checkpoint, COMPLETE))
+        marker = _marker_of(checkpoint)
         now, then = (settings["callbacks"] for settings in (self._settings, marker["belongs"]))
         if now != then:
             logger.warning(
@@ -108,7 +103,7 @@ class ResumableTrainer(Trainer):
         """Keep the original once, or where on the Hub it is."""
         about = self.private / ORIGINAL
         if checkpoint is not None:
-            begun, run = self._about(), _read(Path(checkpoint, COMPLETE))["run"]
+            begun, run = self._about(), _marker_of(checkpoint)["run"]
             if begun is not None and (begun["run"], begun["digest"]) == (run, digest):
                 return
         check_disk(self.model, self.args)
@@ -130,7 +125,7 @@ class ResumableTrainer(Trainer):
 
     def _is_own(self, checkpoint: str | None) -> bool:
         """Whether a checkpoint is of the run that has this output folder."""
-        return checkpoint is not None and _read(Path(checkpoint, COMPLETE))["run"] == self.run_id()
+        return checkpoint is not None and _marker_of(checkpoint)["run"] == self.run_id()
 
     def _about(self) -> dict[str, Any] | None:
         """What is noted of the original and of the run that has this output folder, if anything."""
@@ -163,10 +158,6 @@ class ResumableTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
             used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self.own_clipping()
             self.method.config.save(folder, training=used, schedule=self.schedule and self.schedule.epochs)
-
-    def own_clipping(self) -> dict[str, float]:
-        """The norm that a gradient method's gradients are clipped to, each by itself; the Trainer clips none."""
-        return {"max_grad_norm": self.named_gradients.max_norm} if self.method.info.kind == "gradient" else {}
 
     def check_finite(self, weights: bool = False) -> None:
         """Refuse to go on, or to save, where a loss was NaN or infinite, or `weights` are."""
@@ -207,7 +198,7 @@ class ResumableTrainer(Trainer):
             self._delete_older_checkpoints(limit)
 
     def _marker(self, folder: Path) -> dict[str, Any]:
-        step, run = self.state.global_step, self.run_id()
+        step, run = self.state.global_step, cast(str, self.run_id())
         return {
             "run": run,
             "step": step,
@@ -233,7 +224,7 @@ class ResumableTrainer(Trainer):
     def run_id(self) -> str | None:
         """What tells the run that has this output folder from every other one."""
         about = self._about()
-        return about and about["run"]
+        return about["run"] if about else None
 
     def _complete_checkpoints(self) -> list[Path]:
         """The complete checkpoints of the run in this output folder, in the order in which they were written."""
@@ -248,40 +239,39 @@ class ResumableTrainer(Trainer):
     def _find_checkpoint(self, resume: str | bool | None) -> str | None:
         if not resume:
             return None
-        if self.method.info.kind == "surgery":
+        if self.is_edit:
             raise UnlearningError(
                 f"{self.method.info.name} edits the weights once and has no checkpoints; start without "
                 "resume_from_checkpoint."
             )
-        if resume is True:
-            resume = self._last_complete()
-            if resume is None:
-                raise UnlearningError(
-                    f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
-                )
-        if not isinstance(resume, (str, os.PathLike)):
+        checkpoint = self._last_complete() if resume is True else resume
+        if checkpoint is None:
+            raise UnlearningError(
+                f"There is no complete checkpoint in {self.args.output_dir}; start without resume_from_checkpoint."
+            )
+        if not isinstance(checkpoint, (str, os.PathLike)):
             raise UnlearningError(
                 f"resume_from_checkpoint is {resume!r}; expected the folder of a checkpoint, or True for the newest complete one."
             )
-        marker = _read(Path(resume, COMPLETE))
+        marker = _read(Path(checkpoint, COMPLETE))
         if marker is None:
             raise UnlearningError(
-                f"{resume} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
+                f"{checkpoint} is not a complete checkpoint (no {COMPLETE}); pass resume_from_checkpoint=True for the newest "
                 "complete one."
             )
         if not isinstance(marker.get("belongs"), dict) or not marker["belongs"].keys() >= identity.PARTS:
             raise UnlearningError(
-                f"{resume} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
+                f"{checkpoint} was written by an older version of hf_unlearn, which did not note what run it belongs to; start "
                 "anew without resume_from_checkpoint, or go on with that version."
             )
         if not marker["resumable"]:
             raise UnlearningError(
-                f"{resume} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
+                f"{checkpoint} holds weights and no optimizer state (save_only_model=True), and a run resumed from it would "
                 "end elsewhere; start without resume_from_checkpoint."
             )
         if self.args.should_save:
-            check_whole(Path(resume), marker["files"], self.args.load_best_model_at_end)
-        return str(resume)
+            check_whole(Path(checkpoint), marker["files"], self.args.load_best_model_at_end)
+        return str(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         """Overridden because the Trainer's ignores missing keys, which loses weights whose names `save_pretrained`
@@ -295,7 +285,7 @@ class ResumableTrainer(Trainer):
         self.looks.forget()
         if self.is_fsdp_enabled:
             return super()._load_best_model()
-        models.load_weights(self.accelerator.unwrap_model(self.model), self.state.best_model_checkpoint)
+        models.load_weights(self.accelerator.unwrap_model(self.model), cast(str, self.state.best_model_checkpoint))
 
     def _resume(self, checkpoint: str) -> None:
         """What the Trainer does not bring back by itself."""
@@ -305,10 +295,10 @@ class ResumableTrainer(Trainer):
             self.method.notes[:] = json.loads((saved.metadata() or {}).get("notes", "[]"))
         self.method.load_state_dict(state)
         self.args.restore_callback_states_from_checkpoint = True  # such as the patience of early stopping
-        marker = _read(Path(checkpoint, COMPLETE))
+        marker = _marker_of(checkpoint)
         if marker["stopped"]:
-            self.schedule.max_steps = self.args.max_steps = marker["step"]
-        if marker["step"] >= len(self.schedule) and self.is_world_process_zero():
+            self.planned.max_steps = self.args.max_steps = marker["step"]
+        if marker["step"] >= len(self.planned) and self.is_world_process_zero():
             logger.warning(f"{checkpoint} is the end of its run: no step is left to do, and the result is that run's.")
 
     @contextmanager
@@ -349,7 +339,7 @@ class ResumableTrainer(Trainer):
             self._interrupted = self._signalled
         elif not self._interrupted:
             flag = torch.tensor(int(self._signalled), device=self.args.device)
-            self._interrupted = bool(self.accelerator.reduce(flag, "sum").item())
+            self._interrupted = bool(cast(torch.Tensor, self.accelerator.reduce(flag, "sum")).item())
         return self._interrupted
 
 
@@ -360,6 +350,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _marker_of(checkpoint: str) -> dict[str, Any]:
+    """The marker of a checkpoint that was found complete."""
+    return cast(dict[str, Any], _read(Path(checkpoint, COMPLETE)))
 
 
 def _write_last(path: Path, content: dict[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 import copy
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import SchedulerType, Trainer, TrainerCallback, get_scheduler
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers import PreTrainedModel, SchedulerType, Trainer, TrainerCallback, get_scheduler
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from ..errors import UnlearningError, in_one_sentence
@@ -123,7 +123,7 @@ def check_arguments(args: Any) -> None:
         )
     if args.push_to_hub:
         raise UnlearningError(
-            f"push_to_hub=True with hub_strategy={args.hub_strategy.value!r} would push several commits to main while the run "
+            f"push_to_hub=True with hub_strategy={HubStrategy(args.hub_strategy).value!r} would push several commits to main while the run "
             "goes on, with checkpoints or without card and receipt; push the result when it is over, with push_to_hub()."
         )
     check_folder(args.output_dir, "output_dir")
@@ -132,7 +132,7 @@ def check_arguments(args: Any) -> None:
 def check_values(args: UnlearningArguments) -> None:
     """Types and ranges, and settings that would have no effect."""
     args.check_types()
-    if args.num_train_epochs <= 0 and args.max_steps <= 0:
+    if (args.num_train_epochs or 0) <= 0 and args.max_steps <= 0:
         raise UnlearningError(f"num_train_epochs is {args.num_train_epochs}; expected a positive number.")
     if args.max_steps != -1 and args.max_steps < 1:
         raise UnlearningError(f"max_steps is {args.max_steps}; expected 1 or more, or -1 for none.")
@@ -219,60 +219,63 @@ def check_optimizer(args: UnlearningArguments, model: nn.Module, own: bool = Fal
     `own`: the user gives the optimizer, and only the schedule is tried.
     """
     weight = nn.Parameter(torch.zeros(2, 2))
-    optimizer = torch.optim.SGD([weight], lr=args.learning_rate)
+    optimizer = torch.optim.SGD([weight], lr=cast(float, args.learning_rate))
+    optim, kind = OptimizerNames(args.optim), SchedulerType(args.lr_scheduler_type)
     try:
         if not own:
-            make, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+            make, settings = Trainer.get_optimizer_cls_and_kwargs(args, cast(PreTrainedModel, model))
             if not {"params", "model", "optimizer_dict"} & settings.keys():  # else it is made for the whole model
                 optimizer = make([weight], **settings)
     except Exception as error:
         about = f" with optim_args={args.optim_args!r}" if args.optim_args else ""
-        raise UnlearningError(f"optim={args.optim.value!r}{about} cannot be used: {in_one_sentence(error)}") from error
-    projects = any(kind in args.optim.value for kind in ("galore", "apollo"))
+        raise UnlearningError(f"optim={optim.value!r}{about} cannot be used: {in_one_sentence(error)}") from error
+    projects = any(name in optim.value for name in ("galore", "apollo"))
     if args.optim_target_modules is not None and (own or not projects):
         raise UnlearningError(
             f"optim_target_modules is {args.optim_target_modules!r}, which only GaLore and APOLLO optimizers read, and optim is "
-            f"{args.optim.value!r}; leave it out."
+            f"{optim.value!r}; leave it out."
         )
-    constant = args.lr_scheduler_type in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+    constant = kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
     if args.lr_scheduler_kwargs and constant:
         raise UnlearningError(
-            f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r}, and lr_scheduler_type={args.lr_scheduler_type.value!r} has no "
+            f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r}, and lr_scheduler_type={kind.value!r} has no "
             "arguments; leave it out."
         )
-    if not own and args.optim_args and (key := _unread(args, model)):
+    if not own and args.optim_args and (key := _unread(args, args.optim_args, model)):
         raise UnlearningError(
-            f"optim_args is {args.optim_args!r}, and optim={args.optim.value!r} has no argument {key!r} there; check its "
+            f"optim_args is {args.optim_args!r}, and optim={optim.value!r} has no argument {key!r} there; check its "
             "spelling, or leave it out."
         )
     try:
         schedule = get_scheduler(
-            args.lr_scheduler_type,
+            kind,
             optimizer,
             num_warmup_steps=0,
             num_training_steps=1000,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
         )
         optimizer.step()
-        plateau = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        schedule.step(*([0.0] if plateau else []))
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule.step(0.0)
+        else:
+            schedule.step()
     except Exception as error:
         raise UnlearningError(
-            f"lr_scheduler_type={args.lr_scheduler_type.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} cannot "
+            f"lr_scheduler_type={kind.value!r} with lr_scheduler_kwargs={args.lr_scheduler_kwargs} cannot "
             f"be used: {in_one_sentence(error)}"
         ) from error
 
 
-def _unread(args: UnlearningArguments, model: nn.Module) -> str | None:
-    """An argument in `optim_args` whose value makes no difference, whatever it is."""
-    given = dict(pair.split("=") for pair in args.optim_args.replace(" ", "").split(","))
+def _unread(args: UnlearningArguments, settings: str, model: nn.Module) -> str | None:
+    """An argument in `settings`, the `optim_args`, whose value makes no difference, whatever it is."""
+    given = dict(pair.split("=") for pair in settings.replace(" ", "").split(","))
     for key in given:
         made = []
         for value in ("", "7", "true"):  # no reader takes all of them, or takes them for the same
             changed = copy.copy(args)
             changed.optim_args = ",".join(f"{k}={v}" for k, v in {**given, key: value}.items())
             try:
-                made.append(Trainer.get_optimizer_cls_and_kwargs(changed, model)[1])
+                made.append(Trainer.get_optimizer_cls_and_kwargs(changed, cast(PreTrainedModel, model))[1])
             except Exception:
                 break
         if len(made) == 3 and made[0] == made[1] == made[2]:
@@ -328,7 +331,8 @@ def check_gradient_method(
         )
     if not method.plain_sgd:
         return
-    found = f"optim={args.optim.value!r}" if args.optim != OptimizerNames.SGD else None
+    optim = OptimizerNames(args.optim)
+    found = f"optim={optim.value!r}" if optim != OptimizerNames.SGD else None
     if args.optim_args and "momentum" in args.optim_args:
         found = f"optim_args={args.optim_args!r}"
     if args.weight_decay:

@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from .. import models
 from ..data.batches import Batch, to_model
@@ -19,14 +21,17 @@ from ..methods.frozen import OnlineTeacher
 from ..models.modes import evaluating
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
+from ..tasks.several import Tasks
 from .disk import check_room
+from .parts import Parts
+from .past import Start
 from .teacher import TableTeacher
 
 
 class Context(base.Context):
     """The run of one trainer, as a method sees it; what each member means is said in `methods.base`."""
 
-    def __init__(self, trainer: Any):
+    def __init__(self, trainer: Parts):
         self._trainer = trainer
         request = trainer.request
         self.seed = trainer.args.seed
@@ -51,11 +56,11 @@ class Context(base.Context):
 
     @property
     def schedule(self) -> Schedule:
-        return self._trainer.schedule
+        return self._trainer.planned
 
     @property
     def learning_rate(self) -> float:
-        return self._trainer.optimizer.param_groups[0]["lr"]
+        return cast(Optimizer, self._trainer.optimizer).param_groups[0]["lr"]
 
     # -- What the model as it is now says
 
@@ -80,7 +85,7 @@ class Context(base.Context):
     # -- Samples
 
     def supervised(self, source: str, task: str) -> np.ndarray:
-        sizes = self._trainer.sizes[:, self.tasks.names.index(task)]
+        sizes = cast(np.ndarray, self._trainer.sizes)[:, cast(Tasks, self.tasks).names.index(task)]
         n_forget = len(self._trainer.sources["forget"])
         return np.flatnonzero(sizes[:n_forget] if source == "forget" else sizes[n_forget:])
 
@@ -99,7 +104,8 @@ class Context(base.Context):
         samples = trainer.evaluator.samples
         if epoch is not None:
             samples, draws = trainer.train_dataset, [draw._replace(epoch=epoch) for draw in draws]
-        return to_model(trainer.reading.collator()(samples.__getitems__(draws)), self.model, trainer.args.device)
+        batch = cast(Batch, trainer.reading.collator()(samples.__getitems__(draws)))  # one group
+        return to_model(batch, self.model, trainer.args.device)
 
     # -- Gradients
 
@@ -124,7 +130,7 @@ class Context(base.Context):
                         column += gradient
         if args.world_size > 1:
             for total in totals:
-                flat = accelerator.reduce(torch.cat([column.flatten() for column in total]), "sum")
+                flat = cast(Tensor, accelerator.reduce(torch.cat([column.flatten() for column in total]), "sum"))
                 parts = flat.split([column.numel() for column in total])
                 total[:] = [part.view_as(column) for part, column in zip(parts, total, strict=True)]
         return totals
@@ -175,13 +181,13 @@ class Context(base.Context):
         return table
 
     def untrained_model(self) -> nn.Module:
-        model = models.base_of(self.model)
+        model = cast(PreTrainedModel, models.base_of(self.model))
         with seeded(self.seed):
-            untrained = type(model)(copy.deepcopy(model.config))
+            untrained = cast(nn.Module, type(model)(copy.deepcopy(model.config)))
         return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
 
     def start_weights(self) -> dict[str, Tensor]:
-        return self._trainer.start.take()
+        return cast(Start, self._trainer.start).take()
 
     def restore_original(self) -> None:
         self._trainer.looks.forget()
@@ -189,7 +195,7 @@ class Context(base.Context):
             self.model.load_state_dict(original.state_dict())
 
     def forget_momentum(self) -> None:
-        self._trainer.optimizer.state.clear()
+        cast(Optimizer, self._trainer.optimizer).state.clear()
 
     def start_from_base(self) -> None:
         trainer = self._trainer
@@ -199,7 +205,7 @@ class Context(base.Context):
             )
         trainer.looks.forget()
         torch.manual_seed(self.seed)
-        self.model.load_state_dict(trainer.start.take())
+        self.model.load_state_dict(cast(Start, trainer.start).take())
 
     # -- Logs
 

@@ -1,6 +1,7 @@
 """One edit of the weights, in the place of training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
 from torch import nn
@@ -31,7 +32,7 @@ def edit(method: Method, model: nn.Module, evaluator: Evaluator, as_adapter: boo
     if not as_adapter:
         method.edit(model, *shares)
         return None
-    config, fill = method.edit_as_adapter(model, *shares)
+    config, fill = cast(Callable, method.edit_as_adapter)(model, *shares)  # see `check_surgery`
     adapter = adapters.attach(model, config)
     fill(adapter.model.eval(), adapters.NAME)
     return adapter

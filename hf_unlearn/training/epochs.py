@@ -1,7 +1,7 @@
 """Epochs, which the Trainer does not know of."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import numpy as np
 from transformers import TrainerCallback
@@ -10,12 +10,14 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.schedule import Schedule
 from ..methods import Method
 from .arguments import UnlearningArguments
+from .checkpoints import ResumableTrainer
 from .request import Request
 
 
 def make_schedule(request: Request, method: Method, args: UnlearningArguments, sizes: np.ndarray | None) -> Schedule:
     """The method's epochs, cut into steps; with a fraction of epochs, or a number of steps, it ends earlier."""
-    whole = int(np.ceil(args.num_train_epochs))
+    epochs = cast(float, args.num_train_epochs)  # which `with_defaults` has filled in
+    whole = int(np.ceil(epochs))
     retain = request.sources.get("retain")
     schedule = Schedule(
         method.epochs(whole),
@@ -28,8 +30,8 @@ def make_schedule(request: Request, method: Method, args: UnlearningArguments, s
         max_steps=args.max_steps if args.max_steps > 0 else None,
         sizes=sizes,
     )
-    if args.max_steps <= 0 and args.num_train_epochs < whole:
-        schedule.max_steps = max(1, round(len(schedule) * args.num_train_epochs / whole))
+    if args.max_steps <= 0 and epochs < whole:
+        schedule.max_steps = max(1, round(len(schedule) * epochs / whole))
     return schedule
 
 
@@ -50,13 +52,14 @@ class MicroBatches:
 class Flow(TrainerCallback):
     """Epochs, which the Trainer does not know of: the method's hooks, and what is due at the end of each."""
 
-    def __init__(self, trainer: Any):
-        self.trainer, self.done, self.next_logs = trainer, -1, {}
+    def __init__(self, trainer: ResumableTrainer, schedule: Schedule):
+        self.trainer, self.schedule, self.done = trainer, schedule, -1
+        self.next_logs: dict[str, float] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         trainer = self.trainer
-        state.num_train_epochs = len(trainer.schedule.epochs)
-        state.epoch = trainer.schedule.progress(state.global_step)
+        state.num_train_epochs = len(self.schedule.epochs)
+        state.epoch = self.schedule.progress(state.global_step)
         trainer.watch.since = state.global_step
         if state.global_step == 0 and trainer.original:
             values, _ = trainer.evaluator.figures(
@@ -72,18 +75,18 @@ class Flow(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, step = self.trainer, state.global_step
-        state.epoch = trainer.schedule.progress(step)
+        state.epoch = self.schedule.progress(step)
         trainer.looks.forget()
         with trainer.accelerator.autocast():
             if trainer.method.on_step_end(step) is False:
                 control.should_training_stop = True
-        if step in trainer.schedule.starts:  # the end of an epoch
+        if step in self.schedule.starts:  # the end of an epoch
             self.done = step
             control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
             control.should_save |= args.save_strategy == SaveStrategy.EPOCH
             due, trainer.watch.pending = trainer.watch.pending, {}
-            if step < state.max_steps and trainer.method.on_epoch_begin(trainer.schedule.epoch(step)) is False:
+            if step < state.max_steps and trainer.method.on_epoch_begin(self.schedule.epoch(step)) is False:
                 control.should_training_stop = True
             self.next_logs, trainer.watch.pending = trainer.watch.pending, due  # of the next epoch, not of this one
         if trainer.interrupted():

@@ -13,7 +13,7 @@ from .. import __version__, models
 from ..models.adapters import is_adapted
 from ..models.multitask import MultiTaskModel
 from ..models.timm import is_timm
-from .identity import fingerprint
+from .fingerprint import fingerprint
 from .record import Run
 
 
@@ -73,9 +73,9 @@ def _library(model: nn.Module) -> str | None:
         return "peft"
     if isinstance(model, MultiTaskModel):
         return "hf_unlearn"
-    if not hasattr(model, "config"):
+    if (config := getattr(model, "config", None)) is None:
         return None
-    return "timm" if is_timm(model.config) else "transformers"
+    return "timm" if is_timm(config) else "transformers"
 
 
 def _unseen(run: Run) -> dict[str, Any] | None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..methods.gradients import clip_
 
@@ -26,19 +28,20 @@ class NamedGradients:
 
     def whole(self, parameters: list[nn.Parameter]) -> dict[str, list[Tensor]]:
         """What the micro-batches have added up to, each gradient clipped by itself; the next step begins without."""
-        whole, self.by_name = self.by_name, {}
-        for gradient in whole.values():
-            for i, parameter in enumerate(parameters):
-                if gradient[i] is None:
-                    gradient[i] = torch.zeros_like(parameter)
-            if self.max_norm > 0:
+        added, self.by_name = self.by_name, {}
+        whole = {
+            name: [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, parameters, strict=True)]
+            for name, gradient in added.items()
+        }
+        if self.max_norm > 0:
+            for gradient in whole.values():
                 clip_(gradient, self.max_norm)
         return whole
 
 
 def reduce_every_micro_batch(model: nn.Module) -> None:
     """Undo the Trainer's `no_sync` of FSDP2, which would add up gradients out of reach, those of all names together."""
-    model.set_requires_gradient_sync(True)
+    cast(FSDPModule, model).set_requires_gradient_sync(True)
 
 
 def _swap(parameters: list[nn.Parameter], gradients: list[Tensor | None]) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import BaseImageProcessor, SchedulerType, Trainer
+from transformers import BaseImageProcessor, SchedulerType
 from transformers.trainer_callback import ExportableState
 
 from .. import models
@@ -26,6 +25,8 @@ from ..data.randomness import seeded
 from ..data.source import Source
 from ..methods import Method
 from ..models.adapters import NAME, is_adapted
+from .fingerprint import fingerprint
+from .parts import Parts
 from .request import Request
 
 # Training arguments that a trajectory depends on. Batch layout, gradient checkpointing, compilation, devices, workers and
@@ -49,9 +50,9 @@ NAMES = {"base_model_name_or_path", "revision", "inference_mode", "peft_version"
 # Settings, which are noted before the first step
 
 
-def settings_of(trainer: Trainer, original: str) -> dict[str, Any]:
-    """All but the request, of an `UnlearningTrainer` that has not begun; `original` is the digest of its weights."""
-    schedule = trainer.schedule
+def settings_of(trainer: Parts, original: str) -> dict[str, Any]:
+    """All but the request, of a trainer that has not begun; `original` is the digest of its weights."""
+    schedule = trainer.planned
     return _plain(
         {
             "original": original,
@@ -64,7 +65,7 @@ def settings_of(trainer: Trainer, original: str) -> dict[str, Any]:
     )
 
 
-def _own_callbacks(trainer: Trainer) -> list[str]:
+def _own_callbacks(trainer: Parts) -> list[str]:
     """The names of the user's callbacks, which may change anything, or nothing: they are told, and not compared."""
     kinds = (type(callback) for callback in trainer.callback_handler.callbacks)
     return sorted(
@@ -78,7 +79,7 @@ def _config(method: Method) -> dict[str, Any]:
     return values
 
 
-def _training(trainer: Trainer) -> dict[str, Any]:
+def _training(trainer: Parts) -> dict[str, Any]:
     """The training arguments, and what was given beside them."""
     args, request = trainer.args, trainer.request
     callbacks = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, ExportableState)]
@@ -88,8 +89,8 @@ def _training(trainer: Trainer) -> dict[str, Any]:
     values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer.own_clipping()
     return values | {
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
-        "number of epochs": len(trainer.schedule.epochs),
-        "samples of a step (batch size × accumulation × processes)": trainer.schedule.batch_size,
+        "number of epochs": len(trainer.planned.epochs),
+        "samples of a step (batch size × accumulation × processes)": trainer.planned.batch_size,
         "mixed precision": trainer.accelerator.mixed_precision,
         "retain_eval_size": len(request.indices["retain"][1]) if "retain" in request.indices else 0,
         "test": "given" if {"unseen", "test"} <= request.sources.keys() else None,  # else half of unseen steers
@@ -102,7 +103,7 @@ def _training(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _model(trainer: Trainer) -> dict[str, Any]:
+def _model(trainer: Parts) -> dict[str, Any]:
     """What else is known of the model than its weights."""
     args, model, frozen = trainer.args, trainer.model, set(trainer.frozen_batchnorm)
     dropout = sorted({value for module in model.modules() for value in _dropout(module)})
@@ -195,32 +196,6 @@ def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets
-
-
-def fingerprint(source: Source, key: str) -> dict[str, Any]:
-    """The size, and digests of inputs and labels in their order; of a stream, which can only be read on, of its first
-    sample."""
-    size = len(source)
-    if source.is_stream:
-        source = Source([source.first_row], source.name, source.given, layout=source.layout)
-    inputs, labels = (hashlib.blake2b(key=key.encode(), digest_size=16) for _ in range(2))
-    inputs.update(source.digests().astype("S16").tobytes())
-    for value in _labels(source):
-        labels.update(value)
-    return {"samples": size, "inputs": inputs.hexdigest(), "labels": labels.hexdigest()}
-
-
-def _labels(source: Source) -> Iterator[bytes]:
-    if source.has_classes:
-        yield source.labels.tobytes()
-        return
-    columns = [name for name in source.task_columns or ["labels"] if name in source.column_names]
-    for start in range(0, len(source) if columns else 0, 256):
-        for row in source.label_rows(columns, range(start, min(start + 256, len(source)))):
-            for name in columns:
-                array = np.asarray(row[name])
-                yield f"{array.dtype}{array.shape}".encode()
-                yield repr(row[name]).encode() if array.dtype == object else array.tobytes()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the model as it is now says about its sets, asked at most once a step."""
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import nn
@@ -8,6 +9,9 @@ from torch import nn
 from ..tasks.evaluation import Evaluator
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
+
+# Split -> what the task's own evaluator has measured there, and reads again: a `Measurement` or a `TaskMeasurement`.
+Measured: TypeAlias = dict[str, Any]
 
 
 class Looks:
@@ -27,9 +31,9 @@ class Looks:
     def forget(self) -> None:
         """The weights have changed."""
         self.accuracies: dict[str, float] = {}
-        self.measured: dict[str, Measurement | TaskMeasurement] = {}
+        self.measured: Measured = {}
 
-    def remember(self, measured: dict[str, Measurement | TaskMeasurement]) -> None:
+    def remember(self, measured: Measured) -> None:
         """Of the model as it is now."""
         self.accuracies = {split: found.accuracy for split, found in measured.items()}
         self.measured = dict(measured)

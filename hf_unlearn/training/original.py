@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,17 +14,18 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
+from ..data.types import ProcessingClass
 from ..errors import UnlearningError
 from ..models.adapters import Adapter
+from ..models.types import ModelOrName, ModelSource
 from ..tasks.base import Task
 from .arguments import UnlearningArguments
-from .checkpoints import COMPLETE
-from .output import ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
+from .output import COMPLETE, ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
 
 
 def load_original(
-    model: nn.Module | str, processing_class: Any, args: UnlearningArguments
-) -> tuple[nn.Module, Any, dict[str, str] | None, str | None]:
+    model: ModelOrName, processing_class: ProcessingClass | None, args: UnlearningArguments
+) -> tuple[nn.Module, ProcessingClass | None, dict[str, str] | None, str | None]:
     """The model, with memory of its own, and what makes its inputs; where on the Hub it is, if that is known, and the local
     folder that it was loaded from, which is not written to."""
     origin = None
@@ -52,15 +53,13 @@ def original_of(
     about = read_original(private)
     if about is None:
         raise UnlearningError(f"{private} is gone, and the original with it; run again to keep it.")
-    kept, revision = about.get("repo"), about.get("revision")
-    if about["folder"]:
-        kept = str(private / about["folder"])
+    kept = str(private / about["folder"]) if about["folder"] else about["repo"]
     if not isinstance(model, PreTrainedModel):
         original = copy.deepcopy(model)
         models.load_weights(original, kept)
         yield original
         return
-    yield models.load_model(kept, revision=revision).to(device)
+    yield cast(nn.Module, models.load_model(kept, revision=about.get("revision"))).to(device)
 
 
 @contextmanager
@@ -75,9 +74,10 @@ def files_taken_back(
 
     @functools.cache
     def is_original() -> bool:
-        if is_sharded or not about.exists():
+        if is_sharded:
             return not about.exists()
-        return read_original(private)["digest"] == models.weights_digest(model())
+        kept = read_original(private)
+        return kept is None or kept["digest"] == models.weights_digest(model())
 
     def is_needed(path: Path) -> bool:
         checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
@@ -93,10 +93,10 @@ def files_taken_back(
             raise
 
 
-def base_weights(base: Any, original: nn.Module, task: Task) -> dict[str, torch.Tensor]:
+def base_weights(base: ModelSource | None, original: nn.Module, task: Task) -> dict[str, torch.Tensor]:
     """The weights that the original was trained from; `base` is a model, its name, a function, or "scratch"."""
     if base == "scratch":
-        base = type(original)(copy.deepcopy(original.config))
+        base = type(original)(copy.deepcopy(cast(PreTrainedModel, original).config))
     elif isinstance(base, (str, os.PathLike)):
         base = models.load_model(str(base), task=task.name, num_labels=task.num_labels or None)
     elif callable(base) and not isinstance(base, nn.Module):

@@ -17,6 +17,7 @@ from ..models.find import ADAPTER_CONFIG, ADAPTER_WEIGHTS, IMAGE_PROCESSOR, TOKE
 
 METRICS = "metrics.json"
 PRIVATE = "_unlearn"  # inside the output folder: the original, the teacher's table; never pushed
+COMPLETE = "complete.json"  # a checkpoint with this file, written last, is whole
 ORIGINAL = "original.json"  # which original and which run an output folder has
 MODEL_FILES = (
     *("config.json", ADAPTER_CONFIG, WEIGHTS, WEIGHTS_INDEX, ADAPTER_WEIGHTS),
@@ -85,7 +86,7 @@ def _existing(path: Any, name: str) -> Path:
     return existing
 
 
-def check_not_original(path: Any, original: str | None, name: str = "path") -> None:
+def check_not_original(path: Any, original: str | os.PathLike[str] | None, name: str = "path") -> None:
     if original and os.path.realpath(path) == os.path.realpath(original):
         raise UnlearningError(
             f"{name} {path} is the folder that the original was loaded from, which would be lost; expected another one."

@@ -13,9 +13,10 @@ from torch import nn
 from .. import models
 from ..data.samples import seeded
 from ..errors import UnlearningError
-from ..methods.base import Past
+from ..methods.base import Method, Past
 from ..models.adapters import own_adapters
 from ..models.find import LOAD_ERRORS, find_file, reachable
+from ..models.types import ModelSource
 from .original import base_weights
 from .request import Request
 
@@ -34,14 +35,14 @@ class Start:
         model: nn.Module,
         origin: dict[str, str] | None,
         folder: str | None,
-        base_model: Any,
+        base_model: ModelSource | None,
         request: Request,
         seed: int,
     ):
         self.original, self.task, self.seed = models.base_of(model), request.task, seed
-        name = folder or (origin and origin["repo"])
-        where = {"revision": origin["revision"]} | reachable(origin["repo"]) if origin and not folder else {}
-        found, named = _read(name, where) if name else ({}, None)
+        found, named = ({}, None) if origin is None else _read(origin["repo"], {"revision": origin["revision"]})
+        if folder:
+            found, named = _read(folder, {})
         is_adapter = bool(own_adapters(model))  # it is pulled by that, and what is under it is where it began
         base = self.original if is_adapter else named if base_model is None else base_model
         self.past = Past(
@@ -73,9 +74,26 @@ class Start:
             ) from error
 
 
+def start_of(
+    method: Method,
+    model: nn.Module,
+    origin: dict[str, str] | None,
+    folder: str | None,
+    base_model: ModelSource | None,
+    request: Request,
+    seed: int,
+) -> Start | None:
+    """Where training began, of a method that goes back there; it is told what is known of it."""
+    if not method.starts_over:
+        return None
+    start = Start(model, origin, folder, base_model, request, seed)
+    method.learn_past(start.past)
+    return start
+
+
 def _read(name: str, where: dict[str, Any]) -> tuple[dict[str, float], str | None]:
     """The figures that stand beside a model, and the model that it was trained from."""
-    texts = {}
+    where, texts = where | reachable(name), {}
     for filename in ("trainer_state.json", "README.md", "config.json"):
         try:
             path = find_file(name, filename, where)
@@ -103,7 +121,7 @@ def _of_card(text: str) -> tuple[dict[str, float], str | None]:
     if not text:
         return {}, None
     try:
-        bases = ModelCard(text, ignore_metadata_errors=True).data.base_model
+        bases = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("base_model")
     except ValueError:
         bases = None
     bases = [bases] if isinstance(bases, str) else bases or []

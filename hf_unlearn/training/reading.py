@@ -1,13 +1,13 @@
 """How the samples of a request are read: as batches of model inputs, checked, counted, the same every time or not."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
 from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
+from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..tasks.checks import check_samples
 from ..tasks.evaluation import Evaluator
@@ -31,8 +31,8 @@ class Reading:
         request: Request,
         model: nn.Module,
         args: UnlearningArguments,
-        processing_class: Any,
-        data_collator: Callable | None,
+        processing_class: ProcessingClass | None,
+        data_collator: DataCollator | None,
         augment: Callable | None,
     ):
         self.request, self.augment, self.seed, task = request, augment, args.seed, request.task

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ..data.source import Columns, Source
+from ..data.types import ProcessingClass
 from ..methods.base import MethodInfo
 from ..models.adapters import Adapter
+from ..models.types import ModelSource
 from ..tasks.base import Task
 from ..tasks.evaluation import Evaluator
 from .output import PRIVATE, read_original
@@ -57,14 +59,14 @@ class Run:
     indices: dict[str, tuple[str, np.ndarray]]
     evaluator: Evaluator
     columns: Columns | None
-    processing_class: Any
+    processing_class: ProcessingClass | None
     forget_classes: list[int]
     is_class: bool
     request: dict[str, Any]
     read: dict[str, int]
     origin: dict[str, str] | None
     original_folder: str | None
-    base_model: Any
+    base_model: ModelSource | None
     folder: Path
     seeds: dict[str, int | None]
     runtime: dict[str, float]

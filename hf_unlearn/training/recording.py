@@ -64,7 +64,7 @@ def _read(trainer: UnlearningTrainer) -> dict[str, int]:
     sizes = {name: len(trainer.sources[name]) for name in ("forget", "retain") if name in trainer.sources}
     if trainer.method.info.kind == "surgery":
         return sizes | {"steps": 0, "batch_size": 0}
-    schedule = trainer.schedule
+    schedule = trainer.planned
     used = schedule.used() if trainer.state.global_step else np.zeros(0, int)
     counts = {"forget": int((used < schedule.n_forget).sum()), "retain": int((used >= schedule.n_forget).sum())}
     return {name: counts[name] for name in sizes} | {

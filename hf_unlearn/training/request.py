@@ -1,13 +1,17 @@
 """A request: what must go, what must stay, what was never seen. Checked whole, before any compute."""
 
 import logging
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import pandas as pd
+from transformers import PreTrainedConfig
 
 from ..data.overlap import check_overlaps
 from ..data.source import Source
 from ..data.splits import split_unseen
+from ..data.types import Data
 from ..errors import UnlearningError
 from ..methods import Method
 from ..tasks.base import Task
@@ -22,6 +26,10 @@ WHAT_IS_MISSING = {
     "unseen": "samples the model was never trained on (unseen=)",
     "base_model": 'what the original was trained from (base_model=: a Hub id, a model, or "scratch")',
 }
+
+
+# The tasks of which something must go: their names, or which tasks of which forget samples.
+AskedTasks: TypeAlias = Sequence[str] | Mapping[str, Sequence[bool] | np.ndarray] | pd.DataFrame | np.ndarray
 
 
 class Request:
@@ -45,16 +53,16 @@ class Request:
 
     def __init__(
         self,
-        datasets: dict[str, Any],
+        datasets: Mapping[str, Data | None],
         method: Method,
         task: Task,
         args: UnlearningArguments,
         overlap: str = "error",
-        asked: Any = None,
+        asked: AskedTasks | None = None,
     ):
         self.task = task
         self.sources = _open(datasets, args, task)
-        number_classes(self.sources.values(), task.config)
+        number_classes(self.sources.values(), cast(PreTrainedConfig, task.config))  # which a classifier has
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
         if overlap not in ("error", "allow"):
@@ -130,7 +138,7 @@ class Request:
         return None
 
 
-def check_needs(method: Method, given: dict[str, Any]) -> None:
+def check_needs(method: Method, given: Mapping[str, Any]) -> None:
     """Refuse a method that is not given what its datasheet says it needs, and sets without samples."""
     for name in method.info.needs:
         if given.get(name) is None:
@@ -140,7 +148,7 @@ def check_needs(method: Method, given: dict[str, Any]) -> None:
             raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
 
 
-def _open(datasets: dict[str, Any], args: UnlearningArguments, task: Task) -> dict[str, Source]:
+def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: Task) -> dict[str, Source]:
     sources = {}
     for name, dataset in datasets.items():
         if dataset is None:

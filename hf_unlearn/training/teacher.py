@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class TableTeacher:
                     correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()
         self.table.flush()
         nodes = accelerator.num_processes // shard[1]
-        self.forget_accuracy = accelerator.reduce(correct, "sum").item() / nodes / max(1, len(forget))
+        self.forget_accuracy = cast(Tensor, accelerator.reduce(correct, "sum")).item() / nodes / max(1, len(forget))
         accelerator.wait_for_everyone()
 
     def logits(self, batch: Batch) -> Tensor:
@@ -68,4 +69,4 @@ def remove_tables(folder: Path, accelerator: Accelerator) -> None:
 
 def _local_processes(accelerator: Accelerator) -> int:
     """Processes on this node."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)

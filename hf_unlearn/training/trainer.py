@@ -3,32 +3,27 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from .. import models
 from ..data.batches import to_model
-from ..data.collator import Collator
-from ..data.source import Source
+from ..data.types import Data, DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
 from ..models import adapters
+from ..models.types import ModelOrName, ModelSource
 from ..tasks import task_of
-from ..tasks.figures import Measurement
-from ..tasks.multitask_evaluation import TaskMeasurement
-from ..tasks.several import Tasks
 from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, for_trainer, with_defaults
 from .border import border
@@ -38,12 +33,12 @@ from .context import Context
 from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
 from .gradients import NamedGradients, reduce_every_micro_batch
-from .looks import Looks
-from .original import files_taken_back, load_original, original_of
+from .looks import Looks, Measured
+from .original import files_taken_back, load_original
 from .output import missing, read_original
-from .past import Start
+from .past import start_of
 from .reading import Reading
-from .request import Request, check_needs
+from .request import AskedTasks, Request, check_needs
 from .teacher import remove_tables
 from .watch import Watch
 
@@ -80,20 +75,20 @@ class UnlearningTrainer(ResumableTrainer):
     @border("Making the trainer")
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | str,
+        model: ModelOrName,
         args: UnlearningArguments | None = None,
         *,
         method: str | MethodConfig | Method = "lotus",
-        forget_dataset: Any,
-        retain_dataset: Any = None,
-        unseen_dataset: Any = None,
-        test_dataset: Any = None,
-        processing_class: Any = None,
-        data_collator: Callable | None = None,
+        forget_dataset: Data,
+        retain_dataset: Data | None = None,
+        unseen_dataset: Data | None = None,
+        test_dataset: Data | None = None,
+        processing_class: ProcessingClass | None = None,
+        data_collator: DataCollator | None = None,
         peft_config: PeftConfig | bool | None = None,
-        base_model: Any = None,
-        teacher: Any = None,
-        tasks: Any = None,
+        base_model: ModelSource | None = None,
+        teacher: ModelSource | None = None,
+        tasks: AskedTasks | None = None,
         overlap: str = "error",
         augment: Callable | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -113,24 +108,25 @@ class UnlearningTrainer(ResumableTrainer):
         self.task = task_of(model, self.method.own_losses, self.method.own_tasks)
         check_task(self.method, self.task.name)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
-        if self.method.starts_over:
-            self.start = Start(model, self.origin, self.original_folder, base_model, self.request, args.seed)
-            self.method.learn_past(self.start.past)
+        self.start = start_of(
+            self.method, model, self.origin, self.original_folder, base_model, self.request, args.seed
+        )
         self.reading = Reading(self.request, model, args, **read)
         self._only = self.method.trained_modules(models.base_of(model))
         check_surgery(self.method, model, peft_config)
         self._edits_adapter = self.is_edit and peft_config is True
-        peft_config = choose_adapter(self.method, self.task, model, self._only, peft_config)
-        adapted = bool(peft_config) or adapters.is_adapted(model)
+        chosen = choose_adapter(self.method, self.task, model, self._only, peft_config)
+        adapted = bool(chosen) or adapters.is_adapted(model)
         args = with_defaults(args, self.method, model, adapted)
         check_resolved(args, self.method, model, self.request, adapted, **kwargs)
-        self.adapter = attach(model, peft_config, args.seed) if adapted else None
+        self.adapter = attach(model, chosen, args.seed) if adapted else None
         model = self.adapter.model if self.adapter else model
 
         self.base_model, self.given_teacher = base_model, teacher
         self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
         self.frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
-        self.named_gradients = NamedGradients(args.max_grad_norm if self.method.info.kind == "gradient" else 0.0)
+        max_norm = cast(float, args.max_grad_norm) if self.method.info.kind == "gradient" else 0.0
+        self.named_gradients = NamedGradients(max_norm)
         self._made = missing(Path(args.output_dir))
         super().__init__(
             model,
@@ -142,67 +138,14 @@ class UnlearningTrainer(ResumableTrainer):
             **kwargs,
         )
         check_sharding(self.method, self.accelerator)
-        self.schedule = (
-            None if self.is_edit else make_schedule(self.request, self.method, self.args, self.reading.sizes)
-        )
+        plan = self.request, self.method, self.args, self.reading.sizes
+        self.schedule = None if self.is_edit else make_schedule(*plan)
         if self.schedule:
             self.args.max_steps = len(self.schedule)
-            self.add_callback(Flow(self))
+            self.add_callback(Flow(self, self.schedule))
         self.evaluator = self.reading.evaluator(self.accelerator, self.args)
         self.looks = Looks(self.evaluator, self.request.indices, self._forward_model)
         self.watch, self.original, self.unlearned, self.runtime = Watch(), {}, {}, {}
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # What it works on
-
-    @property
-    def is_edit(self) -> bool:
-        """Whether the method edits the weights once, in the place of training."""
-        return self.method.info.kind == "surgery"
-
-    @property
-    def tasks(self) -> Tasks | None:
-        """Of a multi-task model."""
-        return self.task.tasks
-
-    @property
-    def targets(self) -> list[str]:
-        """The tasks of which something must be forgotten."""
-        return self.request.targets
-
-    @property
-    def num_labels(self) -> int:
-        return self.task.num_labels
-
-    @property
-    def sources(self) -> dict[str, Source]:
-        return self.request.sources
-
-    @property
-    def indices(self) -> dict[str, tuple[str, np.ndarray]]:
-        """What is measured, see `Request`."""
-        return self.request.indices
-
-    @property
-    def collate(self) -> Collator:
-        return self.reading.collate
-
-    @property
-    def sizes(self) -> np.ndarray | None:
-        return self.reading.sizes
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether training reads a sample the same in every epoch."""
-        return self.reading.deterministic
-
-    def trained(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that are trained, by name."""
-        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-    def original_model(self) -> AbstractContextManager[nn.Module]:
-        """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
-        return original_of(self.model, self.adapter, self.private, self.args.device)
 
     def _forward_model(self) -> nn.Module:
         """What a forward pass goes through: sharded models only work through their wrapper."""
@@ -276,7 +219,7 @@ class UnlearningTrainer(ResumableTrainer):
         workers = self.reading.workers
         return DataLoader(
             self.train_dataset,
-            batch_sampler=MicroBatches(self.schedule, self.args),
+            batch_sampler=MicroBatches(self.planned, self.args),
             collate_fn=self.reading.collator(),
             num_workers=workers,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
@@ -287,13 +230,14 @@ class UnlearningTrainer(ResumableTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: self.method.share_of_peak(step))
+        optimizer = cast(Optimizer, optimizer or self.optimizer)
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: self.method.share_of_peak(step) or 0.0)
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        parts = self.method.losses(model, self._ready(inputs))
-        loss = parts.pop("loss")
-        for name, value in parts.items():
+        losses = self.method.losses(model, self._ready(inputs))
+        loss = losses.pop("loss")
+        for name, value in losses.items():
             self.watch.add(name, value)
         self.watch.see(loss)
         return loss
@@ -320,7 +264,8 @@ class UnlearningTrainer(ResumableTrainer):
         parameters = [parameter for _, parameter in self.trained()]
         total = torch.zeros((), device=self.args.device)
         with self.compute_loss_context_manager():
-            for name, loss in self.method.losses(model, self._ready(self._prepare_inputs(inputs))):
+            losses = self.method.losses(model, self._ready(self._prepare_inputs(inputs)))
+            for name, loss in cast(Iterable[tuple[str, Tensor]], losses):
                 self.watch.see(loss)
                 with self.named_gradients.of(name, parameters):
                     self.accelerator.backward(loss)
@@ -341,7 +286,7 @@ class UnlearningTrainer(ResumableTrainer):
     # -----------------------------------------------------------------------------------------------------------------
     # Measuring
 
-    def measure(self, model: nn.Module | None = None) -> dict[str, Measurement | TaskMeasurement]:
+    def measure(self, model: nn.Module | None = None) -> Measured:
         """Signals of a model (this one by default) on forget, retained, control and evidence samples."""
         model = self._forward_model() if model is None else model
         return {split: self.evaluator.measure(model, *of) for split, of in self.indices.items()}

@@ -15,7 +15,7 @@ from hf_unlearn.data.splits import split_unseen
 from hf_unlearn.hub import prepare
 from hf_unlearn.hub.names import RECEIPT
 from hf_unlearn.tasks.checks import number_classes
-from hf_unlearn.training.identity import fingerprint
+from hf_unlearn.training.fingerprint import fingerprint
 from tests.samples import arguments, images, request
 from tests.tiny import tiny_vit
 
