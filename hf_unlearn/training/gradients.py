@@ -14,8 +14,8 @@ from ..methods.gradients import clip_
 class NamedGradients:
     """A gradient for each named loss. While a loss is at work, `.grad` holds its gradient alone."""
 
-    def __init__(self, max_norm: float):
-        self.max_norm = max_norm
+    def __init__(self, max_norm: float | None):
+        self.max_norm = max_norm or 0.0
         self.by_name: dict[str, list[Tensor | None]] = {}
 
     @contextmanager
