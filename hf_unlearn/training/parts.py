@@ -1,5 +1,6 @@
 """What an `UnlearningTrainer` is made of, for whatever stands below it and is handed one."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -60,7 +61,7 @@ class Parts(Trainer):
     base_model: ModelSource | None
     given_teacher: ModelSource | None
     given_optimizer: Any
-    frozen_batchnorm: list[nn.Module]
+    frozen_batchnorm: Sequence[nn.Module]
     named_gradients: NamedGradients
     evaluator: Evaluator
     looks: Looks

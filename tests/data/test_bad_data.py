@@ -11,6 +11,7 @@ from hf_unlearn import UnlearningError, UnlearningTrainer, audit, unlearn
 from hf_unlearn.data.overlap import check_overlaps
 from hf_unlearn.data.pictures import as_picture
 from hf_unlearn.data.source import Source
+from hf_unlearn.tasks import checks
 from tests.data.test_data import encoded
 from tests.samples import arguments, for_trainer, images, pictures, request, same_bits, sentences, weights
 from tests.tiny import (
@@ -521,3 +522,17 @@ def test_audits_read_with_the_same_eyes(changed, message):
     with pytest.raises(UnlearningError, match=message):
         audit(*models, **request() | changed)
     assert "cpu" not in passes
+
+
+def test_a_model_is_tried_once_for_pictures_of_a_shape(tmp_path, monkeypatch):
+    """And anew where the pictures are of another shape, or any weight of the model is."""
+    monkeypatch.setattr(checks, "_read_as_shapes", set())
+    tried = []
+    makers = (tiny_vit, 1), (lambda: tiny_vit(seed=1), 1), (lambda: tiny_vit(num_labels=5), 2), (tiny_resnet, 3)
+    for make, wanted in makers:
+        for _ in range(2):
+            model = make()
+            model.register_forward_hook(lambda module, inputs, output: tried.append(output.logits.device.type))
+            UnlearningTrainer(model, arguments(tmp_path), method="finetune", **for_trainer(request()))
+        assert tried == ["meta"] * wanted
+    refused(tmp_path, "The model cannot read forget", tiny_vit(), request() | {"forget": images(8, seed=1, size=20)})

@@ -846,13 +846,13 @@ def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("targets", [("a",), TOY], ids=["partial", "full"])
-def test_behaviour(targets, tmp_path):
+@pytest.mark.parametrize(("targets", "rate"), [(("a",), 0.08), (TOY, 0.03)], ids=["partial", "full"])
+def test_behaviour(targets, rate, tmp_path):
     """At equal forgetting, less is lost than by NegGrad+. Of 60 samples one is 1.7 percentage points."""
     scores = {"joint": [], "neggrad": []}
     for seed in range(3):
         for name, config in (("joint", {}), ("neggrad", NEGGRAD)):
-            result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, **config)
+            result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, rate, **config)
             method, before, after = result.trainer.method, result.metrics["before"], result.metrics["after"]
             scores[name].append(after["uis"])
             assert method.active == [] and method.notes == []
