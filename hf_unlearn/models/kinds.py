@@ -157,6 +157,16 @@ def width(model: nn.Module) -> int:
     return model.timm_model.num_features if is_timm(config) else getattr(config, "hidden_size", 768)
 
 
+def head_layers(model: nn.Module, num_labels: int) -> list[nn.Module]:
+    """The layers with an output for each class, in the order in which the model has them: the head is the last one."""
+    outputs = ("out_features", "out_channels")
+    return [
+        module
+        for name, module in model.named_modules()
+        if "lora_" not in name and num_labels in [getattr(module, o, None) for o in outputs]
+    ]
+
+
 @contextmanager
 def reading_features(model: nn.Module, num_labels: int) -> Iterator[Callable[[Tensor], Tensor]]:
     """Inside, `read(logits)` gives what the head has read in the forward pass of these logits, a row for each sample.
@@ -181,13 +191,7 @@ def reading_features(model: nn.Module, num_labels: int) -> Iterator[Callable[[Te
             features = features[torch.arange(len(features), device=features.device), token]
         return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
 
-    outputs = ("out_features", "out_channels")
-    layers = [
-        module
-        for name, module in model.named_modules()
-        if "lora_" not in name and num_labels in [getattr(module, o, None) for o in outputs]
-    ]
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_hook(keep) for layer in head_layers(model, num_labels)]
     try:
         yield read
     finally:

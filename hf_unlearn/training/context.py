@@ -69,9 +69,14 @@ class Context(base.Context):
     def measure(self, split: str) -> Measurement | TaskMeasurement:
         return self._trainer.looks.measure(split)
 
+    def probabilities(self, split: str) -> Tensor:
+        trainer = self._trainer
+        return trainer.evaluator.probabilities(trainer.looks.model(), *trainer.indices[split])
+
     def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
         trainer = self._trainer
-        yield from trainer.evaluator.features(trainer.looks.model(), source, np.arange(len(trainer.sources[source])))
+        of = trainer.indices[source] if source == "control" else (source, np.arange(len(trainer.sources[source])))
+        yield from trainer.evaluator.features(trainer.looks.model(), *of)
 
     # -- Samples
 
