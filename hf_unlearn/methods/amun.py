@@ -20,9 +20,14 @@ DOUBLINGS = 30  # of ε at most
 
 def norms(x: Tensor) -> Tensor:
     """‖x‖ of every row, with as many dimensions as x; never 0."""
-    largest = x.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(x.dtype).tiny)  # no square is rounded to 0
-    lengths = largest * (x.flatten(1) / largest[:, None]).norm(dim=1)
-    return lengths.clamp_min(torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.ndim - 1))
+    return x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.ndim - 1))
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """m = z_y − log Σ_{k≠y} exp(z_k) of every row. The cross-entropy is log(1 + exp(−m)), whose gradient has the same direction
+    and is rounded to 0 where the model is sure."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return logits.gather(1, labels[:, None])[:, 0] - others.logsumexp(dim=1)
 
 
 def pgd(logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, epsilon: float, steps: int) -> Tensor:
@@ -30,7 +35,7 @@ def pgd(logits: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, epsilon: 
     delta = torch.zeros_like(x)
     for _ in range(steps):
         point = (x + delta).requires_grad_()
-        (g,) = torch.autograd.grad(cross_entropy(logits(point), labels).sum(), [point])
+        (g,) = torch.autograd.grad(-margin(logits(point), labels).sum(), [point])
         delta = delta + 2.5 * epsilon / steps * (g / norms(g))
         delta = delta * (epsilon / norms(delta)).clamp(max=1)
     return x + delta

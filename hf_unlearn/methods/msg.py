@@ -67,7 +67,7 @@ class Msg(Method):
         kind="gradient",
         summary="draws the weights with the smallest gradients anew, then trains mostly these on the retained samples",
         needs=("forget", "retain"),
-        cost=6,
+        cost=5.2,
         paper=Paper(
             title="Deep Unlearn: Benchmarking Machine Unlearning for Image Classification",
             arxiv="2410.01276",
@@ -100,7 +100,7 @@ class Msg(Method):
         if is_adapted(context.model) or context.is_sharded:
             what = "an adapter is trained" if is_adapted(context.model) else "the model is sharded (FSDP)"
             raise UnlearningError(
-                f"msg draws weights of a whole model anew, and {what}; expected a plain model or DDP."
+                f"msg draws some of the weights of a whole model anew, and {what}; expected a plain model or DDP."
             )
         schedule = context.schedule
         rng = np.random.default_rng([context.seed, 5])
@@ -110,14 +110,13 @@ class Msg(Method):
         layers = {f"{name}.weight" for name, module in context.model.named_modules() if isinstance(module, LAYERS)}
         fresh = dict(context.untrained_model().named_parameters())
         self.masks = []
-        with torch.no_grad():
-            gradients = zip(*context.gradients(self.loss, list(groups)), strict=True)
-            for name, weight, (retain, forget) in zip(
-                context.parameter_names, context.parameters, gradients, strict=True
-            ):
-                mask = smallest(retain - forget, self.config.share if name in layers else 0.0)
+        gradients = zip(*context.gradients(self.loss, list(groups)), strict=True)
+        weights = zip(context.parameter_names, context.parameters, strict=True)
+        for (name, weight), (retain, forget) in zip(weights, gradients, strict=True):
+            mask = smallest(retain - forget, self.config.share if name in layers else 0.0)
+            with torch.no_grad():
                 weight.copy_(torch.where(mask, fresh[name], weight))
-                self.masks.append(mask)
+            self.masks.append(mask)
 
     def loss(self, model, batch) -> Tensor:
         return batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))

@@ -50,7 +50,7 @@ REFUSED = {
     ("rmu", "resnet", "adapter"): "TimmWrapperForImageClassification has no list of blocks",
     ("retrain", None, "adapter"): "retrain trains all weights from base_model on; leave out peft_config",
     ("l1_sparse", None, "adapter"): "makes the weights of a whole model sparse, and an adapter is trained",
-    ("msg", None, "adapter"): "msg draws weights of a whole model anew, and an adapter is trained",
+    ("msg", None, "adapter"): "msg draws some of the weights of a whole model anew, and an adapter is trained",
     ("ct", None, "adapter"): "ct disturbs the weights of a whole model, and an adapter is trained",
     ("ssd", None, "adapter"): "ssd changes single weights, which no LoRA adapter can; leave out peft_config",
 }
