@@ -116,7 +116,7 @@ class Amun(Method):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 3e-4 if family == "convolutional" else 0.01 / width,
+            "learning_rate": 1e-3 if family == "convolutional" else 0.03 / width,
             "num_train_epochs": 10,
             "per_device_train_batch_size": 64,
             "weight_decay": 5e-4,
