@@ -67,7 +67,7 @@ class Delete(Method):
         kind="loss",
         summary="distils the original's answer without the true class, on the forget samples alone",
         needs=("forget",),
-        cost=2,
+        cost=1.2,
         paper=Paper(
             title="Decoupled Distillation to Erase: A General Unlearning Method for Any Class-centric Tasks",
             arxiv="2503.23751",
@@ -81,8 +81,8 @@ class Delete(Method):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 1e-4 if family == "convolutional" else 3e-3 / width,
-            "num_train_epochs": 20,
+            "learning_rate": 5e-5 if family == "convolutional" else 3e-3 / width,
+            "num_train_epochs": 10,
             "per_device_train_batch_size": 64,
             "weight_decay": 0.0,
             "lr_scheduler_type": "constant",
