@@ -7,8 +7,11 @@ from .datasheets import list_methods
 from .table import CLASSES, METHODS, create_method, get_method
 
 if TYPE_CHECKING:
+    from .amun import Amun, AmunConfig
     from .bad_teacher import BadTeacher, BadTeacherConfig
     from .base import Method, MethodConfig, MethodInfo, Paper
+    from .ct import Ct, CtConfig
+    from .delete import Delete, DeleteConfig
     from .finetune import Finetune, FinetuneConfig
     from .grad_diff import GradDiff, GradDiffConfig
     from .gradient_ascent import GradientAscent, GradientAscentConfig
@@ -17,12 +20,14 @@ if TYPE_CHECKING:
     from .l1_sparse import L1Sparse, L1SparseConfig
     from .local_teacher import LocalTeacher, LocalTeacherConfig
     from .lotus import Lotus, LotusConfig
+    from .msg import Msg, MsgConfig
     from .multitask import Multitask, MultitaskConfig
     from .neggrad_plus import NeggradPlus, NeggradPlusConfig
     from .npo import Npo, NpoConfig
     from .orthograd import Orthograd, OrthogradConfig
     from .pcgrad import Pcgrad, PcgradConfig
     from .random_label import RandomLabel, RandomLabelConfig
+    from .regun import Regun, RegunConfig
     from .retrain import Retrain, RetrainConfig
     from .rmu import Rmu, RmuConfig
     from .salun import Salun, SalunConfig

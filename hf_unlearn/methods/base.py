@@ -173,9 +173,14 @@ class Context(Protocol):
         which are drawn once, by the seed."""
         ...
 
+    def probabilities(self, split: str) -> Tensor:
+        """What the model as it is now says of each sample of `forget`, `retain` or `control`: [n, classes], in their order,
+        on every process."""
+        ...
+
     def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
-        """(indices, labels, what the head of the model reads as it is now), batch by batch, of all samples of a source, on
-        every process."""
+        """(indices, labels, what the head of the model reads as it is now), batch by batch, of all samples of `forget`,
+        `retain` or `control`, on every process."""
         ...
 
     def supervised(self, source: str, task: str) -> np.ndarray:

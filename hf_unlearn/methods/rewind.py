@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.adapters import is_adapted, oppose
-from ..models.kinds import batchnorm_modules, layers_of_classes
+from ..models.kinds import batchnorm_modules, head_layers
 from .base import CLASSIFICATION, MethodConfig, MethodInfo, Past
 from .finetune import Finetune
 
@@ -170,7 +170,7 @@ def rewind(
     model: nn.Module, start: dict[str, Tensor], keep: float, classes: Sequence[int] = (), num_labels: int = 0
 ) -> None:
     """Pull the weights, take the head's rows of `classes` from the start, and clear the BatchNorm statistics."""
-    head = [*layers_of_classes(model, num_labels)][-1:] if classes else []
+    head = [*head_layers(model, num_labels)][-1:] if classes else []
     for name, parameter in model.named_parameters():
         other = start[name].to(parameter.device, parameter.dtype)
         parameter.copy_(pull(parameter, other, keep))

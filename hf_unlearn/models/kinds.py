@@ -160,8 +160,8 @@ def width(model: nn.Module) -> int:
     return timm_model_of(model).num_features if is_timm(config) else getattr(config, "hidden_size", 768)
 
 
-def layers_of_classes(model: nn.Module, num_labels: int) -> dict[str, nn.Module]:
-    """The layers with an output for each class, by name; the head is the last one of them."""
+def head_layers(model: nn.Module, num_labels: int) -> dict[str, nn.Module]:
+    """The layers with an output for each class, by name, in the order in which the model has them: the head is the last one."""
     outputs = ("out_features", "out_channels")
     return {
         name: module
@@ -194,7 +194,7 @@ def reading_features(model: nn.Module, num_labels: int) -> Iterator[Callable[[Te
             features = features[torch.arange(len(features), device=features.device), token]
         return features.flatten(1).to(torch.promote_types(features.dtype, torch.float32))
 
-    hooks = [layer.register_forward_hook(keep) for layer in layers_of_classes(model, num_labels).values()]
+    hooks = [layer.register_forward_hook(keep) for layer in head_layers(model, num_labels).values()]
     try:
         yield read
     finally:

@@ -92,6 +92,15 @@ class Evaluator:
                 places, labels, features, real = self.accelerator.gather(parts)
                 yield places[real].cpu().numpy(), labels[real].cpu().numpy(), features[real]
 
+    def probabilities(self, model: nn.Module, name: str, indices: np.ndarray) -> Tensor:
+        """What the model says of each of these samples, in their order, on every process: [n, classes]."""
+        rows = torch.zeros(len(indices), self.num_labels, device=self.accelerator.device)
+        for positions, batch, logits in self.logits(model, name, indices):
+            rows = rows.to(logits.dtype)
+            real = batch.weight > 0
+            rows[torch.as_tensor(positions, device=rows.device)[real]] = logits[real].softmax(dim=-1)
+        return self.total(rows)
+
     @property
     def shard(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes

@@ -78,9 +78,14 @@ class Context(base.Context):
         drawn = np.random.default_rng([self.seed, 5]).choice(rows, at_most, replace=False)
         return looks.evaluator.measure(looks.model(), source, np.sort(drawn))
 
+    def probabilities(self, split: str) -> Tensor:
+        trainer = self._trainer
+        return trainer.evaluator.probabilities(trainer.looks.model(), *trainer.indices[split])
+
     def features(self, source: str) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
         trainer = self._trainer
-        yield from trainer.evaluator.features(trainer.looks.model(), source, np.arange(len(trainer.sources[source])))
+        of = trainer.indices[source] if source == "control" else (source, np.arange(len(trainer.sources[source])))
+        yield from trainer.evaluator.features(trainer.looks.model(), *of)
 
     # -- Samples
 

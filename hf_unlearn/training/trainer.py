@@ -101,11 +101,14 @@ class UnlearningTrainer(ResumableTrainer):
         check_call(model, args, self.method, **read, **others, **kwargs)
         datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
         check_needs(self.method, {**datasets, "base_model": base_model})
-        model, read["processing_class"], *place = load_original(model, processing_class, args)
+        model, read["processing_class"], self.origin, self.original_folder = load_original(
+            model, processing_class, args
+        )
 
         self.task = task_of(model, self.method.own_losses, self.method.own_tasks)
         check_task(self.method, self.task.name)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
+        place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
         self.reading = Reading(self.request, model, args, **read)
         self._only = self.method.trained_modules(models.base_of(model))
@@ -117,8 +120,7 @@ class UnlearningTrainer(ResumableTrainer):
         check_resolved(args, self.method, model, self.request, adapted, **kwargs)
         self.adapter = attach(model, chosen, args.seed) if adapted else None
         model = self.adapter.model if self.adapter else model
-
-        (self.origin, self.original_folder), self.base_model, self.given_teacher = place, base_model, teacher
+        self.base_model, self.given_teacher = base_model, teacher
         self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
         self.frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self.named_gradients = NamedGradients(args.max_grad_norm if self.method.info.kind == "gradient" else 0.0)

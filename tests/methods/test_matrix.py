@@ -52,6 +52,8 @@ REFUSED = {
     ("rewind", None, "adapter"): "rewind goes back to where training began with the weights themselves",
     ("auto", None, "adapter"): "auto goes back to where training began with the weights themselves",
     ("l1_sparse", None, "adapter"): "makes the weights of a whole model sparse, and an adapter is trained",
+    ("msg", None, "adapter"): "msg draws some of the weights of a whole model anew, and an adapter is trained",
+    ("ct", None, "adapter"): "ct disturbs the weights of a whole model, and an adapter is trained",
     ("ssd", None, "adapter"): "ssd changes single weights, which no LoRA adapter can; leave out peft_config",
 }
 

@@ -176,6 +176,7 @@ TWO_PROCESSES |= {
     "bert-losses": case("grad_diff", "bert"),
     "resnet-two-losses": case("neggrad_plus", "resnet"),
     "bert-noise": case("unsir", "bert"),
+    "bert-embeddings": case("amun", "bert"),
     "rewind": case("scrub_rewind"),
     "adapter": case("lotus", lora=True),
 }
