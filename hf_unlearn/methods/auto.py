@@ -29,7 +29,10 @@ class AutoConfig(BudgetConfig):
         default_factory=lambda: [0.4, 0.2, 0.6],
         metadata={"help": "what the candidates keep of the original's weights"},
     )
-    race: float = field(default=0.3, metadata={"help": "share of the steps in which the candidates are compared"})
+    race: float = field(
+        default=0.0,
+        metadata={"help": "share of the steps in which the candidates are compared; 0: the first one is taken"},
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +79,7 @@ class Auto(Rewind):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         found = super().arguments(family, width)
-        looks = (len(self.config.keeps) + 2) * LOOK
+        looks = ((len(self.config.keeps) if self.config.race else 0) + 2) * LOOK
         return found | {"num_train_epochs": found["num_train_epochs"] * (1 - looks)}
 
     def prepare(self, context) -> None:

@@ -15,7 +15,10 @@ from .finetune import Finetune
 EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned, where nothing says how many
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
-REPAIR = 0.4  # the peak learning rate of the repair, as a share of the original's
+REPAIR = {
+    "convolutional": 0.4,
+    "transformer": 1.0,
+}  # the peak learning rate of the repair, as a share of the original's
 
 
 def pull(weight: Tensor, start: Tensor, keep: float) -> Tensor:
@@ -107,7 +110,7 @@ class Rewind(Finetune):
         )  # samples of the original for each retained one
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
         return optimizer | {
-            "learning_rate": REPAIR * rate,
+            "learning_rate": REPAIR[family] * rate,
             "num_train_epochs": self.config.budget * self.original_epochs * seen,
             "per_device_train_batch_size": past.batch_size or 64,
             "weight_decay": 5e-4 if convolutional else 0.01,
