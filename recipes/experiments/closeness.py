@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from hf_unlearn import UnlearningArguments, list_methods, unlearn
 from hf_unlearn.data.splits import SPLIT_SEED
 from hf_unlearn.methods import get_method
-from hf_unlearn.metrics import jsd_rows, matched_auc
+from hf_unlearn.metrics import jsd_rows, matched_auc, memory, rf_jsd
 from hf_unlearn.models import base_of, load_model
 
 WITHOUT = ("multitask", "retrain")  # other models; and the reference itself
@@ -88,6 +88,30 @@ def beside(found: dict[str, np.ndarray], retrained: list[dict[str, np.ndarray]],
     }
 
 
+def estimates(
+    found: dict[str, np.ndarray],
+    original: dict[str, np.ndarray],
+    data: dict,
+    weights: tuple[PreTrainedModel, PreTrainedModel],
+) -> dict[str, float]:
+    """What can be had without a retrained model, and may tell how far from one this model is."""
+    labels = {name: data[name]["labels"].numpy() for name in SETS}
+    p, before = (
+        {name: np.take_along_axis(one[name], labels[name][:, None], 1)[:, 0].clip(1e-12) for name in SETS}
+        for one in (found, original)
+    )
+    pairs = zip(weights[0].parameters(), weights[1].parameters(), strict=True)
+    return {
+        "rf_jsd": rf_jsd(found["forget"], labels["forget"], original["test"], labels["test"], missing="skip"),
+        "memory": memory(p["forget"], labels["forget"], p["test"], labels["test"]),
+        "lost_unseen_loss": float(np.mean(np.log(before["test"])) - np.mean(np.log(p["test"]))),
+        "lost_retain_loss": float(np.mean(np.log(before["retain"])) - np.mean(np.log(p["retain"]))),
+        "jsd_to_original_unseen": float(jsd_rows(found["test"], original["test"]).mean()),
+        "jsd_to_original_forget": float(jsd_rows(found["forget"], original["forget"]).mean()),
+        "distance_to_original": float(sum(((a - b) ** 2).sum() for a, b in pairs).detach().sqrt()),
+    }
+
+
 def step_seconds(name: str, data: dict[str, cases.Columns], steps: int = 4) -> float:
     """Processor seconds of one step of the original's training."""
     case = cases.CASES[name]
@@ -110,10 +134,14 @@ def references(name: str, request: str, seed: int, data: dict) -> dict[str, dict
     original = outputs(load_model(cases.model_of(name, seed)), data)
     others = [beside(one, [other for other in retrained if other is not one], data) for one in retrained]
     floor = {key: float(np.mean([row[key] for row in others])) for key in others[0]}
-    return {"original": beside(original, retrained, data), "retrained": floor, "outputs": retrained}
+    return {
+        "original": beside(original, retrained, data),
+        "retrained": floor,
+        "outputs": {"original": original, "retrained": retrained},
+    }
 
 
-def run(name: str, request: str, seed: int, method: str, budget: float, data: dict, retrained: list) -> dict[str, Any]:
+def run(name: str, request: str, seed: int, method: str, budget: float, data: dict, known: dict) -> dict[str, Any]:
     case = cases.CASES[name]
     model = load_model(cases.model_of(name, seed))
     config = get_method(method).config_class()
@@ -133,8 +161,10 @@ def run(name: str, request: str, seed: int, method: str, budget: float, data: di
         seconds = time.process_time() - since
     steps = case.epochs * -(-(len(sets["forget"]) + len(sets["retain"])) // case.batch_size)
     whole = steps * (before + step_seconds(name, data)) / 2
-    found = beside(outputs(result.model, data), retrained, data)
-    return found | {
+    said = outputs(result.model, data)
+    weights = base_of(result.model), load_model(cases.model_of(name, seed))
+    figures = beside(said, known["retrained"], data) | estimates(said, known["original"], data, weights)
+    return figures | {
         "share_of_training": seconds / whole,
         "notes": result.trainer.method.notes,
         "report": json.loads(json.dumps(result.trainer.method.report, default=str)),
