@@ -14,6 +14,7 @@ _MODULES = {
     "audits.report": ["AuditReport"],
     "errors": ["UnlearningError"],
     "methods": [
+        *("AmunConfig", "AutoConfig", "CtConfig", "DeleteConfig", "MsgConfig", "RegunConfig", "RewindConfig"),
         *("BadTeacherConfig", "FinetuneConfig", "GradDiffConfig", "GradientAscentConfig", "GruConfig"),
         *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
         *("OrthogradConfig", "PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig"),
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
     from .data.splits import split_dataset
     from .errors import UnlearningError
     from .methods import (
+        AmunConfig,
+        AutoConfig,
         BadTeacherConfig,
+        CtConfig,
+        DeleteConfig,
         FinetuneConfig,
         GradDiffConfig,
         GradientAscentConfig,
@@ -46,12 +51,15 @@ if TYPE_CHECKING:
         L1SparseConfig,
         LocalTeacherConfig,
         LotusConfig,
+        MsgConfig,
         NeggradPlusConfig,
         NpoConfig,
         OrthogradConfig,
         PcgradConfig,
         RandomLabelConfig,
+        RegunConfig,
         RetrainConfig,
+        RewindConfig,
         RmuConfig,
         SalunConfig,
         ScrubConfig,

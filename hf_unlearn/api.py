@@ -24,6 +24,7 @@ from .hub.repository import Parent
 from .hub.revisions import Pushed
 from .methods import Method, MethodConfig
 from .methods.hamu import Hamu, HamuConfig
+from .methods.rewind import BUDGET, spending
 from .metrics.tables import table
 from .models import adapters
 from .models.types import ModelOrName, ModelSource
@@ -240,7 +241,10 @@ def unlearn(
     retain: Data | None = None,
     unseen: Data | None = None,
     test: Data | None = None,
-    method: str | MethodConfig | Method = "lotus",
+    method: str | MethodConfig | Method = "auto",
+    budget: float = BUDGET,
+    original_epochs: float | None = None,
+    original_learning_rate: float | None = None,
     args: UnlearningArguments | None = None,
     processing_class: ProcessingClass | None = None,
     data_collator: DataCollator | None = None,
@@ -264,12 +268,17 @@ def unlearn(
             the other half only measures it.
         test: measured instead of that second half.
         method: a name (see `list_methods()`), a config such as `LotusConfig(alpha=4)`, or a `Method` of your own.
+        budget: of `auto` and `rewind`, the share of the original's training that they may spend, in samples seen.
+        original_epochs, original_learning_rate: for these two, how long and at what rate (its peak) the original was trained;
+            default: as its `trainer_state.json` or its card says, else an assumption that the result's notes repeat.
         args: training arguments; what they leave unset is chosen by the method.
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
         peft_config: unlearn in a PEFT adapter instead of in the weights; True chooses one (see `adapters.default_config`), and
             of a method that edits weights once gives its edit as an adapter. Dropping an adapter brings back what was forgotten.
         merge: put the adapters into the weights at the end (see `UnlearningResult.merge`).
-        base_model: what the original was trained from; `retrain` needs it.
+        base_model: what the original was trained from: a model, its Hub id or folder, a function that returns one, or
+            "scratch". `retrain` and `bad_teacher` need it; `auto` and `rewind` go back towards it, or towards what the card
+            names, else towards new weights.
         teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
             folder of one, or a function that returns one.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
@@ -287,6 +296,7 @@ def unlearn(
     sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "test_dataset": test}
     rows = {"processing_class": processing_class, "data_collator": data_collator, "augment": augment}
     others = {"peft_config": peft_config, "base_model": base_model, "teacher": teacher, "callbacks": callbacks}
+    method = spending(method, budget, original_epochs, original_learning_rate)
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
         trainer = UnlearningTrainer(model, args, method=method, tasks=tasks, overlap=overlap, **sets, **rows, **others)
         if merge:

@@ -70,7 +70,7 @@ class RecipeArguments:
         default=None,
         metadata={"help": "of a multi-task model, the tasks whose labels of the forget rows must go; default: all"},
     )
-    method: str = field(default="lotus", metadata={"help": "see `hf-unlearn methods`"})
+    method: str = field(default="auto", metadata={"help": "see `hf-unlearn methods`"})
     preset: str = field(
         default="default",
         metadata={"help": "the method's values: default, paper, or paper:SETTING such as paper:resnet18-cifar10"},

@@ -8,6 +8,7 @@ from .table import CLASSES, METHODS, create_method, get_method
 
 if TYPE_CHECKING:
     from .amun import Amun, AmunConfig
+    from .auto import Auto, AutoConfig
     from .bad_teacher import BadTeacher, BadTeacherConfig
     from .base import Method, MethodConfig, MethodInfo, Paper
     from .ct import Ct, CtConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .random_label import RandomLabel, RandomLabelConfig
     from .regun import Regun, RegunConfig
     from .retrain import Retrain, RetrainConfig
+    from .rewind import Rewind, RewindConfig
     from .rmu import Rmu, RmuConfig
     from .salun import Salun, SalunConfig
     from .scrub import Scrub, ScrubConfig

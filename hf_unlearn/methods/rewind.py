@@ -1,5 +1,6 @@
 """Rewind (ours): all weights are pulled part of the way back to where training began, and repaired on the retained samples."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -7,14 +8,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnlearningError
 from ..models.adapters import is_adapted, oppose
 from ..models.kinds import batchnorm_modules, head_layers
-from .base import CLASSIFICATION, MethodConfig, MethodInfo, Past
+from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo, Past
 from .finetune import Finetune
+from .table import create_method
 
 EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned, where nothing says how many
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
+BUDGET = 0.2
 REPAIR = {
     "convolutional": 0.4,
     "transformer": 1.0,
@@ -36,7 +40,7 @@ class BudgetConfig(MethodConfig):
 
     method = ""
 
-    budget: float = field(default=0.2, metadata={"help": "share of the original's training, in samples seen"})
+    budget: float = field(default=BUDGET, metadata={"help": "share of the original's training, in samples seen"})
     original_epochs: float | None = field(
         default=None,
         metadata={"help": "of the original's training; default: as its record or card says, else assumed"},
@@ -166,6 +170,29 @@ class Rewind(Finetune):
     def report(self) -> dict[str, Any]:
         start = self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
         return {"start": start, "original_epochs": self.original_epochs, "budget": self.config.budget}
+
+
+def spending(
+    method: str | MethodConfig | Method,
+    budget: float = BUDGET,
+    original_epochs: float | None = None,
+    original_learning_rate: float | None = None,
+) -> Method:
+    """The method, told what it may spend and how the original was trained; others take no notice of that, and say so."""
+    method = create_method(method)
+    about = {"original_epochs": original_epochs, "original_learning_rate": original_learning_rate}
+    given = {name: value for name, value in about.items() if value is not None} | (
+        {"budget": budget} if budget != BUDGET else {}
+    )
+    if not given:
+        return method
+    if not isinstance(method.config, BudgetConfig):
+        raise UnlearningError(
+            f"{next(iter(given))} is given, and {method.info.name} spends no share of the original's training; leave it out, or use "
+            'method="auto" or "rewind".'
+        )
+    method.config = dataclasses.replace(method.config, **given)
+    return method
 
 
 @torch.no_grad()

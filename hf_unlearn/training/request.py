@@ -145,7 +145,10 @@ def check_needs(method: Method, given: Mapping[str, Any]) -> None:
             raise UnlearningError(f"{method.info.name} needs {WHAT_IS_MISSING[name]}, which was not given.")
     for name, dataset in given.items():
         if hasattr(dataset, "__len__") and len(dataset) == 0:
-            raise UnlearningError(f"The {name} set is empty; expected at least one sample.")
+            whole = " (if all that the model was trained on must go, what is left is the model from before that)"
+            raise UnlearningError(
+                f"The {name} set is empty; expected at least one sample{whole if name == 'retain' else ''}."
+            )
 
 
 def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: Task) -> dict[str, Source]:

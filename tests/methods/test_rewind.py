@@ -175,3 +175,25 @@ def test_it_ends_nearer_to_what_never_saw_the_samples(tmp_path):
     result = unlearn(model, **data, method=method, args=args)
     before, after = result.metrics["before"], result.metrics["after"]
     assert before["forget_accuracy"] > 0.9 and after["forget_accuracy"] < 0.2 and after["retain_accuracy"] > 0.95
+
+
+def test_what_unlearn_is_told_of_the_original_reaches_the_method(tmp_path):
+    about = {"budget": 0.5, "original_epochs": 4, "original_learning_rate": 2e-3}
+    args = arguments(tmp_path, num_train_epochs=None, learning_rate=None)
+    trainer = unlearn(fitted(), **learnt(), method="rewind", args=args, **about).trainer
+    assert trainer.args.num_train_epochs == pytest.approx(0.5 * 4 * 32 / 24) and trainer.args.learning_rate == 2e-3
+    assert {name: getattr(trainer.method.config, name) for name in about} == about
+    own = RewindConfig(budget=0.1)
+    args = arguments(tmp_path / "own")
+    assert unlearn(fitted(), **learnt(), method=own, args=args).trainer.method.config.budget == 0.1
+    for name, value in about.items():
+        with pytest.raises(UnlearningError, match=f"{name} is given, and lotus spends no share of the original's"):
+            unlearn(fitted(), **learnt(), method="lotus", args=args, **{name: value})
+    with pytest.raises(UnlearningError, match="auto: budget is 1.5; expected a share of the original's training"):
+        unlearn(fitted(), **learnt(), budget=1.5)
+
+
+def test_what_is_left_of_a_request_for_the_whole_training_set(tmp_path):
+    data = learnt() | {"retain": learnt()["retain"].select([])}
+    with pytest.raises(UnlearningError, match="The retain set is empty.* what is left is the model from before that"):
+        unlearn(fitted(), **data, args=arguments(tmp_path))
