@@ -180,7 +180,7 @@ class Amun(Method):
         """What the model says where its pixels, or the embeddings of its tokens, are changed."""
         if self.pixels:
             return model(**(inputs | {self.pixels: change(inputs[self.pixels])})).logits
-        hook = self.embeddings.register_forward_hook(lambda module, args, output: change(output))
+        hook = self.embeddings.register_forward_hook(lambda module, args, output: change(cast(Tensor, output)))
         try:
             return model(**inputs).logits
         finally:
