@@ -28,7 +28,7 @@ def choose_adapter(
     if peft_config and method.starts_over and not adapters.is_adapted(model):
         raise UnlearningError(
             f"{method.info.name} goes back to where training began with the weights themselves, which an adapter leaves as they "
-            "are; leave out peft_config."
+            "are; leave out peft_config, or name a method that trains an adapter, such as lotus."
         )
     lora = method.adapter(task)
     if peft_config is None and lora:
