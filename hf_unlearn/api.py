@@ -14,6 +14,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .audits.audit import audit_run
+from .audits.closeness import Closeness, closeness
 from .audits.hardness import HardnessReport, as_it_was, hardness
 from .audits.report import AuditReport
 from .data.samples import seeded
@@ -118,6 +119,16 @@ class UnlearningResult:
             beside = evaluator.beside(row, reference, measured[name], measured["retrained"])
             rows[name] = row | distances[name] | beside
         return rows
+
+    def closeness(self) -> Closeness:
+        """What can be said of the distance to a retrained model without one, from the measurements of this run."""
+        self._measured()
+        trainer = self.trainer
+        if not trainer.task.is_audited:
+            raise UnlearningError(
+                f"closeness() compares single samples with unseen ones, which {trainer.task.name} has not."
+            )
+        return closeness(trainer.original, trainer.unlearned, trainer.request.is_class)
 
     def summary(self) -> str:
         """The figures before and after, as text."""
