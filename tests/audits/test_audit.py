@@ -714,7 +714,7 @@ def test_statistics_are_quick():
         for name in sets:
             signals = {"margin": rng.normal(size=10_000)}
             signals |= {signal: rng.random(10_000) for signal in ("entropy", "loss", "correct", "confidence")}
-            of[name] = Measurement(labels[name], signals, rng.random((1000, 1000)))
+            of[name] = Measurement(labels[name], signals, dict(enumerate(rng.random((1000, 1000)))))
     rows = {name: (name, np.arange(10_000)) for name in sets}
     about = False, ImageClassification, 1000, None
     ctx = AuditContext(dict.fromkeys(measured), None, rows, labels, *about, measured=measured)
@@ -738,7 +738,8 @@ def test_sums_are_of_forget_classes_only():
     """All classes by all classes would be 3.8 GB."""
     size, labels = 21_841, torch.tensor([3, 3, 21_840, 7])
     samples = SimpleNamespace(sources={"forget": SimpleNamespace(labels=np.array([21_840, 3, 3]))})
-    evaluator = SimpleNamespace(num_labels=size, samples=samples, accelerator=Accelerator(cpu=True))
+    alone = {"accelerator": Accelerator(cpu=True), "total": lambda tensor: tensor}
+    evaluator = SimpleNamespace(num_labels=size, samples=samples, **alone)
     tally = Tally(evaluator, "unseen", np.arange(4))
     assert tally.sums.shape == (2, size)
     logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))

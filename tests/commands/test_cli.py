@@ -37,7 +37,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_file_and_command_line(tmp_path):
-    file = write(tmp_path / "recipe.yaml", "model: m\ndataset: d\nforget_labels: [3, cat]\nalpha: 3\nseed: 7\n")
+    file = write(
+        tmp_path / "recipe.yaml", "model: m\ndataset: d\nmethod: lotus\nforget_labels: [3, cat]\nalpha: 3\nseed: 7\n"
+    )
     settings, config, args = parse(["alpha=4", "--learning-rate", "1e-4", "--bf16_full_eval", "--seed=8"], file)
     assert (settings.model, settings.forget_labels, settings.unseen_split) == ("m", [3, "cat"], None)
     assert isinstance(config, LotusConfig) and config.alpha == 4.0
@@ -107,30 +109,33 @@ def test_labels(tmp_path, text, labels):
         (["seed=null"], "seed is 'null' (on the command line); expected a whole number."),
         (["resume=maybe"], "resume is 'maybe' (on the command line); expected true or false."),
         (["task=image"], "task is 'image' (on the command line); expected image-classification, text-class"),
-        (["alpha=[1, 2]"], "alpha is ['1', '2'] (on the command line); expected a number."),
-        (["class_cure=maybe"], "class_cure is 'maybe' (on the command line); expected mask, monotone, stop"),
+        (["method=lotus", "alpha=[1, 2]"], "alpha is ['1', '2'] (on the command line); expected a number."),
+        (
+            ["method=lotus", "class_cure=maybe"],
+            "class_cure is 'maybe' (on the command line); expected mask, monotone, stop",
+        ),
         (["parallelism_config=x"], "expected nothing, because it cannot be set in a recipe."),
-        (["alpha=-1"], "lotus: alpha is -1.0; expected a positive number."),
+        (["method=lotus", "alpha=-1"], "lotus: alpha is -1.0; expected a positive number."),
         (["eval_strategy=epcoh"], "The training arguments cannot be used: epcoh is not a valid IntervalStrategy"),
         (
             ["learning_rat=1"],
             "There is no setting 'learning_rat' (on the command line); did you mean 'learning_rate'?",
         ),
         (["datset=x"], "did you mean 'dataset'?"),
-        (["retain_fractions=1"], "did you mean 'retain_fraction'?"),
-        (["zzz=1"], "There is no setting 'zzz' (on the command line). `hf-unlearn run --help method=lotus` lists all"),
+        (["method=lotus", "retain_fractions=1"], "did you mean 'retain_fraction'?"),
+        (["zzz=1"], "There is no setting 'zzz' (on the command line). `hf-unlearn run --help method=auto` lists all"),
         (
             ["relabel=once"],
-            "There is no setting 'relabel' (on the command line) with the method lotus; it belongs to ",
+            "There is no setting 'relabel' (on the command line) with the method auto; it belongs to ",
         ),
         (["arguments={}"], "There is no setting 'arguments' (on the command line)"),
         (["method=lotos"], "There is no method 'lotos'; did you mean 'lotus'?"),
         (["forget_labels=1", "forget_where=x"], "What to forget is given by forget_labels and forget_where; expected"),
         (["forget_fraction=null"], "What to forget is given by nothing; expected exactly one of forget_ids,"),
         (["id_column=user"], "id_column says what the lines of forget_ids are, and there is no forget_ids file."),
-        (["preset=papr"], "preset is 'papr'; expected default, paper or paper:SETTING."),
+        (["method=lotus", "preset=papr"], "preset is 'papr'; expected default, paper or paper:SETTING."),
         (
-            ["preset=paper:vgg"],
+            ["method=lotus", "preset=paper:vgg"],
             "LoTUS's paper has no setting 'vgg'; expected one of resnet18-cifar10, resnet18-cifar100",
         ),
         (["preset=paper", "method=finetune"], "preset is 'paper'; expected default, all that finetune has."),
@@ -173,12 +178,13 @@ def test_missing_settings_are_named():
 
 
 def test_presets():
-    assert parse([*BASIC, "preset=paper"])[1] == LotusConfig.paper()
-    assert parse([*BASIC, "preset=paper:resnet18-cifar10"])[1] == LotusConfig.paper("resnet18-cifar10")
-    mixed = parse([*BASIC, "preset=paper", "retain_fraction=0.5"])[1]
+    basic = [*BASIC, "method=lotus"]
+    assert parse([*basic, "preset=paper"])[1] == LotusConfig.paper()
+    assert parse([*basic, "preset=paper:resnet18-cifar10"])[1] == LotusConfig.paper("resnet18-cifar10")
+    mixed = parse([*basic, "preset=paper", "retain_fraction=0.5"])[1]
     assert mixed == dataclasses.replace(LotusConfig.paper(), retain_fraction=0.5)
     # alpha depends on class_mode: settings must be there when the config is made, not put in later
-    assert parse([*BASIC, "class_mode=true"])[1].alpha == 32.0
+    assert parse([*basic, "class_mode=true"])[1].alpha == 32.0
 
 
 def test_no_key_has_two_meanings():
@@ -218,7 +224,7 @@ def test_help_has_every_key(method):
 def test_run_help(tmp_path, capsys):
     file = write(tmp_path / "recipe.yaml", "method: random_label\n")
     assert cli.main(["run", "--help"]) == 0
-    assert "  alpha: a number; default null" in capsys.readouterr().out
+    assert "  budget: a number; default 0.2" in capsys.readouterr().out
     assert cli.main(["run", "--help", "method=random_label"]) == 0
     assert "  relabel: once or epoch; default epoch" in capsys.readouterr().out
     assert cli.main(["run", str(file), "-h"]) == 0

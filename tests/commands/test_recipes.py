@@ -184,7 +184,7 @@ def test_splits_and_slices(text_recipe, texts, models):
     assert [len(data[name]) for name in ("forget", "retain", "unseen")] == [9, 9, 6]
     assert not set(data["unseen"]["text"]) & {*data["forget"]["text"], *data["retain"]["text"]}
     with pytest.raises(
-        UnlearningError, match="lotus needs unseen samples, and the dataset .* has only the split train"
+        UnlearningError, match="auto needs unseen samples, and the dataset .* has only the split train"
     ):
         load(*one_file)
 
@@ -275,7 +275,7 @@ def test_image_recipe(models, images, tmp_path):
 def test_text_recipe(models, texts, tmp_path):
     (tmp_path / "users.txt").write_text("u1\nu4\n")
     settings = [f"model={models / 'bert'}", f"dataset={texts}", "label_column=mood", "forget_ids=users.txt"]
-    out = hf_unlearn("run", *settings, "id_column=user", "output_dir=out", *QUICK, folder=tmp_path)
+    out = hf_unlearn("run", *settings, "id_column=user", "method=lotus", "output_dir=out", *QUICK, folder=tmp_path)
     assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
     check_result(tmp_path / "out")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/model")
@@ -326,7 +326,7 @@ def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
     hub.put("me/vit", {path.name: path.read_bytes() for path in (models / "vit").iterdir()})
     before = hub.files("me/vit")
     settings = ["model=me/vit", f"dataset={images}", "forget_fraction=0.25", f"output_dir={tmp_path / 'out'}"]
-    settings += ["stop_margin=1", "audit=0", "push_to=me/vit", "push_revision=unlearned/one"]
+    settings += ["method=lotus", "stop_margin=1", "audit=0", "push_to=me/vit", "push_revision=unlearned/one"]
     assert cli.main(["run", *settings, *QUICK]) == 0
     said = capsys.readouterr().out
     assert "Pushed to" in said and "forget samples" in said
@@ -351,7 +351,7 @@ def test_from_the_hub_to_the_hub(hub, models, images, tmp_path, capsys):
 def test_two_processes_through_accelerate(models, images, tmp_path):
     """Two processes do the same as one with twice the batch size."""
     settings = [f"--model={models / 'vit'}", f"--dataset={images}", "--forget_fraction=0.25", "--num_train_epochs=1"]
-    settings += ["--disable_tqdm", "--save_strategy=no", "--use_cpu", "--stop_margin=1"]
+    settings += ["--disable_tqdm", "--save_strategy=no", "--use_cpu", "--method=lotus", "--stop_margin=1"]
     settings += [
         "--optim=sgd",
         "--learning_rate=0.1",

@@ -144,7 +144,7 @@ class TestRecipe:
             ("output_dir:\n", "output_dir is ''; expected a path."),
             ("learning_rate: .inf\n", "learning_rate is '.inf' (in"),
             ("learning_rate: 1e400\n", "learning_rate is inf; expected a finite number."),
-            ("alpha: inf\n", "lotus: alpha is inf; expected a finite number."),
+            ("method: lotus\nalpha: inf\n", "lotus: alpha is inf; expected a finite number."),
         ],
     )
     def test_values(self, tmp_path, text, message):
@@ -266,5 +266,5 @@ class TestAdapters:
         model = tiny_vit()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         args = UnlearningArguments(str(tmp_path / "out"))
-        refused(lambda: unlearn(model, **request(), peft_config=config, args=args), message)
+        refused(lambda: unlearn(model, **request(), method="lotus", peft_config=config, args=args), message)
         assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -12,7 +12,7 @@ ROWS = json.loads((RESULTS / "locality.json").read_text())["results"]["resnet18-
 
 def test_every_method_is_there():
     """But the reference itself, those for whole classes or transformers only, and those that came after it."""
-    later = {"msg", "ct", "amun", "delete", "regun"}
+    later = {"auto", "rewind", "msg", "ct", "amun", "delete", "regun"}
     assert set(list_methods(task="image-classification")) - {"retrain", "damp", "rmu"} - later < ROWS.keys()
     for row in ROWS.values():
         assert len(row["runs"]) == 3 and row["interval"]["near"] > 0

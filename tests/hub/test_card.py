@@ -257,7 +257,7 @@ class TestMetadata:
         for key in ("license", "license_name", "license_link", "language", "datasets"):
             assert data[key] == PARENT_CARD[key]
         assert data["pipeline_tag"] == "image-classification" and data["library_name"] == "transformers"
-        assert data["tags"] == ["machine-unlearning", "unlearning", "hf_unlearn", "lotus"]
+        assert data["tags"] == ["machine-unlearning", "unlearning", "hf_unlearn", "auto"]
         assert data["hf_unlearn"]["parent_revision"] == PARENT.commit
         given = make_card(folder, parent=PARENT, parent_card={"pipeline_tag": "zero-shot-image-classification"}).data
         assert given.pipeline_tag == "zero-shot-image-classification" and given.license is None

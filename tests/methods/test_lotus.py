@@ -232,7 +232,7 @@ def noise_of_a_run(tmp_path, monkeypatch, **changes) -> dict[tuple[int, int], to
         return noise
 
     monkeypatch.setattr(lotus, "gumbel", recording)
-    unlearn(fitted(), **learnt(), args=arguments(tmp_path, learning_rate=1e-5, **changes))
+    unlearn(fitted(), **learnt(), method="lotus", args=arguments(tmp_path, learning_rate=1e-5, **changes))
     return drawn
 
 
@@ -300,7 +300,8 @@ class TestRuns:
             return logits(self, model, name, *args)
 
         monkeypatch.setattr(Evaluator, "logits", counted)
-        result = unlearn(fitted(), **learnt(), args=arguments(tmp_path, measure=measure, num_train_epochs=3))
+        args = arguments(tmp_path, measure=measure, num_train_epochs=3)
+        result = unlearn(fitted(), **learnt(), method="lotus", args=args)
         assert result.trainer.state.global_step == 6
         table, control, later_epochs = ["forget", "retain"], ["unseen"], ["forget"] * 2
         everything = ["forget", "retain", "unseen", "unseen"]
@@ -310,7 +311,7 @@ class TestRuns:
     def test_what_it_does(self, tmp_path):
         """Mislabelled samples that only memory gets right: it gets less sure of those, and stays good on the others."""
         args = arguments(tmp_path, num_train_epochs=6, learning_rate=3e-3)
-        result = unlearn(fitted(), **learnt(), args=args)
+        result = unlearn(fitted(), **learnt(), method="lotus", args=args)
         confidence = {
             name: [m[name].signals["confidence"].mean() for m in (result.trainer.original, result.trainer.unlearned)]
             for name in ("forget", "retain")
@@ -340,7 +341,7 @@ class TestRuns:
         data["forget"] = learnt()[
             "forget"
         ]  # wrong labels that this model has never seen: forget accuracy below unseen
-        result = unlearn(fitted(flipped=False), **data, args=arguments(tmp_path))
+        result = unlearn(fitted(flipped=False), **data, method="lotus", args=arguments(tmp_path))
         assert result.metrics["before"]["forget_accuracy"] < result.metrics["before"]["unseen_accuracy"]
         assert result.trainer.state.global_step == 0
         assert same_bits(weights(result.model), weights(fitted(flipped=False))) and not same_bits(

@@ -45,7 +45,8 @@ class TestTable:
     def test_by_name(self):
         assert get_method("lotus") is Lotus
         with pytest.raises(
-            UnlearningError, match="There is no method 'lotsu'; did you mean 'lotus'. The methods are lot"
+            UnlearningError,
+            match="There is no method 'lotsu'; did you mean 'lotus'. The methods are auto, rewind, lot",
         ):
             get_method("lotsu")
         for given, meant in (("LoTUS", "lotus"), ("NegGrad+", "neggrad_plus"), ("L1-sparse", "l1_sparse")):
@@ -115,7 +116,9 @@ class TestDatasheets:
     def test_paper(self, name):
         paper = METHODS[name].info.paper
         if paper is None:
-            assert name in ("retrain", "finetune", "gradient_ascent", "grad_diff"), "whose method is it?"
+            assert name in ("auto", "rewind", "retrain", "finetune", "gradient_ascent", "grad_diff"), (
+                "whose method is it?"
+            )
             return
         assert re.fullmatch(r"\d{4}\.\d{4,5}", paper.arxiv) and paper.url == f"https://arxiv.org/abs/{paper.arxiv}"
         assert re.match(r"@\w+\{\w+,\n", paper.bibtex) and paper.bibtex.endswith("\n}")

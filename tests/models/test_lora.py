@@ -297,7 +297,8 @@ class TestMerging:
 
     def test_figures_are_those_of_the_merged_model(self, tmp_path):
         args = arguments(tmp_path, learning_rate=1e-2, use_cpu=True)
-        result = unlearn(original("vit"), **runs.request("vit"), peft_config=True, merge=True, args=args)
+        about = {"method": "lotus", "peft_config": True, "merge": True}
+        result = unlearn(original("vit"), **runs.request("vit"), **about, args=args)
         rows = result.compare(result.model)
         assert rows["unlearned"]["jsd"] == 0 < rows["original"]["jsd"]
         assert rows["unlearned"]["forget_accuracy"] == rows["retrained"]["forget_accuracy"]

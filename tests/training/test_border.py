@@ -116,7 +116,7 @@ CALLS = {
     "an augmentation's name": ({"augment": "flip"}, "augment is 'flip'; expected a function of the raw image or text"),
     "a teacher that nobody asks": (
         {"teacher": tiny_vit(seed=3)},
-        "lotus has no use for teacher=; leave it out, or use",
+        "auto has no use for teacher=; leave it out, or use",
     ),
     "no name of a base": ({"base_model": ""}, "base_model is ''; expected a model, a Hub id, a folder or a function"),
     "a number as base": ({"base_model": 3}, "base_model is a int; expected a model, a Hub id, a folder or a function"),

@@ -55,9 +55,9 @@ class TestData:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"forget": None}, r"lotus needs the samples to forget \(forget=\), which was not given"),
-            ({"retain": None}, r"lotus needs samples to keep \(retain=\), which was not given"),
-            ({"unseen": None}, r"lotus needs samples the model was never trained on \(unseen=\), which was not given"),
+            ({"forget": None}, r"auto needs the samples to forget \(forget=\), which was not given"),
+            ({"retain": None}, r"auto needs samples to keep \(retain=\), which was not given"),
+            ({"unseen": None}, r"auto needs samples the model was never trained on \(unseen=\), which was not given"),
             (
                 {"method": "retrain"},
                 r"retrain needs what the original was trained from \(base_model=: a Hub id, a mod",
@@ -137,7 +137,7 @@ class TestModel:
     def test_language_model(self, tmp_path):
         message = "lotus works on image-classification and text-classification, and this model is for causal-lm"
         data = request(sentences) | {"processing_class": tiny_tokenizer()}
-        refused(tmp_path / "out", message, tiny_llama_lm(), **data)
+        refused(tmp_path / "out", message, tiny_llama_lm(), method="lotus", **data)
 
     def test_no_head(self, tmp_path):
         refused(tmp_path / "out", "ViTModel has no head that can be unlearned", ViTModel(ViTConfig(hidden_size=12)))
@@ -158,15 +158,14 @@ class TestModel:
         model = get_peft_model(tiny_vit(), lora)
         refused(tmp_path / "out", "model is a PeftModel and peft_config is not given: pass one", model)
         full = LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"])
-        refused(
-            tmp_path / "out", r"modules_to_save=\['classifier'\], which would be trained in full", peft_config=full
-        )
         nowhere = LoraConfig(target_modules=["no_such_layer"])
-        refused(
-            tmp_path / "out", "peft_config does not fit the model: .*no_such_layer.* not found", peft_config=nowhere
-        )
         again = get_peft_model(tiny_vit(), lora, adapter_name="unlearn")
-        refused(tmp_path / "out", "already carries an adapter named 'unlearn'.*merge", again, peft_config=lora)
+        for model, config, message in (
+            (None, full, r"modules_to_save=\['classifier'\], which would be trained in full"),
+            (None, nowhere, "peft_config does not fit the model: .*no_such_layer.* not found"),
+            (again, lora, "already carries an adapter named 'unlearn'.*merge"),
+        ):
+            refused(tmp_path / "out", message, model, method="lotus", peft_config=config)
 
 
 class TestMethod:
@@ -174,7 +173,7 @@ class TestMethod:
         ("name", "near"), [("lotos", "lotus"), ("retrian", "retrain"), ("finetuning", "finetune")]
     )
     def test_unknown(self, tmp_path, name, near):
-        refused(tmp_path / "out", f"no method '{name}'; did you mean '{near}'. The methods are lotus", method=name)
+        refused(tmp_path / "out", f"no method '{name}'; did you mean '{near}'. The methods are auto", method=name)
 
     def test_unlike_any(self, tmp_path):
         refused(tmp_path / "out", "no method 'xyz'; The methods are", method="xyz")

@@ -138,7 +138,7 @@ class TestBatchNorm:
     def test_affine_weights_are_trained_all_the_same(self, tmp_path):
         model = fitted(tiny_resnet)
         before = weights(model)
-        unlearn(model, **learnt(), args=arguments(tmp_path, freeze_batchnorm=True))
+        unlearn(model, **learnt(), method="lotus", args=arguments(tmp_path, freeze_batchnorm=True))
         assert not torch.equal(before["timm_model.bn1.weight"], model.timm_model.bn1.weight)
 
     def test_frozen_under_an_adapter_whatever_is_asked(self, tmp_path):
@@ -146,7 +146,7 @@ class TestBatchNorm:
         before = statistics(model)
         config = LoraConfig(r=2, target_modules=r".*layer\d.*conv1")
         args = arguments(tmp_path, freeze_batchnorm=False, learning_rate=1e-2)
-        result = unlearn(model, **learnt(), peft_config=config, args=args)
+        result = unlearn(model, **learnt(), method="lotus", peft_config=config, args=args)
         after = {name.removeprefix("base_model.model."): tensor for name, tensor in statistics(result.model).items()}
         assert result.trainer.state.global_step > 0 and same_bits(before, after)
 
@@ -201,7 +201,7 @@ class TestAdapter:
         answers = logits(fitted(tiny_resnet))
         config = LoraConfig(r=2, target_modules=r".*layer\d.*(conv1|conv2)")
         args = arguments(tmp_path, learning_rate=1e-2)
-        result = unlearn(fitted(tiny_resnet), **learnt(), peft_config=config, args=args)
+        result = unlearn(fitted(tiny_resnet), **learnt(), method="lotus", peft_config=config, args=args)
         assert not torch.equal(logits(result.model), answers)
         with result.trainer.adapter.disabled():
             assert torch.equal(logits(result.model), answers)
@@ -256,7 +256,8 @@ class TestAdapter:
         with pytest.raises(
             UnlearningError, match="peft_config has bias='all', which trains biases of the model itself"
         ):
-            unlearn(fitted(), **learnt(), peft_config=lora(bias="all"), args=arguments(tmp_path))
+            about = {"method": "lotus", "peft_config": lora(bias="all")}
+            unlearn(fitted(), **learnt(), **about, args=arguments(tmp_path))
 
     def test_task_type_does_not_train_the_head(self, tmp_path):
         """PEFT would train a whole copy of it, and without the adapter the model would not be the original."""
@@ -338,11 +339,12 @@ class TestIncomingAdapter:
         with pytest.raises(
             UnlearningError, match="adapter of type LORA and peft_config is of type IA3; expected the same"
         ):
-            unlearn(with_own_adapter(), **request(), peft_config=config, args=arguments(tmp_path))
+            unlearn(with_own_adapter(), **request(), method="lotus", peft_config=config, args=arguments(tmp_path))
 
     def test_comparison_sees_the_unlearned_model(self, tmp_path):
         """Not the original, which is the same object with the adapter off."""
-        result = unlearn(fitted(), **learnt(), peft_config=lora(), args=arguments(tmp_path, learning_rate=1e-2))
+        args = arguments(tmp_path, learning_rate=1e-2)
+        result = unlearn(fitted(), **learnt(), method="lotus", peft_config=lora(), args=args)
         rows = result.compare(fitted())
         assert rows["original"]["jsd"] == rows["retrained"]["jsd"] == 0
         assert rows["unlearned"]["jsd"] > 1e-3
