@@ -19,7 +19,7 @@ from study import RESULTS, record
 
 TRUE = ("jsd", "jsd_p95")
 WITHIN, POOLED = 0.9, 0.85  # what is wanted of an estimate
-FEWEST = 4  # methods and settings, for a correlation
+FEWEST = 8  # methods and settings, for a correlation
 TIMES = 1000
 
 CANDIDATES: dict[str, Callable[[Row], float]] = {

@@ -20,6 +20,7 @@ TITLES = {  # in the order of pictures and tables
     "resnet": "CIFAR-10, a ResNet-18",
     "minilm": "20 Newsgroups, a fine-tuned MiniLM",
 }
+SHORT = {"digits": "digits", "vit": "ViT", "resnet": "ResNet-18", "minilm": "MiniLM"}
 REQUESTS = {"scattered": "a tenth at random", "part": "half of a class", "class": "a whole class"}
 BASE_IS_KNOWN = ("minilm",)
 
