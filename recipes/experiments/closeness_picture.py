@@ -80,18 +80,27 @@ class Label:
 def placed(labels: list[Label], room: Box, taken: Iterable[Box]) -> list[Label]:
     """The labels, each where it covers least of the others, of all points and of what is `taken`; in three rounds."""
     taken = [*taken, *(label.dot for label in labels)]
-    found: list[Label | None] = [None] * len(labels)
+
+    def alone(far: float, box: Box) -> float:
+        outside = box.width * box.height - box.overlap(room)
+        return far + 5 * outside + 2 * sum(map(box.overlap, taken))
+
+    places = [
+        sorted(((alone(far, place.box), place) for far, place in label.places()), key=lambda found: found[0])
+        for label in labels
+    ]
+    found: dict[int, Label] = {}
     for _ in range(3):
-        for i, label in enumerate(labels):
-            others = [other.box for j, other in enumerate(found) if other and j != i]
-
-            def cost(place: tuple[float, Label], others: list[Box] = others) -> float:
-                far, box = place[0], place[1].box
-                outside = box.width * box.height - box.overlap(room)
-                return far + 5 * outside + 4 * sum(map(box.overlap, others)) + 2 * sum(map(box.overlap, taken))
-
-            found[i] = min(label.places(), key=cost)[1]
-    return [label for label in found if label]
+        for i, those in enumerate(places):
+            others = [other.box for j, other in found.items() if j != i]
+            least = math.inf
+            for cost, place in those:
+                if cost >= least:
+                    break
+                cost += 4 * sum(map(place.box.overlap, others))
+                if cost < least:
+                    least, found[i] = cost, place
+    return [found[i] for i in range(len(labels))]
 
 
 def picture(panels: list[Group], columns: int) -> str:
