@@ -68,7 +68,7 @@ def read() -> list[Row]:
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """The groups that have the references of a seed; rows of a seed without them are left out."""
+    """The groups in which a method was measured beside the references of its seed; rows of a seed without them are left out."""
     by_seed: dict[tuple, dict[tuple, Row]] = defaultdict(dict)
     for row in rows:
         key = (row["method"], BUDGET if row["method"] in REFERENCES else row["budget"])
@@ -83,7 +83,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
         _group(case, request, found[case, request])
         for case in TITLES
         for request in REQUESTS
-        if (case, request) in found
+        if len(found[case, request]) > len(REFERENCES)
     ]
 
 
@@ -99,10 +99,8 @@ def beside(row: Row, floor: Row) -> Row:
 def _group(case: str, request: str, runs: dict[tuple, list[Row]]) -> Group:
     all_of_them = {}
     for (method, budget), those in runs.items():
-        names = [name for name, value in those[0].items() if isinstance(value, float) and name != "budget"]
-        figures = {
-            name: float(np.mean([row[name] for row in those])) for name in names if all(name in r for r in those)
-        }
+        names = [name for name in those[0] if name != "budget" and all(isinstance(r.get(name), float) for r in those)]
+        figures = {name: float(np.mean([row[name] for row in those])) for name in names}
         figures["gap_ratio"] = figures["avg_gap"] / figures["floor_gap"]
         all_of_them[method, budget] = Outcome(method, budget, len(those), figures)
     original, retrained = (all_of_them.pop((name, BUDGET)) for name in REFERENCES)

@@ -59,6 +59,12 @@ class TestOutcomes:
         rows = request(auto=1.0) + request(seed=1, auto=9.0)[:1] + [row("auto", seed=1, jsd=0.9)]
         assert [one.seeds for one in outcomes.groups(rows)[0].methods] == [1]
 
+    def test_a_figure_that_one_seed_lacks_is_left_out_and_a_request_without_methods_too(self):
+        rows = request(auto=1.0) + request(seed=1, auto=1.0) + request("vit")
+        rows[-3] |= {"rf_jsd": None}
+        (group,) = outcomes.groups(rows)
+        assert "rf_jsd" not in group.methods[0].figures and "memory" in group.methods[0].figures
+
     def test_another_budget_is_a_row_of_its_own(self):
         rows = request(auto=1.0) + [row("auto", budget=0.1, jsd=0.12), row("retrained", budget=0.1, jsd=0.1)]
         assert [one.name for one in outcomes.groups(rows)[0].methods] == ["auto", "auto, budget 0.1"]
