@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     lines = columns(rows)
     print(lines[0])
     for line, sheet in zip(lines[1:], sheets, strict=True):
-        print(f"{line}\n    {sheet.summary}")
+        print(f"{line}\n    {sheet.summary}{' (kept for comparison)' * sheet.comparison}")
 
 
 def text_of(sheet: Datasheet) -> str:
@@ -37,6 +37,8 @@ def text_of(sheet: Datasheet) -> str:
     lines = [f"{sheet.name}: {sheet.summary}", "", sheet.description, ""]
     rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
     rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
+    if sheet.comparison:
+        rows += [("kept for", "comparison: when measured, it came no nearer to retrained models than the original")]
     if sheet.paper:
         rows += [("paper", sheet.paper["title"]), ("", sheet.paper["url"])]
     lines += columns(rows)

@@ -39,7 +39,8 @@ class Paper:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """The datasheet of a method. `needs` names arguments of `unlearn()`; `cost` is in fine-tuning epochs."""
+    """The datasheet of a method. `needs` names arguments of `unlearn()`; `cost` is in fine-tuning epochs; `comparison` says that
+    it is kept for comparison: in the closeness study it came no nearer to retrained models than the original."""
 
     name: str
     kind: Literal["loss", "gradient", "surgery"]
@@ -48,6 +49,7 @@ class MethodInfo:
     applies_to: tuple[str, ...] = CLASSIFICATION
     cost: float = 1.0
     paper: Paper | None = None
+    comparison: bool = False
 
 
 @dataclass

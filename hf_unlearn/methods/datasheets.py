@@ -27,6 +27,7 @@ class Datasheet:
     Attributes:
         settings: of each field of its config, `name`, `default` and `help`, and the `paper`'s value where that differs.
         arguments: training arguments by name, for each family of models, and for the `paper` where it has any.
+        comparison: whether it is kept for comparison alone.
         presets: what its paper's settings are, in words; None where it has none.
     """
 
@@ -37,6 +38,7 @@ class Datasheet:
     applies_to: list[str]
     cost: float
     paper: dict[str, str] | None
+    comparison: bool
     description: str
     config: str
     settings: list[dict[str, Any]]
@@ -80,6 +82,7 @@ def datasheet_of(method: "type[Method]") -> Datasheet:
         applies_to=list(info.applies_to),
         cost=info.cost,
         paper=info.paper and {"title": info.paper.title, "url": info.paper.url},
+        comparison=info.comparison,
         description=inspect.getdoc(method) or "",
         config=config_class.__name__,
         settings=settings,

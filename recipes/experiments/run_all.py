@@ -1,4 +1,4 @@
-"""Every experiment, one after the other, and then the tables of README and docs. Takes hours on 2 cores."""
+"""Every experiment, one after the other, and then the tables of README and docs. Takes days on 2 cores."""
 
 import subprocess
 import sys
@@ -21,6 +21,7 @@ EXPERIMENTS = (
     "cards.py",
     "locality.py",
     "audits.py",
+    "closeness.py",
     "tables.py",
 )
 

@@ -1,11 +1,15 @@
-"""Writes the tables of README and docs from the committed results: `python recipes/experiments/tables.py`.
+"""Writes the tables and pictures of README and docs from the committed results: `python recipes/experiments/tables.py`.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a test holds every one of them against its JSON.
+Pictures and estimates of the closeness study are made anew first. A table stands between `<!-- table: NAME -->` and `<!-- end -->`; a test holds every one of them against its JSON.
 """
 
 import json
 import re
 from pathlib import Path
+
+import closeness_estimates
+import closeness_picture
+import closeness_tables
 
 from hf_unlearn.commands.speed import report
 from hf_unlearn.methods import METHODS
@@ -28,7 +32,8 @@ def _methods() -> str:
         link = f"[`{name}`]({info.paper.url})" if info.paper else f"`{name}`"
         tasks = ", ".join(info.applies_to).replace(", ".join(CLASSIFICATION), "classifiers")
         tasks = tasks.replace("causal-lm", "language models").replace("multi-task", "multi-task models")
-        lines.append(f"| {link} | {info.summary} | {tasks} | {', '.join(info.needs)} | {info.cost:g} |")
+        summary = info.summary + " (kept for comparison)" * info.comparison
+        lines.append(f"| {link} | {summary} | {tasks} | {', '.join(info.needs)} | {info.cost:g} |")
     return "\n".join(lines)
 
 
@@ -111,6 +116,8 @@ def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
         return _methods()
+    if name in closeness_tables.TABLES:
+        return closeness_tables.TABLES[name]()
     file, _, setting = name.partition(".")
     results = _results(file)
     if name == "benchmark":
@@ -138,5 +145,7 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
+    closeness_estimates.write()
+    closeness_picture.write()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text()))
