@@ -1,4 +1,4 @@
-"""Auto (ours): looks at the request, races a few ways back inside one budget, and goes on with the best of them."""
+"""Auto (ours): looks at the request, rewinds inside the budget, and says what it did; on request it races candidates first."""
 
 import math
 from dataclasses import dataclass, field
@@ -50,18 +50,19 @@ class Phase(NamedTuple):
 
 
 class Auto(Rewind):
-    """Look, choose, race, go on with the best, say what it was.
+    """Look, rewind, say what was done.
 
-    1. The original's confidence on forget and control samples is compared class by class. Where they cannot be told apart,
-       nothing is changed.
-    2. Each candidate, a `rewind` that keeps another share of the original, is repaired for a few steps, and scored by
+    1. The original's confidence on forget and control samples is compared class by class. Where it is shown that they are no
+       different, nothing is changed.
+    2. The first of `keeps` is the share of the original that a `rewind` keeps. With `race` above 0, each of them is repaired for
+       a few steps and scored by
 
            memory + harm
 
-       memory: the Wasserstein distance of p(true class) between forget and control samples of their class; of a class that
-       is forgotten whole, the probability that it still gets. harm: what was lost of the original's accuracy on control
-       samples (of other classes).
-    3. The best goes on from where it is for the rest of the budget, on one more cycle of the learning rate.
+       and the best goes on from where it is, on one more cycle of the learning rate. memory: the Wasserstein distance of p(true
+       class) between forget and control samples of their class; of a class that is forgotten whole, the probability that it
+       still gets. harm: what was lost of the original's accuracy on control samples (of other classes). There is no race by
+       default: after a few steps the candidates do not stand in the order in which they end.
 
     Forward passes of the looks are paid from the budget. Only the control half of the unseen samples is read.
     """
@@ -69,7 +70,7 @@ class Auto(Rewind):
     info = MethodInfo(
         name="auto",
         kind="loss",
-        summary="looks at the request, races a few rewinds inside the budget, and goes on with the best of them",
+        summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget",
         needs=("forget", "retain", "unseen"),
         applies_to=(*CLASSIFICATION, "causal-lm"),
         cost=6,
