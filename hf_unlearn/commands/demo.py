@@ -16,12 +16,13 @@ from ..models.small import small_resnet, small_vit
 from ..training.arguments import UnlearningArguments
 
 MODELS = {"resnet": (small_resnet, 30), "vit": (small_vit, 40)}  # how each is made, and for how many epochs trained
-METHODS = ("finetune", "lotus")
+LEARNING_RATE = 2e-3
+METHODS = ("finetune", "lotus", "auto")
 READ_NEXT = """
 JSD to retrained is the distance that matters; two models retrained with different seeds are not at 0 either. RF-JSD needs
 no retrained model. MIA is the share of forget samples that an attack takes for members: closer to the retrained model's is better.
 
-{output}/<model>/lotus holds the unlearned models, {output}/results.json and results.md the table.
+{output}/<model>/auto holds the unlearned models, {output}/results.json and results.md the table.
 Next: your own model and data, in ten lines: README.md, "In a script". Every method: hf-unlearn methods.
 """
 
@@ -32,7 +33,7 @@ def train(
     """Plain training, as the original and the retrained model get it."""
     args = TrainingArguments(
         str(folder),
-        learning_rate=2e-3,
+        learning_rate=LEARNING_RATE,
         lr_scheduler_type="cosine",
         num_train_epochs=epochs,
         per_device_train_batch_size=64,
@@ -67,6 +68,7 @@ def run(output: str = "quickstart", seed: int = 0) -> dict:
         for method in METHODS:
             print(f"{name}: {method}")
             original.load_state_dict(weights)
+            known = {"original_epochs": epochs, "original_learning_rate": LEARNING_RATE} if method == "auto" else {}
             with tempfile.TemporaryDirectory() as run:  # the kept original, which nobody needs after the comparison
                 args = UnlearningArguments(run, seed=seed, logging_strategy="no", save_strategy="no")
                 result = unlearn(
@@ -76,6 +78,7 @@ def run(output: str = "quickstart", seed: int = 0) -> dict:
                     unseen=data["unseen"],
                     method=method,
                     args=args,
+                    **known,
                 )
                 result.save(folder / name / method)
                 compared = result.compare(retrained)

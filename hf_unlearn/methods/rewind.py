@@ -19,10 +19,8 @@ EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
 BUDGET = 0.2
-REPAIR = {
-    "convolutional": 0.4,
-    "transformer": 1.0,
-}  # the peak learning rate of the repair, as a share of the original's
+REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
+SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
 
 
 def pull(weight: Tensor, start: Tensor, keep: float) -> Tensor:
@@ -105,22 +103,23 @@ class Rewind(Finetune):
         return known or EPOCHS[self.past.from_scratch]
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
-        past, convolutional = self.past, family == "convolutional"
+        past = self.past
         rate = self.config.original_learning_rate or past.learning_rate
         if rate is None:
-            rate = RATES[family] * (1 if convolutional else 1 / width) / (1 if past.from_scratch else 4)
+            rate = RATES[family] * (1 if family == "convolutional" else 1 / width) / (1 if past.from_scratch else 4)
+        sgd = family == "convolutional" and rate >= SGD_FROM
+        optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if sgd else {"optim": "adamw_torch"}
         seen = (
             1 + past.n_forget / past.n_retain if past.n_retain else 1
         )  # samples of the original for each retained one
-        optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
         return optimizer | {
-            "learning_rate": REPAIR[family] * rate,
+            "learning_rate": REPAIR[optimizer["optim"]] * rate,
             "num_train_epochs": self.config.budget * self.original_epochs * seen,
             "per_device_train_batch_size": past.batch_size or 64,
-            "weight_decay": 5e-4 if convolutional else 0.01,
+            "weight_decay": 5e-4 if sgd else 0.01,
             "lr_scheduler_type": "cosine",
             "warmup_steps": 0.1,
-            "max_grad_norm": 5.0 if convolutional else 1.0,
+            "max_grad_norm": 5.0 if sgd else 1.0,
             "freeze_batchnorm": False,
         }
 

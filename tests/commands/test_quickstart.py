@@ -29,16 +29,16 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     saved = json.loads((tmp_path / "results.json").read_text())
     for name in ("resnet", "vit"):
         rows = results[name]
-        assert list(rows) == ["original", "retrained", "finetune", "lotus"]
+        assert list(rows) == ["original", "retrained", "finetune", "lotus", "auto"]
         assert saved[name] == rows
         assert table(rows) in printed and table(rows) in (tmp_path / "results.md").read_text()
-        assert rows["retrained"]["jsd"] == 0 < rows["lotus"]["jsd"]
-        folder = tmp_path / name / "lotus"
+        assert rows["retrained"]["jsd"] == 0 < rows["auto"]["jsd"]
+        folder = tmp_path / name / "auto"
         names = {path.name for path in folder.iterdir()}
         assert {"config.json", "model.safetensors", "metrics.json", "unlearning_config.json"} == names
         model = AutoModelForImageClassification.from_pretrained(folder).eval()
         forget = load_digits()["forget"].columns
         with torch.no_grad():
             right = model(pixel_values=forget["pixel_values"]).logits.argmax(-1) == forget["labels"]
-        assert right.double().mean() == pytest.approx(rows["lotus"]["forget_accuracy"])
+        assert right.double().mean() == pytest.approx(rows["auto"]["forget_accuracy"])
     assert "Next: your own model and data" in printed
