@@ -275,8 +275,7 @@ def unlearn(
         model: a model, or a Hub id (`OWNER/NAME`, or `OWNER/NAME@REVISION`) or local folder.
         forget: the samples that must go.
         retain: the samples that must stay.
-        unseen: samples the model was never trained on, of the same kind as `forget`. Half of them may steer the method,
-            the other half only measures it.
+        unseen: samples like `forget` that the model was never trained on; half may steer the method, half only measure it.
         test: measured instead of that second half.
         method: a name (see `list_methods()`), a config such as `LotusConfig(alpha=4)`, or a `Method` of your own.
         budget: of `auto` and `rewind`, the share of the original's training that they may spend, in samples seen.
@@ -290,8 +289,7 @@ def unlearn(
         base_model: what the original was trained from: a model, its Hub id or folder, a function that returns one, or
             "scratch". `retrain` and `bad_teacher` need it; `auto` and `rewind` go back towards it, or towards what the card
             names, else towards new weights.
-        teacher: of `local_teacher`, instead of its own: a model that has never seen the forget samples, the Hub id or
-            folder of one, or a function that returns one.
+        teacher: instead of `local_teacher`'s own: a model that never saw `forget`, its Hub id or folder, or a function that returns it.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses samples that stand in two of the sets; `"allow"` does not look.
         augment: a transform of the raw image or text of training samples.
