@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import metrics
+from .. import metrics, models
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, MethodInfo
+from .look import Look, kind_of
 from .rewind import BudgetConfig, Rewind
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
-UNKNOWN = 0.55  # AUC of forget against control samples up to which nothing is remembered that matters
 WARMUP = 0.1  # of every phase
 
 
@@ -79,25 +79,25 @@ class Auto(Rewind):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         found = super().arguments(family, width)
-        looks = ((len(self.config.keeps) if self.config.race else 0) + 2) * LOOK
-        return found | {"num_train_epochs": found["num_train_epochs"] * (1 - looks)}
+        return found | {"num_train_epochs": found["num_train_epochs"] * (1 - self._looks * LOOK)}
+
+    @property
+    def _looks(self) -> int:
+        """One before the first step, and one at the end of every phase."""
+        return (len(self.config.keeps) if self.config.race else 0) + 2
 
     def prepare(self, context) -> None:
         self._say_what_is_assumed()
-        self.context, past = context, self.past
-        self.classes = context.forget_classes if context.is_class_request else []
-        spent = self.config.budget * self.original_epochs * (past.n_forget + past.n_retain)
-        self.samples = max(100, round(3 * LOOK * spent / 2))  # a forward pass is a third of a training step
-        self.original = self._look()
-        self.nothing = self._is_unknown(self.original)
-        self.phases = self._plan(len(context.schedule))
+        self.look = self.look_at(context)
+        if self.look.nothing:
+            self.notes.append(f"Nothing was changed: {self.look.words}")
         self.scores = torch.full((len(self.config.keeps) + 1,), float("nan"))
         self.kept: dict[str, Tensor] = {}  # the weights of the best candidate
-        if not self.nothing:
+        if not self.look.nothing:
             self._begin(self.phases[0])
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
-        return False if self.nothing else None
+        return False if self.look.nothing else None
 
     # -- The race
 
@@ -154,23 +154,42 @@ class Auto(Rewind):
 
     # -- The look
 
+    def look_at(self, context) -> Look:
+        """What there is to know, and what would be done, while nothing is changed yet."""
+        self.context, past, schedule = context, self.past, context.schedule
+        self.classes = context.forget_classes if context.is_class_request else []
+        whole = self.original_epochs * (past.n_forget + past.n_retain)  # of the original's training, in samples
+        self.samples = max(100, round(3 * LOOK * self.config.budget * whole / 2))
+        self.original = self._look()
+        self.phases = self._plan(len(schedule))
+        forget, control = self.original["forget"], self.original["control"]
+        cost_of_look = (len(forget.labels) + len(control.labels)) / 3 / whole  # a forward pass is a third of a step
+        classes = len(context.forget_classes) if context.num_labels else 0
+        family = models.architecture_family(context.model), models.width(context.model)
+        return Look(
+            kind=kind_of(context.is_class_request, classes, context.num_labels, past.n_forget),
+            n_forget=past.n_forget,
+            n_retain=past.n_retain,
+            classes=classes,
+            num_labels=context.num_labels,
+            memory=metrics.matched_auc(
+                forget.signals["margin"], forget.labels, control.signals["margin"], control.labels
+            ),
+            base=self.base,
+            original_epochs=self.original_epochs,
+            original_learning_rate=self.original_learning_rate(*family),
+            assumed=self.assumed,
+            keeps=tuple(self.config.keeps[phase.candidate] for phase in self.phases if phase.candidate is not None),
+            epochs=schedule.progress(len(schedule)),
+            learning_rate=context.peak_learning_rate,
+            batch_size=schedule.batch_size,
+            budget=self.config.budget,
+            cost=schedule.samples() / whole + (1 + len(self.phases)) * cost_of_look,
+            cost_of_look=cost_of_look,
+        )
+
     def _look(self) -> dict[str, Measurement]:
         return {split: self.context.measure(split, self.samples) for split in ("forget", "control")}
-
-    def _is_unknown(self, look: dict[str, Measurement]) -> bool:
-        """Whether it is shown, and not just not refuted, that the original knows no more of forget samples than of unseen
-        ones, so that nothing is to be forgotten."""
-        if self.classes:
-            return False
-        forget, control = look["forget"], look["control"]
-        found = metrics.matched_auc(forget.signals["margin"], forget.labels, control.signals["margin"], control.labels)
-        if found.high is None or found.high > UNKNOWN:
-            return False
-        self.notes.append(
-            f"Nothing was changed: of {found.n_forget} forget samples the original knows no more than of unseen ones (AUC "
-            f"{found.auc:.3f}, 95% interval {found.low:.3f} to {found.high:.3f})."
-        )
-        return True
 
     def _score(self, look: dict[str, Measurement]) -> float:
         forget, control, before = look["forget"], look["control"], self.original["control"]

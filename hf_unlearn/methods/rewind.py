@@ -100,21 +100,39 @@ class Rewind(Finetune):
         self.past = past
 
     @property
+    def base(self) -> str:
+        """What the original was trained from, by its name or its type."""
+        return self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
+
+    @property
     def original_epochs(self) -> float:
         known = self.config.original_epochs or self.past.epochs
         return known or EPOCHS[self.past.from_scratch]
 
+    def original_learning_rate(self, family: str, width: int = 768) -> float:
+        known = self.config.original_learning_rate or self.past.learning_rate
+        rule = RATES[family] / (1 if family == "convolutional" else width) / (1 if self.past.from_scratch else 4)
+        return known or rule
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What nothing says of the original's training, by the arguments that say it."""
+        past, config = self.past, self.config
+        unknown = {
+            "base_model": past.base_is_assumed,
+            "original_epochs": not (config.original_epochs or past.epochs),
+            "original_learning_rate": not (config.original_learning_rate or past.learning_rate),
+        }
+        return tuple(name for name, is_unknown in unknown.items() if is_unknown)
+
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         past, convolutional = self.past, family == "convolutional"
-        rate = self.config.original_learning_rate or past.learning_rate
-        if rate is None:
-            rate = RATES[family] * (1 if convolutional else 1 / width) / (1 if past.from_scratch else 4)
         seen = (
             1 + past.n_forget / past.n_retain if past.n_retain else 1
         )  # samples of the original for each retained one
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if convolutional else {"optim": "adamw_torch"}
         return optimizer | {
-            "learning_rate": REPAIR[family] * rate,
+            "learning_rate": REPAIR[family] * self.original_learning_rate(family, width),
             "num_train_epochs": self.config.budget * self.original_epochs * seen,
             "per_device_train_batch_size": past.batch_size or 64,
             "weight_decay": 5e-4 if convolutional else 0.01,
@@ -148,19 +166,19 @@ class Rewind(Finetune):
             module.momentum = max(momentum or 0.0, 1 / (step + 1))
 
     def _say_what_is_assumed(self) -> None:
-        past, config = self.past, self.config
-        if past.base_is_assumed:
+        assumed, past = self.assumed, self.past
+        if "base_model" in assumed:
             self.notes.append(
                 "Nothing says what the original was trained from; it is taken for a model trained from random weights "
                 "(base_model= names another start)."
             )
-        if not (config.original_epochs or past.epochs):
+        if "original_epochs" in assumed:
             how = "from random weights" if past.from_scratch else "by fine-tuning"
             self.notes.append(
                 f"Nothing says how long the original was trained; {self.original_epochs:g} epochs {how} are assumed, of which "
-                f"the budget is {config.budget:.0%} (original_epochs= says how many there were)."
+                f"the budget is {self.config.budget:.0%} (original_epochs= says how many there were)."
             )
-        if not (config.original_learning_rate or past.learning_rate):
+        if "original_learning_rate" in assumed:
             self.notes.append(
                 "Nothing says at which learning rate the original was trained; one is taken by the kind of the model "
                 "(original_learning_rate= says it)."
@@ -168,8 +186,7 @@ class Rewind(Finetune):
 
     @property
     def report(self) -> dict[str, Any]:
-        start = self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
-        return {"start": start, "original_epochs": self.original_epochs, "budget": self.config.budget}
+        return {"start": self.base, "original_epochs": self.original_epochs, "budget": self.config.budget}
 
 
 def spending(
