@@ -8,7 +8,8 @@ who confuse red and green can tell apart.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +86,7 @@ def picture(
         ticks: what stands below the places instead of numbers.
         highest: of the y axis, for pictures that are compared.
     """
-    from matplotlib import rc_context, style
-    from matplotlib.figure import Figure
-
-    ink, faint = COLOURS["ink"], COLOURS["faint"]
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
-    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
-    with rc_context(), style.context(["default", STYLE | colours | {"svg.hashsalt": name}]):
-        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), layout="constrained")
-        axes = figure.subplots()
+    with _figure(name, width, height) as (figure, axes):
         for i, one in enumerate(series):
             _draw(axes, kind, places, one, first=i == 0)
         if ticks is not None:
@@ -105,10 +98,72 @@ def picture(
         axes.set_ylabel(y_label)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=len(series) if len(series) < 4 else 2)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata=NOTHING)
+        text = _saved(figure)
     shown = ", ".join(one.label for one in series)
-    return _element(target.getvalue(), name, title, f"{y_label or 'value'} by {x_label or 'place'}: {shown}.")
+    return _element(text, name, title, f"{y_label or 'value'} by {x_label or 'place'}: {shown}.")
+
+
+def points(
+    name: str,
+    places: dict[str, tuple[float, float]],
+    level: tuple[str, float] | None = None,
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: int = 480,
+    height: int = 300,
+) -> str:
+    """An SVG element with a point at each (x, y), its label beside it, and a line across at a labelled `level`.
+
+    Labels that would cover each other or the line are moved apart, upwards.
+    """
+    with _figure(name, width, height) as (figure, axes):
+        named = sorted((y, x, label) for label, (x, y) in places.items())
+        right = max((x for _, x, _ in named), default=0.0) or 1.0
+        highest = max([y for y, *_ in named] + ([level[1]] if level else []), default=0.0) or 1.0
+        row, free = highest / height * 20, 0.0  # of one label, in units of y; where the next one may stand
+        if level:
+            colour, line, _ = LOOKS["original"]
+            axes.axhline(level[1], color=COLOURS[colour], linestyle=line).set_gid("level")
+            axes.text(0, level[1] + row / 4, level[0], va="bottom", color=COLOURS["ink"])
+        colour, _, marker = LOOKS["unlearned"]
+        for i, (y, x, label) in enumerate(named):
+            (drawn,) = axes.plot([x], [y], color=COLOURS[colour], marker=marker, markersize=5)
+            drawn.set_gid(f"point-{i}")
+            free = max(y, free)
+            if level and abs(free - level[1]) < row / 2:
+                free = level[1] + row / 2
+            axes.annotate(label, (x + right / 30, free), va="center", annotation_clip=False)
+            free += row
+        axes.set_xlim(-right / 30, right * 1.4)
+        axes.set_ylim(0, max(highest * 1.15, free))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        text = _saved(figure)
+    shown = [f"{label} ({y:.3g} at {x:.3g})" for label, (x, y) in places.items()]
+    shown += [f"a line for {level[0]} ({level[1]:.3g})"] if level else []
+    return _element(text, name, title, f"{y_label} by {x_label}: {', '.join(shown)}.")
+
+
+@contextmanager
+def _figure(name: str, width: int, height: int) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, in our style inside."""
+    from matplotlib import rc_context, style
+    from matplotlib.figure import Figure
+
+    ink, faint = COLOURS["ink"], COLOURS["faint"]
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
+    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
+    with rc_context(), style.context(["default", STYLE | colours | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _saved(figure: Any) -> str:
+    target = io.StringIO()
+    figure.savefig(target, format="svg", transparent=True, metadata=NOTHING)
+    return target.getvalue()
 
 
 def _draw(axes: Any, kind: str, places: Sequence[float], one: Series, first: bool) -> None:

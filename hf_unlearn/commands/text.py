@@ -21,7 +21,7 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{column.replace('_', '-')}-column", metavar="NAME", help="if it has an unusual name")
 
 
-def add_sets(parser: argparse.ArgumentParser) -> None:
+def add_request(parser: argparse.ArgumentParser) -> None:
     """The model and the three sets of a request that is looked at or tried out, and how the original was trained."""
     parser.add_argument("model", help="the original: a Hub id or a local folder")
     parser.add_argument("--forget", metavar="DATA", required=True, help=f"what must go: {DATA}")

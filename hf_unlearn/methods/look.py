@@ -87,7 +87,8 @@ class Look:
         if found.auc is None:
             return f"cannot be judged: {found.reason}."
         auc = f"AUC {found.auc:.3f}, 95% interval {found.low:.3f} to {found.high:.3f}"
-        beside = f"{found.n_forget} forget samples beside {found.n_unseen} unseen ones of their class"
+        same = " of their classes" * bool(self.num_labels)
+        beside = f"{found.n_forget} forget samples beside {found.n_unseen} unseen ones{same}"
         if not self.is_judged:
             return f"cannot be judged by {beside} ({auc}; 0.5 where none is remembered)."
         if found.high is not None and found.high <= UNKNOWN:
@@ -96,7 +97,8 @@ class Look:
 
     def summary(self) -> str:
         """The look, the choice and its cost, in words."""
-        classes = f" of {self.classes} of {self.num_labels} classes" if self.num_labels else ""
+        share = "all" if self.classes == self.num_labels else f"{self.classes} of"
+        classes = f"; forget samples of {share} {self.num_labels} classes" if self.num_labels else ""
         kind = KINDS[self.kind] + (f" ({self.classes} of them)" if self.kind == "class" and self.classes > 1 else "")
         base = "new weights" if self.base == "scratch" else self.base
         past = [

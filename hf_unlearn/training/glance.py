@@ -1,4 +1,4 @@
-"""A run that is set up and not begun: nothing is trained or written, and the model is afterwards as it was."""
+"""A run in a folder that is taken away after it: to look at a request, or to try a method on a model that nobody needs."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from .trainer import UnlearningTrainer
 
 @contextlib.contextmanager
 def set_up(model: ModelOrName, args: UnlearningArguments | None, **given: Any) -> Iterator[UnlearningTrainer]:
-    """The trainer of a run, for a `with` block.
+    """The trainer of a run, for a `with` block. If it is not begun inside, the model is afterwards as it was.
 
     Args:
         given: what the trainer takes beside model and arguments.
