@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 COLOURS = {
     "ink": "#1f2328",
     "faint": "#8b929c",
@@ -51,6 +53,7 @@ STYLE = {
     "legend.borderpad": 0,
 }
 PER_INCH = 96  # CSS pixels
+ROW = 10  # of a label, in points, of which a pixel is 0.75
 NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # of a file's metadata: a date would change its bytes
 
 
@@ -116,34 +119,42 @@ def points(
 ) -> str:
     """An SVG element with a point at each (x, y), its label beside it, and a line across at a labelled `level`.
 
-    Labels that would cover each other or the line are moved apart, upwards.
+    Labels that would cover each other are moved apart.
     """
+    right = max((x for x, _ in places.values()), default=0.0) or 1.0
+    top = 1.15 * max([y for _, y in places.values()] + [level[1] if level else 0.0]) or 1.0
+    columns: dict[int, list[str]] = {}  # of labels that could cover each other
+    for label in sorted(places, key=lambda label: places[label][1]):
+        columns.setdefault(int(3 * places[label][0] / right), []).append(label)
     with _figure(name, width, height) as (figure, axes):
-        named = sorted((y, x, label) for label, (x, y) in places.items())
-        right = max((x for _, x, _ in named), default=0.0) or 1.0
-        highest = max([y for y, *_ in named] + ([level[1]] if level else []), default=0.0) or 1.0
-        row, free = highest / height * 20, 0.0  # of one label, in units of y; where the next one may stand
         if level:
             colour, line, _ = LOOKS["original"]
             axes.axhline(level[1], color=COLOURS[colour], linestyle=line).set_gid("level")
-            axes.text(0, level[1] + row / 4, level[0], va="bottom", color=COLOURS["ink"])
+            axes.annotate(level[0], (0, level[1]), (0, 3), textcoords="offset points", va="bottom")
         colour, _, marker = LOOKS["unlearned"]
-        for i, (y, x, label) in enumerate(named):
-            (drawn,) = axes.plot([x], [y], color=COLOURS[colour], marker=marker, markersize=5)
-            drawn.set_gid(f"point-{i}")
-            free = max(y, free)
-            if level and abs(free - level[1]) < row / 2:
-                free = level[1] + row / 2
-            axes.annotate(label, (x + right / 30, free), va="center", annotation_clip=False)
-            free += row
+        for labels in columns.values():
+            heights = _apart(np.array([places[label][1] for label in labels]), top * ROW / (0.75 * height - 40), top)
+            for label, free in zip(labels, heights, strict=True):
+                x, y = places[label]
+                (drawn,) = axes.plot([x], [y], color=COLOURS[colour], marker=marker, markersize=5)
+                drawn.set_gid(f"point-{label}")
+                axes.annotate(label, (x + right / 30, free), va="center", annotation_clip=False)
         axes.set_xlim(-right / 30, right * 1.4)
-        axes.set_ylim(0, max(highest * 1.15, free))
+        axes.set_ylim(0, top)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         text = _saved(figure)
     shown = [f"{label} ({y:.3g} at {x:.3g})" for label, (x, y) in places.items()]
     shown += [f"a line for {level[0]} ({level[1]:.3g})"] if level else []
     return _element(text, name, title, f"{y_label} by {x_label}: {', '.join(shown)}.")
+
+
+def _apart(places: np.ndarray, row: float, top: float) -> np.ndarray:
+    """Places in rising order, moved as little as it takes to be `row` apart and between 0 and the top."""
+    from sklearn.isotonic import isotonic_regression  # here: it takes long to import
+
+    steps = row * np.arange(len(places))
+    return np.clip(isotonic_regression(places - steps), 0, max(0.0, top - row * (len(places) - 1))) + steps
 
 
 @contextmanager
