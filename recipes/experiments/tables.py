@@ -113,6 +113,8 @@ def render(name: str) -> str:
         return _methods()
     file, _, setting = name.partition(".")
     results = _results(file)
+    if file == "compare":
+        return f"```\n{results['texts'][setting]}\n```"
     if name == "benchmark":
         return report(results["rows"])
     if name == "engine":

@@ -154,7 +154,7 @@ class TestPicture:
         texts = {"".join(text.itertext()).strip() for text in root.iter(f"{SVG}text")}
         assert {"auto", "finetune", "ssd", "original", "memory"} <= texts
         ids = {element.get("id") for element in root.iter()}
-        assert "compare-level" in ids and sum(str(name).startswith("compare-point-") for name in ids) == 3
+        assert {"compare-level", *(f"compare-point-{name}" for name in METHODS[:3])} <= ids
 
     def test_labels_do_not_cover_each_other(self):
         """Ten methods at one place, which all cost the budget, and a line through them."""
