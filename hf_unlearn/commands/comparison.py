@@ -28,7 +28,15 @@ from ..training.trainer import UnlearningTrainer
 
 METHODS_BY_DEFAULT = ("auto", "finetune", "l1_sparse", "scrub", "ssd")
 RESULTS, PICTURE = "compare.json", "compare.svg"
-FIGURES = ("forget_accuracy", "unseen_accuracy", "retain_accuracy", "auc", "auc_low", "auc_high", "rf_jsd")
+FIGURES = (
+    *(
+        "forget_accuracy",
+        "retain_accuracy",
+        "unseen_accuracy",
+        "kept_accuracy",
+    ),  # kept: of a class request, the other classes
+    *("auc", "auc_low", "auc_high", "rf_jsd"),
+)
 
 Row = dict[str, Any]
 

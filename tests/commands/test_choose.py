@@ -8,7 +8,9 @@ import pytest
 
 from hf_unlearn import AutoConfig, UnlearningError, choose, unlearn
 from hf_unlearn import commands as cli
+from hf_unlearn.commands.choose import make_parser
 from hf_unlearn.methods.look import Look, kind_of
+from hf_unlearn.methods.rewind import BUDGET
 from hf_unlearn.metrics import MatchedAUC
 from tests.commands.requests import content, options, write_request
 from tests.samples import arguments, fitted, learnt, request, same_bits, sentences, weights
@@ -165,6 +167,10 @@ class TestCommand:
         out, error = capsys.readouterr()
         assert out == "" and message in error.splitlines()[-1] and error.splitlines()[-1].startswith("error: ")
         assert not (files / "model" / "look.json").exists()
+
+    def test_the_budget_by_default(self, files):
+        """A parser knows nothing that is heavy."""
+        assert make_parser().parse_args(options(files)).budget == BUDGET
 
     def test_no_unseen_samples(self, files, capsys):
         with pytest.raises(SystemExit):

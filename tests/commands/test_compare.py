@@ -10,6 +10,7 @@ from hf_unlearn import commands as cli
 from hf_unlearn.audits.plots import points
 from hf_unlearn.commands import comparison
 from tests.commands.requests import content, options, write_request
+from tests.samples import fitted, learnt
 from tests.tiny import tiny_resnet
 
 METHODS = ["auto", "finetune", "ssd", "retrain"]
@@ -44,16 +45,7 @@ class TestRows:
     def test_figures_and_costs(self, compared):
         found = results(compared[0])
         assert list(found["rows"]) == METHODS
-        figures = {
-            "forget_accuracy",
-            "unseen_accuracy",
-            "retain_accuracy",
-            "auc",
-            "auc_low",
-            "auc_high",
-            "rf_jsd",
-            "memory",
-        }
+        figures = {*comparison.FIGURES, "memory"}
         assert found["original"].keys() == figures and found["original"]["forget_accuracy"] == 1
         for name in METHODS[:3]:
             row = found["rows"][name]
@@ -91,6 +83,18 @@ class TestRows:
             "budget, or leave it out."
         }
         assert not (tmp_path / "compare.svg").exists()
+
+    def test_of_a_class(self, files, tmp_path):
+        """What is left of the other classes stands by itself, and a method for whole classes is not refused."""
+        data = learnt(flipped=False)
+        data["forget"] = data["forget"].filter(lambda row: int(row["label"]) == 1)
+        data["retain"] = data["retain"].filter(lambda row: int(row["label"]) != 1)
+        for name, samples in data.items():
+            samples.save_to_disk(tmp_path / name)
+        fitted(flipped=False).save_pretrained(tmp_path / "model")
+        assert cli.main(["compare", *options(tmp_path), "--methods", "damp", "--output", str(tmp_path / "out")]) == 0
+        row = results(tmp_path / "out")["rows"]["damp"]
+        assert row["forget_accuracy"] == 0 and row["kept_accuracy"] > row["unseen_accuracy"] and row["rf_jsd"] is None
 
     def test_the_usual_methods_of_a_task(self):
         one = object.__new__(comparison.Comparison)
@@ -142,7 +146,14 @@ class TestResume:
 
 
 def fake():
-    numbers = {"forget_accuracy": 0.5, "unseen_accuracy": 0.5, "retain_accuracy": 1.0, "auc": 0.5, "auc_low": 0.4}
+    numbers = {
+        "forget_accuracy": 0.5,
+        "unseen_accuracy": 0.5,
+        "retain_accuracy": 1.0,
+        "kept_accuracy": None,
+        "auc": 0.5,
+        "auc_low": 0.4,
+    }
     numbers |= {"auc_high": 0.6, "rf_jsd": 0.1, "memory": 0.1, "share": 0.1, "seconds": 1.0, "steps": 3}
     return numbers | {"notes": []}
 
