@@ -7,7 +7,7 @@ __version__ = "0.1.0.dev0"
 
 # Public names by the module that defines them. They are imported on first use, so that `import hf_unlearn` is quick.
 _MODULES = {
-    "api": ["UnlearningResult", "UnlearningTrainer", "measure_hardness", "unlearn"],
+    "api": ["UnlearningResult", "UnlearningTrainer", "choose", "measure_hardness", "unlearn"],
     "training.arguments": ["UnlearningArguments"],
     "audits.audit": ["audit"],
     "audits.hardness": ["HardnessReport"],
@@ -20,6 +20,7 @@ _MODULES = {
         *("OrthogradConfig", "PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig"),
         *("ScrubConfig", "SimnpoConfig", "UnsirConfig", "get_method", "list_methods"),
     ],
+    "methods.look": ["Look"],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
     "models.multitask": ["MultiTaskModelConfig", "MultiTaskModel"],
     "data.splits": ["split_dataset"],
@@ -31,7 +32,7 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from .api import UnlearningResult, UnlearningTrainer, measure_hardness, unlearn
+    from .api import UnlearningResult, UnlearningTrainer, choose, measure_hardness, unlearn
     from .audits.audit import audit
     from .audits.hardness import HardnessReport
     from .audits.report import AuditReport
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         get_method,
         list_methods,
     )
+    from .methods.look import Look
     from .methods.multitask import Multitask, MultitaskConfig
     from .models.multitask import MultiTaskModel, MultiTaskModelConfig
     from .surgery.damp import DampConfig

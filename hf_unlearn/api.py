@@ -1,9 +1,6 @@
 """`unlearn()`: from a model and the data that must go to a result with evidence."""
 
-import contextlib
-import copy
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ from transformers import TrainerCallback
 
 from .audits.audit import audit_run
 from .audits.closeness import Closeness, closeness
-from .audits.hardness import HardnessReport, as_it_was, hardness
+from .audits.hardness import HardnessReport, hardness
 from .audits.report import AuditReport
 from .data.samples import seeded
 from .data.types import Data, DataCollator, ProcessingClass
@@ -24,7 +21,9 @@ from .hub.publish import ReleaseOptions, publish
 from .hub.repository import Parent
 from .hub.revisions import Pushed
 from .methods import Method, MethodConfig
+from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
+from .methods.look import Look
 from .methods.rewind import BUDGET, spending
 from .metrics.tables import table
 from .models import adapters
@@ -35,6 +34,7 @@ from .training.border import border
 from .training.context import Context
 from .training.disk import clear_write_errors as clear_write_errors
 from .training.facts import describe_run
+from .training.glance import set_up
 from .training.output import METRICS, check_result_folder, taken_back
 from .training.record import Run
 from .training.recording import record
@@ -355,24 +355,40 @@ def measure_hardness(
     method = HamuConfig() if method is None else method
     if not isinstance(method, HamuConfig):
         raise UnlearningError(f"method is {method!r}; expected a HamuConfig, whose measure hardness is.")
-    if args is not None and not isinstance(args, UnlearningArguments):
-        raise UnlearningError(f"args is a {type(args).__name__}; expected UnlearningArguments.")
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        args = UnlearningArguments(folder, report_to="none", disable_tqdm=True) if args is None else copy.copy(args)
-        args.output_dir, args.measure = folder, False
-        if isinstance(model, nn.Module):
-            stack.enter_context(as_it_was(model))
-        trainer = engine.UnlearningTrainer(
-            model,
-            args,
-            method=method,
-            forget_dataset=forget,
-            retain_dataset=retain,
-            processing_class=processing_class,
-            data_collator=data_collator,
-            peft_config=peft_config,
-            overlap=overlap,
-        )
+    sets = {"forget_dataset": forget, "retain_dataset": retain, "overlap": overlap}
+    rows = {"processing_class": processing_class, "data_collator": data_collator}
+    with set_up(model, args, method=method, **sets, **rows, peft_config=peft_config) as trainer:
         sizes = {name: len(source) for name, source in trainer.sources.items()}
         return hardness(Context(trainer), cast(Hamu, trainer.method), sizes, trainer.named_gradients.max_norm)
+
+
+def choose(
+    model: ModelOrName,
+    *,
+    forget: Data,
+    retain: Data,
+    unseen: Data,
+    budget: float = BUDGET,
+    original_epochs: float | None = None,
+    original_learning_rate: float | None = None,
+    base_model: ModelSource | None = None,
+    args: UnlearningArguments | None = None,
+    processing_class: ProcessingClass | None = None,
+    overlap: str = "error",
+    data_collator: DataCollator | None = None,
+    peft_config: PeftConfig | bool | None = None,
+) -> Look:
+    """What `method="auto"` finds out before it begins, and what it would do; nothing is trained or written.
+
+    The arguments are those of `unlearn()`.
+
+    Example:
+        >>> look = choose(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP
+        >>> print(look.summary())  # doctest: +SKIP
+    """
+    method = spending("auto", budget, original_epochs, original_learning_rate)
+    sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "overlap": overlap}
+    rows = {"processing_class": processing_class, "data_collator": data_collator}
+    others = {"base_model": base_model, "peft_config": peft_config}
+    with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
+        return cast(Auto, trainer.method).look_at(Context(trainer))

@@ -118,6 +118,7 @@ class TestNames:
         "name",
         [
             *("unlearn", "measure_hardness", "audit", "UnlearningTrainer.__init__", "UnlearningTrainer.push_to_hub"),
+            "choose",
             *(f"UnlearningResult.{name}" for name in ("compare", "audit", "save", "push_to_hub")),
             *(f"hub.{name}" for name in ("prepare", "make_receipt", "push", "tag", "rollback", "purge_plan", "purge")),
             *(f"hub.{name}" for name in ("list_revisions", "verify", "prove", "check_inclusion", "evaluate_earlier")),

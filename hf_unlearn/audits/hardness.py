@@ -1,22 +1,18 @@
 """How hard a request is, measured before anything is unlearned."""
 
-import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import UnlearningError
 from ..methods.base import Context
 from ..methods.gradients import Gradient, clip_, dots
 from ..methods.hamu import Hamu, HamuConfig, Hardness, explain, solve
-from ..models import adapters
 
 EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° between them
 PAPER_RATIO = 0.5
@@ -191,21 +187,3 @@ def _conflicts(retain: Gradient, forget: Gradient, groups: list[list[int]], name
     reach = (rr * ff).sqrt()
     order = [i for i in kappa.argsort(descending=True).tolist() if kappa[i] > 0][:SHOWN]
     return [Conflict(names[i], (kappa[i] / reach[i]).item(), (reach[i] / reach.sum()).item()) for i in order]
-
-
-@contextlib.contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Afterwards: no adapter of ours, the same weights trained, the same modes, on the same device."""
-    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    try:
-        yield
-    finally:
-        adapters.detach(model)
-        for parameter, trained in parameters:
-            parameter.requires_grad = trained
-        for module, training in modes:
-            module.training = training
-        if next(model.parameters()).device != device:
-            model.to(device)

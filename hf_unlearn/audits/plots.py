@@ -8,9 +8,12 @@ who confuse red and green can tell apart.
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 COLOURS = {
     "ink": "#1f2328",
@@ -50,6 +53,7 @@ STYLE = {
     "legend.borderpad": 0,
 }
 PER_INCH = 96  # CSS pixels
+ROW = 10  # of a label, in points, of which a pixel is 0.75
 NOTHING = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # of a file's metadata: a date would change its bytes
 
 
@@ -85,15 +89,7 @@ def picture(
         ticks: what stands below the places instead of numbers.
         highest: of the y axis, for pictures that are compared.
     """
-    from matplotlib import rc_context, style
-    from matplotlib.figure import Figure
-
-    ink, faint = COLOURS["ink"], COLOURS["faint"]
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
-    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
-    with rc_context(), style.context(["default", STYLE | colours | {"svg.hashsalt": name}]):
-        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), layout="constrained")
-        axes = figure.subplots()
+    with _figure(name, width, height) as (figure, axes):
         for i, one in enumerate(series):
             _draw(axes, kind, places, one, first=i == 0)
         if ticks is not None:
@@ -105,10 +101,80 @@ def picture(
         axes.set_ylabel(y_label)
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=len(series) if len(series) < 4 else 2)
-        target = io.StringIO()
-        figure.savefig(target, format="svg", transparent=True, metadata=NOTHING)
+        text = _saved(figure)
     shown = ", ".join(one.label for one in series)
-    return _element(target.getvalue(), name, title, f"{y_label or 'value'} by {x_label or 'place'}: {shown}.")
+    return _element(text, name, title, f"{y_label or 'value'} by {x_label or 'place'}: {shown}.")
+
+
+def points(
+    name: str,
+    places: dict[str, tuple[float, float]],
+    level: tuple[str, float] | None = None,
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    width: int = 480,
+    height: int = 300,
+) -> str:
+    """An SVG element with a point at each (x, y), its label beside it, and a line across at a labelled `level`.
+
+    Labels that would cover each other are moved apart.
+    """
+    right = max((x for x, _ in places.values()), default=0.0) or 1.0
+    top = 1.15 * max([y for _, y in places.values()] + [level[1] if level else 0.0]) or 1.0
+    columns: dict[int, list[str]] = {}  # of labels that could cover each other
+    for label in sorted(places, key=lambda label: places[label][1]):
+        columns.setdefault(int(3 * places[label][0] / right), []).append(label)
+    with _figure(name, width, height) as (figure, axes):
+        if level:
+            colour, line, _ = LOOKS["original"]
+            axes.axhline(level[1], color=COLOURS[colour], linestyle=line).set_gid("level")
+            axes.annotate(level[0], (0, level[1]), (0, 3), textcoords="offset points", va="bottom")
+        colour, _, marker = LOOKS["unlearned"]
+        for labels in columns.values():
+            heights = _apart(np.array([places[label][1] for label in labels]), top * ROW / (0.75 * height - 40), top)
+            for label, free in zip(labels, heights, strict=True):
+                x, y = places[label]
+                (drawn,) = axes.plot([x], [y], color=COLOURS[colour], marker=marker, markersize=5)
+                drawn.set_gid(f"point-{label}")
+                axes.annotate(label, (x + right / 30, free), va="center", annotation_clip=False)
+        axes.set_xlim(-right / 30, right * 1.4)
+        axes.set_ylim(0, top)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        text = _saved(figure)
+    shown = [f"{label} ({y:.3g} at {x:.3g})" for label, (x, y) in places.items()]
+    shown += [f"a line for {level[0]} ({level[1]:.3g})"] if level else []
+    return _element(text, name, title, f"{y_label} by {x_label}: {', '.join(shown)}.")
+
+
+def _apart(places: np.ndarray, row: float, top: float) -> np.ndarray:
+    """Places in rising order, moved as little as it takes to be `row` apart and between 0 and the top."""
+    from sklearn.isotonic import isotonic_regression  # here: it takes long to import
+
+    steps = row * np.arange(len(places))
+    return np.clip(isotonic_regression(places - steps), 0, max(0.0, top - row * (len(places) - 1))) + steps
+
+
+@contextmanager
+def _figure(name: str, width: int, height: int) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, in our style inside."""
+    from matplotlib import rc_context, style
+    from matplotlib.figure import Figure
+
+    ink, faint = COLOURS["ink"], COLOURS["faint"]
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), ink)
+    colours |= dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), faint)
+    with rc_context(), style.context(["default", STYLE | colours | {"svg.hashsalt": name}]):
+        figure = Figure(figsize=(width / PER_INCH, height / PER_INCH), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _saved(figure: Any) -> str:
+    target = io.StringIO()
+    figure.savefig(target, format="svg", transparent=True, metadata=NOTHING)
+    return target.getvalue()
 
 
 def _draw(axes: Any, kind: str, places: Sequence[float], one: Series, first: bool) -> None:

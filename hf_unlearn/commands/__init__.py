@@ -18,7 +18,19 @@ from ..errors import UnlearningError, in_one_sentence
 from .text import columns
 
 COMMANDS = (
-    *("quickstart", "run", "methods", "hardness", "surgery", "audit", "benchmark", "push-metric", "verify"),
+    *(
+        "quickstart",
+        "run",
+        "methods",
+        "choose",
+        "compare",
+        "hardness",
+        "surgery",
+        "audit",
+        "benchmark",
+        "push-metric",
+        "verify",
+    ),
     *("push", "list", "tag", "rollback", "purge", "env"),
 )
 FILES = {"list": "list_revisions", "push-metric": "push_metric"}  # of the commands whose name a file cannot bear

@@ -1,8 +1,10 @@
 """The sets that a command or a recipe names: from the Hub, from a folder, or from a file."""
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +15,10 @@ from huggingface_hub.utils import httpx
 from .. import models
 from ..data.splits import split_name
 from ..errors import UnlearningError
+from ..methods import AutoConfig
+from ..models.find import check_no_revision
+from ..training.arguments import UnlearningArguments
+from .text import COLUMNS, check_options
 
 FILE_FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -79,6 +85,29 @@ def read_set(data: str, key: str) -> datasets.Dataset:
             f"{key} is {data!r}, which has the splits {', '.join(map(str, splits))}; say which one, as in {data}:{next(iter(splits))}."
         )
     return take_split(splits, split or str(next(iter(splits))), key)
+
+
+def read_request(options: argparse.Namespace) -> dict[str, Any]:
+    """What `choose()` takes, from the options that `add_request` adds; numbers are checked before anything is read."""
+    check_options(options, batch_size=1)
+    known = {name: getattr(options, name) for name in ("budget", "original_epochs", "original_learning_rate")}
+    AutoConfig(**known)
+    check_no_revision(options.model, options.revision)
+    args = UnlearningArguments(
+        per_device_train_batch_size=options.batch_size,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **{f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS},
+    )
+    return known | {
+        "model": options.model if options.revision is None else f"{options.model}@{options.revision}",
+        **{name: read_set(getattr(options, name), name) for name in ("forget", "retain", "unseen")},
+        "base_model": options.base_model,
+        "overlap": options.overlap,
+        "args": args,
+    }
 
 
 def drawn(data: datasets.Dataset, size: int | None, seed: int = 0) -> datasets.Dataset:

@@ -21,6 +21,26 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{column.replace('_', '-')}-column", metavar="NAME", help="if it has an unusual name")
 
 
+def add_request(parser: argparse.ArgumentParser) -> None:
+    """The model and the three sets of a request that is looked at or tried out, and how the original was trained."""
+    parser.add_argument("model", help="the original: a Hub id or a local folder")
+    parser.add_argument("--forget", metavar="DATA", required=True, help=f"what must go: {DATA}")
+    parser.add_argument("--retain", metavar="DATA", required=True, help="what must stay, named in the same way")
+    parser.add_argument("--unseen", metavar="DATA", required=True, help="what the model was never trained on")
+    parser.add_argument(
+        "--budget", type=float, default=0.2, help="share of the original's training, in samples; default 0.2"
+    )
+    parser.add_argument("--original-epochs", type=float, metavar="N", help="of the original's training, if known")
+    parser.add_argument("--original-learning-rate", type=float, metavar="RATE", help="of it, at its peak, if known")
+    parser.add_argument("--base-model", metavar="MODEL", help='what the original was trained from, or "scratch"')
+    parser.add_argument(
+        "--overlap", choices=("error", "allow"), default="error", help="allow: samples may be in two sets"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples of one training step")
+    parser.add_argument("--revision", help="branch, tag or commit of the model")
+    add_columns(parser)
+
+
 def check_options(options: argparse.Namespace, **least: int) -> None:
     """Refuse numbers on the command line that are too small."""
     for name, bound in least.items():

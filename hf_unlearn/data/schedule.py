@@ -4,6 +4,7 @@ Nothing here has a state, so the schedule is the same for every batch layout and
 continues it by its step number alone.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Iterator
@@ -78,6 +79,18 @@ class Schedule:
 
     def __len__(self) -> int:
         return self.max_steps
+
+    def samples(self, steps: int | None = None) -> int:
+        """How many samples the first so many steps draw, or all of them, each as often as it is drawn."""
+        steps, n_retain, total = self.max_steps if steps is None else steps, len(self.retain_subset), 0
+        for kind, first in zip(self.epochs, self.starts, strict=False):
+            size = {"mixed": self.n_forget + n_retain, "forget": self.n_forget}.get(kind, n_retain)
+            total += min(max(0, steps - first) * self.batch_size, size) * (2 if kind == "paired" else 1)
+        return total
+
+    def steps_within(self, samples: int) -> int:
+        """How many of the steps draw no more than `samples` together."""
+        return bisect.bisect_right(range(1, self.max_steps + 1), samples, key=self.samples)
 
     def epoch(self, step: int) -> int:
         """The epoch that `step` belongs to."""

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import metrics
+from .. import metrics, models
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, MethodInfo
-from .rewind import BudgetConfig, Rewind
+from .look import Look, kind_of
+from .rewind import KEEP, BudgetConfig, Rewind
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
-UNKNOWN = 0.55  # AUC of forget against control samples up to which nothing is remembered that matters
 WARMUP = 0.1  # of every phase
 
 
@@ -25,9 +25,9 @@ class AutoConfig(BudgetConfig):
 
     method = "auto"
 
-    keeps: list[float] = field(
-        default_factory=lambda: [0.4, 0.2, 0.6],
-        metadata={"help": "what the candidates keep of the original's weights"},
+    keeps: list[float] | None = field(
+        default=None,
+        metadata={"help": "what the candidates keep of the original's weights; default: one, as rewind does"},
     )
     race: float = field(
         default=0.0,
@@ -36,9 +36,11 @@ class AutoConfig(BudgetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        each = all(isinstance(keep, (int, float)) and 0 <= keep <= 1 for keep in self.keeps)
-        self.check("keeps", bool(self.keeps) and each, "one share from 0 to 1 or more")
+        if self.keeps is not None:
+            each = all(isinstance(keep, (int, float)) and 0 <= keep <= 1 for keep in self.keeps)
+            self.check("keeps", bool(self.keeps) and each, "one share from 0 to 1 or more")
         self.check("race", 0 <= self.race < 1, "a share from 0 to below 1")
+        self.check("race", not self.race or len(self.keeps or ()) > 1, "0, or several keeps to compare")
 
 
 class Phase(NamedTuple):
@@ -80,31 +82,35 @@ class Auto(Rewind):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         found = super().arguments(family, width)
-        looks = ((len(self.config.keeps) if self.config.race else 0) + 2) * LOOK
-        return found | {"num_train_epochs": found["num_train_epochs"] * (1 - looks)}
+        return found | {"num_train_epochs": found["num_train_epochs"] * (1 - self._looks * LOOK)}
+
+    @property
+    def _looks(self) -> int:
+        """One before the first step, and one at the end of every phase."""
+        return (len(self.keeps) if self.config.race else 0) + 2
 
     def prepare(self, context) -> None:
         self._say_what_is_assumed()
-        self.context, past = context, self.past
-        self.classes = context.forget_classes if context.is_class_request else []
-        spent = self.config.budget * self.original_epochs * (past.n_forget + past.n_retain)
-        self.samples = max(100, round(3 * LOOK * spent / 2))  # a forward pass is a third of a training step
-        self.original = self._look()
-        self.nothing = self._is_unknown(self.original)
-        self.phases = self._plan(len(context.schedule))
-        self.scores = torch.full((len(self.config.keeps) + 1,), float("nan"))
+        self.look = self.look_at(context)
+        if self.look.nothing:
+            self.notes.append(f"Nothing was changed: {self.look.words}")
+        self.scores = torch.full((len(self.keeps) + 1,), float("nan"))
         self.kept: dict[str, Tensor] = {}  # the weights of the best candidate
-        if not self.nothing:
+        if not self.look.nothing:
             self._begin(self.phases[0])
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
-        return False if self.nothing else None
+        return False if self.look.nothing else None
+
+    @property
+    def keeps(self) -> list[float]:
+        return self.config.keeps or [KEEP[self.family]]
 
     # -- The race
 
     def _plan(self, total: int) -> list[Phase]:
         """The phases of a run of `total` steps. Where a candidate would get too few of them, the first one gets all."""
-        n = len(self.config.keeps)
+        n = len(self.keeps)
         steps = round(self.config.race * total / n)
         if n == 1 or steps < FEWEST_STEPS:
             return [Phase(0, 0, total)]
@@ -138,7 +144,7 @@ class Auto(Rewind):
         else:
             if phase.first:
                 context.restore_original()
-            self.pull_back(self.config.keeps[phase.candidate])
+            self.pull_back(self.keeps[phase.candidate])
         if phase.first:
             context.forget_momentum()
 
@@ -155,23 +161,42 @@ class Auto(Rewind):
 
     # -- The look
 
+    def look_at(self, context) -> Look:
+        """What there is to know, and what would be done, while nothing is changed yet."""
+        self.context, past, schedule = context, self.past, context.schedule
+        self.classes = context.forget_classes if context.is_class_request else []
+        whole = self.original_epochs * (past.n_forget + past.n_retain)  # of the original's training, in samples
+        self.samples = max(100, round(3 * LOOK * self.config.budget * whole / 2))
+        self.original = self._look()
+        self.phases = self._plan(len(schedule))
+        forget, control = self.original["forget"], self.original["control"]
+        cost_of_look = (len(forget.labels) + len(control.labels)) / 3 / whole  # a forward pass is a third of a step
+        classes = len(context.forget_classes) if context.num_labels else 0
+        family = models.architecture_family(context.model), models.width(context.model)
+        return Look(
+            kind=kind_of(context.is_class_request, classes, context.num_labels, past.n_forget),
+            n_forget=past.n_forget,
+            n_retain=past.n_retain,
+            classes=classes,
+            num_labels=context.num_labels,
+            memory=metrics.matched_auc(
+                forget.signals["margin"], forget.labels, control.signals["margin"], control.labels
+            ),
+            base=self.base,
+            original_epochs=self.original_epochs,
+            original_learning_rate=self.original_learning_rate(*family),
+            assumed=self.assumed,
+            keeps=tuple(self.keeps[phase.candidate] for phase in self.phases if phase.candidate is not None),
+            epochs=schedule.progress(len(schedule)),
+            learning_rate=context.peak_learning_rate,
+            batch_size=schedule.batch_size,
+            budget=self.config.budget,
+            cost=schedule.samples() / whole + (1 + len(self.phases)) * cost_of_look,
+            cost_of_look=cost_of_look,
+        )
+
     def _look(self) -> dict[str, Measurement]:
         return {split: self.context.measure(split, self.samples) for split in ("forget", "control")}
-
-    def _is_unknown(self, look: dict[str, Measurement]) -> bool:
-        """Whether it is shown, and not just not refuted, that the original knows no more of forget samples than of unseen
-        ones, so that nothing is to be forgotten."""
-        if self.classes:
-            return False
-        forget, control = look["forget"], look["control"]
-        found = metrics.matched_auc(forget.signals["margin"], forget.labels, control.signals["margin"], control.labels)
-        if found.high is None or found.high > UNKNOWN:
-            return False
-        self.notes.append(
-            f"Nothing was changed: of {found.n_forget} forget samples the original knows no more than of unseen ones (AUC "
-            f"{found.auc:.3f}, 95% interval {found.low:.3f} to {found.high:.3f})."
-        )
-        return True
 
     def _score(self, look: dict[str, Measurement]) -> float:
         forget, control, before = look["forget"], look["control"], self.original["control"]
@@ -190,7 +215,7 @@ class Auto(Rewind):
     @property
     def report(self) -> dict[str, Any]:
         scores = [None if np.isnan(score) else round(score, 4) for score in self.scores.tolist()]
-        candidates = dict(zip(map(str, self.config.keeps), scores[:-1], strict=True))
+        candidates = dict(zip(map(str, self.keeps), scores[:-1], strict=True))
         return super().report | {"candidates": candidates, "score": scores[-1]}
 
     def state_dict(self) -> dict[str, Tensor]:

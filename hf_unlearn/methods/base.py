@@ -162,6 +162,11 @@ class Context(Protocol):
         """Of the coming update."""
         ...
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest one of the run."""
+        ...
+
     def has(self, split: str) -> bool:
         """Whether there are samples of `retain` or `control`, the half of unseen that may steer."""
         ...

@@ -19,6 +19,7 @@ EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
 BUDGET = 0.2
+KEEP = {"convolutional": 0.3, "transformer": 0.4}
 REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
 SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
 
@@ -62,13 +63,17 @@ class RewindConfig(BudgetConfig):
 
     method = "rewind"
 
-    keep: float = field(
-        default=0.4, metadata={"help": "λ, what is kept of the original's weights; 1 is fine-tuning, 0 a new training"}
+    keep: float | None = field(
+        default=None,
+        metadata={
+            "help": "λ, what is kept of the original's weights: 1 is fine-tuning, 0 a new training; default: 0.3 of a convolutional "
+            "network, 0.4 of a transformer"
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.check("keep", 0 <= self.keep <= 1, "a share from 0 to 1")
+        self.check("keep", self.keep is None or 0 <= self.keep <= 1, "a share from 0 to 1")
 
 
 class Rewind(Finetune):
@@ -93,20 +98,45 @@ class Rewind(Finetune):
     config: Any
     starts_over = True
     past = Past()
+    family = "convolutional"
+
+    @property
+    def keeps(self) -> list[float]:
+        """What is kept of the original's weights."""
+        return [KEEP[self.family] if self.config.keep is None else self.config.keep]
 
     def learn_past(self, past: Past) -> None:
         self.past = past
+
+    @property
+    def base(self) -> str:
+        """What the original was trained from, by its name or its type."""
+        return self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
 
     @property
     def original_epochs(self) -> float:
         known = self.config.original_epochs or self.past.epochs
         return known or EPOCHS[self.past.from_scratch]
 
+    def original_learning_rate(self, family: str, width: int = 768) -> float:
+        known = self.config.original_learning_rate or self.past.learning_rate
+        rule = RATES[family] / (1 if family == "convolutional" else width) / (1 if self.past.from_scratch else 4)
+        return known or rule
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """What nothing says of the original's training, by the arguments that say it."""
+        past, config = self.past, self.config
+        unknown = {
+            "base_model": past.base_is_assumed,
+            "original_epochs": not (config.original_epochs or past.epochs),
+            "original_learning_rate": not (config.original_learning_rate or past.learning_rate),
+        }
+        return tuple(name for name, is_unknown in unknown.items() if is_unknown)
+
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
-        past = self.past
-        rate = self.config.original_learning_rate or past.learning_rate
-        if rate is None:
-            rate = RATES[family] * (1 if family == "convolutional" else 1 / width) / (1 if past.from_scratch else 4)
+        self.family, past = family, self.past
+        rate = self.original_learning_rate(family, width)
         sgd = family == "convolutional" and rate >= SGD_FROM
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if sgd else {"optim": "adamw_torch"}
         seen = (
@@ -127,7 +157,7 @@ class Rewind(Finetune):
         self._say_what_is_assumed()
         self.context = context
         self.classes = context.forget_classes if context.is_class_request else []
-        self.pull_back(self.config.keep)
+        self.pull_back(self.keeps[0])
 
     def pull_back(self, keep: float) -> None:
         """Pull the weights of the original, or the adapter that it is, towards where training began."""
@@ -147,19 +177,19 @@ class Rewind(Finetune):
             module.momentum = max(momentum or 0.0, 1 / (step + 1))
 
     def _say_what_is_assumed(self) -> None:
-        past, config = self.past, self.config
-        if past.base_is_assumed:
+        assumed, past = self.assumed, self.past
+        if "base_model" in assumed:
             self.notes.append(
                 "Nothing says what the original was trained from; it is taken for a model trained from random weights "
                 "(base_model= names another start)."
             )
-        if not (config.original_epochs or past.epochs):
+        if "original_epochs" in assumed:
             how = "from random weights" if past.from_scratch else "by fine-tuning"
             self.notes.append(
                 f"Nothing says how long the original was trained; {self.original_epochs:g} epochs {how} are assumed, of which "
-                f"the budget is {config.budget:.0%} (original_epochs= says how many there were)."
+                f"the budget is {self.config.budget:.0%} (original_epochs= says how many there were)."
             )
-        if not (config.original_learning_rate or past.learning_rate):
+        if "original_learning_rate" in assumed:
             self.notes.append(
                 "Nothing says at which learning rate the original was trained; one is taken by the kind of the model "
                 "(original_learning_rate= says it)."
@@ -167,8 +197,7 @@ class Rewind(Finetune):
 
     @property
     def report(self) -> dict[str, Any]:
-        start = self.past.base if isinstance(self.past.base, str) else type(self.past.base).__name__
-        return {"start": start, "original_epochs": self.original_epochs, "budget": self.config.budget}
+        return {"start": self.base, "original_epochs": self.original_epochs, "budget": self.config.budget}
 
 
 def spending(

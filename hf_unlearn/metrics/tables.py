@@ -12,6 +12,8 @@ NAMES = {
     "jsd": "JSD to retrained",
     "closed": "JSD gap closed",
     "rf_jsd": "RF-JSD",
+    "memory": "memory",
+    "share": "share of training",
     "avg_gap": "Avg Gap",
     "affected_gap": "Avg Gap, affected class",
     "near": "TV near",

@@ -62,6 +62,10 @@ class Context(base.Context):
     def learning_rate(self) -> float:
         return cast(Optimizer, self._trainer.optimizer).param_groups[0]["lr"]
 
+    @property
+    def peak_learning_rate(self) -> float:
+        return cast(float, self._trainer.args.learning_rate)  # which `with_defaults` has filled in
+
     # -- What the model as it is now says
 
     def has(self, split: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 EXPERIMENTS = (
     "quickstart.py",
+    "compare.py",
     "benchmark.py",
     "digits.py",
     "cifar10.py",

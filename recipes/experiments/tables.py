@@ -120,6 +120,8 @@ def render(name: str) -> str:
         return closeness_tables.TABLES[name]()
     file, _, setting = name.partition(".")
     results = _results(file)
+    if file == "compare":
+        return f"```\n{results['texts'][setting]}\n```"
     if name == "benchmark":
         return report(results["rows"])
     if name == "engine":

@@ -38,6 +38,15 @@ RETAIN = [("retain", i) for i in range(N_RETAIN)]
 EVERY = {"mixed": FORGET + RETAIN, "forget": FORGET, "retain": RETAIN}
 
 
+@pytest.mark.parametrize("epochs", [["retain"], ["mixed", "paired"], ["retain", "forget", "retain"], ["paired"] * 2])
+def test_how_many_samples_steps_draw(epochs):
+    plan = schedule(*epochs, retain_fraction=0.5)
+    drawn = np.cumsum([sum(map(len, plan.step(step).values())) for step in range(len(plan))]).tolist()
+    assert [plan.samples(steps) for steps in range(len(plan) + 1)] == [0, *drawn] and plan.samples() == drawn[-1]
+    for limit in range(drawn[-1] + 2):
+        assert plan.steps_within(limit) == sum(total <= limit for total in drawn)
+
+
 class TestEpochs:
     @pytest.mark.parametrize("kind", EVERY)
     def test_every_sample_once(self, kind):

@@ -63,8 +63,7 @@ def test_the_best_candidate_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Auto, "pull_back", pulled)
     monkeypatch.setattr(Auto, "_load", loaded)
     monkeypatch.setattr(Auto, "_end", ended)
-    monkeypatch.setattr(Auto, "_is_unknown", lambda self, look: False)
-    report = run(tmp_path, race=0.5).trainer.method.report
+    report = run(tmp_path, keeps=[0.4, 0.2, 0.6], race=0.5).trainer.method.report
     assert seen["pulled"] == [0.4, 0.2, 0.6]
     assert report["candidates"] == {"0.4": 0.3, "0.2": 0.1, "0.6": 0.2} and report["score"] == 0.05
     assert same_bits(seen["loaded"], seen["second"])
@@ -77,7 +76,7 @@ def test_what_is_not_known_is_not_unlearned(tmp_path):
     result = run(tmp_path, data, fitted(flipped=False), original_epochs=3000)
     assert same_bits(weights(result.model), before)
     (note,) = [note for note in result.trainer.method.notes if note.startswith("Nothing was changed")]
-    assert "knows no more than of unseen ones (AUC " in note
+    assert "knows no more than of unseen ones (AUC " in note and note.endswith(").")
 
 
 def test_few_samples_do_not_show_that_nothing_is_known(tmp_path):
@@ -110,3 +109,5 @@ def test_bad_input(tmp_path):
         AutoConfig(keeps=[0.4, 2])
     with pytest.raises(UnlearningError, match="auto: race is 1; expected a share from 0 to below 1"):
         AutoConfig(race=1)
+    with pytest.raises(UnlearningError, match="auto: race is 0.3; expected 0, or several keeps to compare"):
+        AutoConfig(race=0.3)

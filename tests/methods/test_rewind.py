@@ -128,6 +128,16 @@ def test_how_the_original_was_trained_is_read_beside_it(tmp_path):
     assert args.num_train_epochs == pytest.approx(0.5 * 2 * seen) and args.learning_rate == pytest.approx(0.1)
 
 
+def test_a_convolutional_network_keeps_less_and_goes_on_as_it_was_trained(tmp_path):
+    for rate, optim, share in ((0.1, "sgd", 0.4), (2e-3, "adamw_torch", 1.0)):
+        args = arguments(tmp_path / optim, learning_rate=None)
+        method = Rewind(RewindConfig(original_epochs=3, original_learning_rate=rate))
+        found = UnlearningTrainer(tiny_resnet(), args, method=method, **for_trainer(learnt())).args
+        assert found.optim == optim and found.learning_rate == pytest.approx(share * rate) and method.keeps == [0.3]
+    UnlearningTrainer(fitted(), arguments(tmp_path / "vit"), method=method, **for_trainer(learnt()))
+    assert method.keeps == [0.4]
+
+
 def test_what_is_assumed_is_said(tmp_path):
     notes = unlearn(fitted(), **learnt(), method="rewind", args=arguments(tmp_path)).trainer.method.notes
     assert [note.partition(";")[0] for note in notes] == [
