@@ -12,7 +12,7 @@ from hf_unlearn.commands.choose import make_parser
 from hf_unlearn.methods.look import Look, kind_of
 from hf_unlearn.methods.rewind import BUDGET
 from hf_unlearn.metrics import MatchedAUC
-from tests.commands.requests import content, options, write_request
+from tests.asked import content, options, write_request
 from tests.samples import arguments, fitted, learnt, request, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_resnet, tiny_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 from hf_unlearn import commands as cli
 from hf_unlearn.audits.plots import points
 from hf_unlearn.commands import comparison
-from tests.commands.requests import content, options, write_request
+from tests.asked import content, options, write_request
 from tests.samples import fitted, learnt
 from tests.tiny import tiny_resnet
 
