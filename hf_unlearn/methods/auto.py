@@ -126,6 +126,7 @@ class Auto(Rewind):
         super().on_step_begin(step - phase.first)
 
     def on_step_end(self, step: int) -> bool | None:
+        super().on_step_end(step)
         phase = self._phase(step - 1)
         if step == phase.first + phase.steps:
             self._end(phase)
@@ -176,13 +177,17 @@ class Auto(Rewind):
     def _score(self, look: dict[str, Measurement]) -> float:
         forget, control, before = look["forget"], look["control"], self.original["control"]
         others = ~np.isin(control.labels, self.classes)
-        harm = before.signals["correct"][others].mean() - control.signals["correct"][others].mean()
+        lost = before.signals["correct"][others] - control.signals["correct"][others]
+        harm = lost.mean() if len(lost) else 0.0
         if self.classes:
-            means = forget.class_means(np.array(self.classes))
+            means = forget.class_means(np.intersect1d(self.classes, forget.labels))  # of those that the look has met
             memory = float(means[:, self.classes].sum(axis=1).mean())
         else:
             p = [np.exp(-look[split].signals["loss"]) for split in ("forget", "control")]
-            memory = metrics.memory(p[0], forget.labels, p[1], control.labels)
+            labels = [look[split].labels for split in ("forget", "control")]
+            if not np.isin(*labels).any():
+                labels = [np.zeros_like(one) for one in labels]  # none of the same class: all count alike
+            memory = metrics.memory(p[0], labels[0], p[1], labels[1])
         return memory + max(0.0, float(harm))
 
     # -- What is said
