@@ -139,12 +139,17 @@ class Rewind(Finetune):
         self.follow_statistics(model)
 
     def follow_statistics(self, model: nn.Module) -> None:
-        """The statistics of BatchNorm are estimated anew by the steps to come, of which the first ones count no more."""
+        """The statistics of BatchNorm are estimated anew by the steps to come, the first of which replaces them; where they
+        are frozen, they stay."""
         self._statistics = [(module, module.momentum) for module in batchnorm_modules(model)]
 
     def on_step_begin(self, step: int) -> None:
         for module, momentum in self._statistics:
             module.momentum = max(momentum or 0.0, 1 / (step + 1))
+
+    def on_step_end(self, step: int) -> bool | None:
+        for module, momentum in self._statistics:
+            module.momentum = momentum
 
     def _say_what_is_assumed(self) -> None:
         past, config = self.past, self.config
@@ -198,12 +203,13 @@ def spending(
 def rewind(
     model: nn.Module, start: dict[str, Tensor], keep: float, classes: Sequence[int] = (), num_labels: int = 0
 ) -> None:
-    """Pull the weights, take the head's rows of `classes` from the start, and clear the BatchNorm statistics."""
+    """Pull the weights that are trained, in float32 at least, and take the head's rows of `classes` from the start."""
     head = [*head_layers(model, num_labels)][-1:] if classes else []
     for name, parameter in model.named_parameters():
-        other = start[name].to(parameter.device, parameter.dtype)
-        parameter.copy_(pull(parameter, other, keep))
+        if not parameter.requires_grad:
+            continue  # nothing would repair it
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        other = start[name].to(parameter.device, wide)
+        parameter.copy_(pull(parameter.to(wide), other, keep))
         if name.rpartition(".")[0] in head:
-            parameter[classes] = other[classes]
-    for module in batchnorm_modules(model):
-        module.reset_running_stats()
+            parameter[classes] = other[classes].to(parameter.dtype)
