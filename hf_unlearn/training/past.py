@@ -45,6 +45,7 @@ class Start:
         found, named = self._known(origin, folder)
         is_adapter = bool(own_adapters(model))  # it is pulled by that, and what is under it is where it began
         base = self.original if is_adapter else named if base_model is None else base_model
+        self.is_given = base_model is not None
         self.past = Past(
             base="scratch" if base is None else base,
             base_is_assumed=base is None,
@@ -92,8 +93,11 @@ class Start:
         except UnlearningError as error:
             if not isinstance(self.past.base, str):
                 raise
+            found = (
+                "" if self.is_given else f"{self.past.base!r} stands beside the original as what it was trained from: "
+            )
             raise UnlearningError(
-                f"{str(error).rstrip('.')}; pass as base_model what the original was trained from, or "
+                f"{found}{str(error).rstrip('.')}; pass as base_model what the original was trained from, or "
                 '"scratch" if that was a new model.'
             ) from error
 

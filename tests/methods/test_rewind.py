@@ -210,6 +210,15 @@ def test_a_model_that_got_a_new_head_in_memory_was_trained_from_what_was_loaded(
     assert method.past.base == str(tmp_path / "base") and method.past.epochs is None
 
 
+def test_a_base_that_was_found_and_cannot_be_is_told_by_its_name(tmp_path):
+    model = saved(tmp_path / "model", tmp_path / "base")
+    fitted().save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        UnlearningError, match="base' stands beside the original as .* base_model has the very weights"
+    ):
+        known(tmp_path / "out", model)
+
+
 def test_an_unlearned_model_goes_back_to_where_its_original_began(tmp_path):
     base, original, release = (str(tmp_path / name) for name in ("base", "original", "release"))
     saved(tmp_path / "original", tmp_path / "base")
