@@ -110,8 +110,10 @@ class Auto(Rewind):
             return [Phase(0, 0, total)]
         return [Phase(i, i * steps, steps) for i in range(n)] + [Phase(None, n * steps, total - n * steps)]
 
-    def share_of_peak(self, step: int) -> float:
-        """Its share of the peak: a warm-up and half a cosine in every phase."""
+    def share_of_peak(self, step: int) -> float | None:
+        """In a race a warm-up and half a cosine in every phase; without one, what the arguments say."""
+        if len(self.phases) == 1:
+            return None
         phase = self._phase(step)
         done = (step - phase.first + 1) / phase.steps
         return min(done / WARMUP, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))

@@ -6,6 +6,7 @@ import torch
 
 from hf_unlearn import UnlearningError, unlearn
 from hf_unlearn.methods.auto import Auto, AutoConfig, Phase
+from hf_unlearn.methods.rewind import RewindConfig
 from hf_unlearn.tasks.figures import Measurement
 from tests.samples import arguments, fitted, learnt, request, same_bits, weights
 from tests.tiny import tiny_vit
@@ -119,6 +120,16 @@ def test_the_score_of_whole_classes_that_the_look_has_not_met():
     look = Measurement(np.array([1, 1]), {"correct": np.ones(2)}, sums)
     method.original = {"control": look}
     assert method._score({"forget": look, "control": look}) == pytest.approx(0.75)  # and of other classes no sample
+
+
+def test_without_a_race_it_is_rewind_on_the_users_schedule(tmp_path):
+    about = {"original_epochs": 30, "original_learning_rate": 1e-3}
+    args = {"max_steps": 4, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    mine, theirs = (
+        unlearn(fitted(), **learnt(), method=method(**about), args=arguments(tmp_path / method.method, **args))
+        for method in (AutoConfig, RewindConfig)
+    )
+    assert same_bits(weights(mine.model), weights(theirs.model))
 
 
 def test_bad_input(tmp_path):
