@@ -14,7 +14,7 @@ from yaml import YAMLError
 from .. import models
 from ..data.samples import seeded
 from ..errors import UnlearningError
-from ..methods.base import Method, Past
+from ..methods.base import CONFIG_NAME, Method, Past
 from ..models.adapters import own_adapters
 from ..models.find import LOAD_ERRORS, find_file, reachable
 from ..models.types import ModelSource
@@ -126,7 +126,7 @@ def _read(name: str, where: dict[str, Any], releases: tuple[str, ...] = ()) -> t
     taken.
     """
     where, texts = where | reachable(name), {}
-    for filename in ("trainer_state.json", "README.md", "config.json", RECEIPT):
+    for filename in ("trainer_state.json", "README.md", "config.json", RECEIPT, CONFIG_NAME):
         try:
             path = find_file(name, filename, where)
         except LOAD_ERRORS:
@@ -137,7 +137,9 @@ def _read(name: str, where: dict[str, Any], releases: tuple[str, ...] = ()) -> t
     if isinstance(parent, dict) and base is not None and parent.get("repo") == base:
         is_new = base not in releases  # else the receipts lead in a circle
         return _read(base, {"revision": parent.get("commit")}, (*releases, base)) if is_new else ({}, None)
-    return figures | _of_state(texts["trainer_state.json"]), base or _of_config(texts["config.json"], name)
+    if not texts[CONFIG_NAME]:  # else it is the record of an unlearning
+        figures |= _of_state(texts["trainer_state.json"])
+    return figures, base or _of_config(texts["config.json"], name)
 
 
 def _of_state(text: str) -> dict[str, float]:

@@ -195,6 +195,13 @@ def test_what_is_no_figure_in_a_record_says_nothing(tmp_path, rates):
     assert (past.base, past.epochs, past.learning_rate, past.batch_size) == ("scratch", None, None, None)
 
 
+def test_the_record_of_an_unlearning_is_not_that_of_the_original(tmp_path):
+    model = saved(tmp_path / "model", tmp_path / "base", {"num_train_epochs": 2})
+    (tmp_path / "model" / "unlearning_config.json").write_text("{}")
+    _, method = known(tmp_path / "out", model)
+    assert method.past.epochs == 7  # of the card
+
+
 def test_rates_that_are_texts_are_read(tmp_path):
     state = {"log_history": [{"learning_rate": "1e-3"}, {"learning_rate": float("nan")}, {"learning_rate": 5e-4}]}
     _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))
