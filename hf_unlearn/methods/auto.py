@@ -187,7 +187,7 @@ class Auto(Rewind):
         else:
             p = [np.exp(-look[split].signals["loss"]) for split in ("forget", "control")]
             labels = [look[split].labels for split in ("forget", "control")]
-            if not np.isin(*labels).any():
+            if not np.isin(labels[0], labels[1]).any():
                 labels = [np.zeros_like(one) for one in labels]  # none of the same class: all count alike
             memory = metrics.memory(p[0], labels[0], p[1], labels[1])
         return memory + max(0.0, float(harm))
