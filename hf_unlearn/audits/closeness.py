@@ -24,20 +24,22 @@ class Closeness:
         memory: how far the confidence on forget samples is from that on unseen ones of their class (Wasserstein distance of
             p(true class), 0 to 1), with a 95 % interval from `memory_low` to `memory_high`. Of two sets that are alike it is
             not 0 either, but `memory_by_chance` on average.
-        harm: what was lost of the original's accuracy on unseen samples.
+        harm: what was lost of the original's accuracy on unseen samples; None where there are only some of classes that were
+            forgotten whole.
     """
 
     memory: float
     memory_low: float
     memory_high: float
     memory_by_chance: float
-    harm: float
+    harm: float | None
 
     def summary(self) -> str:
+        lost = "" if self.harm is None else f"On unseen samples {self.harm:+.1%} of accuracy was lost. "
         return (
             f"Confidence on forget samples is {self.memory:.3f} away from that on unseen ones of their class (95% interval "
-            f"{self.memory_low:.3f} to {self.memory_high:.3f}; {self.memory_by_chance:.3f} between sets that are alike). On unseen "
-            f"samples {self.harm:+.1%} of accuracy was lost. {WHY_NO_ESTIMATE}"
+            f"{self.memory_low:.3f} to {self.memory_high:.3f}; {self.memory_by_chance:.3f} between sets that are alike). "
+            f"{lost}{WHY_NO_ESTIMATE}"
         )
 
 
@@ -63,14 +65,14 @@ def closeness(
         halves = _like(labels[0], labels[1], rng), rows[1]
         alike.append(metrics.memory(p[1][halves[0]], labels[1][halves[0]], p[1][halves[1]], labels[1][halves[1]]))
     counted = ~np.isin(unseen.labels, forget.labels) if is_class else np.ones(len(unseen.labels), bool)
-    right = [one["evidence"].signals["correct"][counted].mean() for one in (before, after)]
+    lost = before["evidence"].signals["correct"][counted] - after["evidence"].signals["correct"][counted]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Closeness(
         memory=metrics.memory(p[0], labels[0], p[1], labels[1]),
         memory_low=float(low),
         memory_high=float(high),
         memory_by_chance=float(np.mean(alike)),
-        harm=float(right[0] - right[1]),
+        harm=float(lost.mean()) if len(lost) else None,
     )
 
 

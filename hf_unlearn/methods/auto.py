@@ -90,8 +90,9 @@ class Auto(Rewind):
         return (len(self.keeps) if self.config.race else 0) + 2
 
     def prepare(self, context) -> None:
-        self._say_what_is_assumed()
         self.look = self.look_at(context)
+        self.share = self.look.cost_of_look if self.look.nothing else self.look.cost
+        self._say_what_is_assumed()
         if self.look.nothing:
             self.notes.append(f"Nothing was changed: {self.look.words}")
         self.scores = torch.full((len(self.keeps) + 1,), float("nan"))
@@ -116,8 +117,10 @@ class Auto(Rewind):
             return [Phase(0, 0, total)]
         return [Phase(i, i * steps, steps) for i in range(n)] + [Phase(None, n * steps, total - n * steps)]
 
-    def share_of_peak(self, step: int) -> float:
-        """Its share of the peak: a warm-up and half a cosine in every phase."""
+    def share_of_peak(self, step: int) -> float | None:
+        """In a race a warm-up and half a cosine in every phase; without one, what the arguments say."""
+        if len(self.phases) == 1:
+            return None
         phase = self._phase(step)
         done = (step - phase.first + 1) / phase.steps
         return min(done / WARMUP, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
@@ -132,6 +135,7 @@ class Auto(Rewind):
         super().on_step_begin(step - phase.first)
 
     def on_step_end(self, step: int) -> bool | None:
+        super().on_step_end(step)
         phase = self._phase(step - 1)
         if step == phase.first + phase.steps:
             self._end(phase)
@@ -152,9 +156,18 @@ class Auto(Rewind):
         last = len(self.scores) - 1
         i = last if phase.candidate is None else phase.candidate
         self.scores[i] = self._score(self._look())
-        if len(self.phases) > 1 and self.scores[i] <= np.nanmin(self.scores):
+        if len(self.phases) == 1:
+            return
+        if self.scores[i] > np.nanmin(self.scores):
+            if i == last:
+                self.notes.append(
+                    "The rest of the budget did not help: the weights are those of the best candidate, as it was."
+                )
+                self._load(self.kept)
+        else:
             self.kept = {name: tensor.clone() for name, tensor in self.context.model.state_dict().items()}
 
+    @torch.no_grad()
     def _load(self, weights: dict[str, Tensor]) -> None:
         for name, tensor in self.context.model.state_dict().items():
             tensor.copy_(weights[name])
@@ -165,7 +178,7 @@ class Auto(Rewind):
         """What there is to know, and what would be done, while nothing is changed yet."""
         self.context, past, schedule = context, self.past, context.schedule
         self.classes = context.forget_classes if context.is_class_request else []
-        whole = self.original_epochs * (past.n_forget + past.n_retain)  # of the original's training, in samples
+        whole = self.whole
         self.samples = max(100, round(3 * LOOK * self.config.budget * whole / 2))
         self.original = self._look()
         self.phases = self._plan(len(schedule))
@@ -201,13 +214,17 @@ class Auto(Rewind):
     def _score(self, look: dict[str, Measurement]) -> float:
         forget, control, before = look["forget"], look["control"], self.original["control"]
         others = ~np.isin(control.labels, self.classes)
-        harm = before.signals["correct"][others].mean() - control.signals["correct"][others].mean()
+        lost = before.signals["correct"][others] - control.signals["correct"][others]
+        harm = lost.mean() if len(lost) else 0.0
         if self.classes:
-            means = forget.class_means(np.array(self.classes))
+            means = forget.class_means(np.intersect1d(self.classes, forget.labels))  # of those that the look has met
             memory = float(means[:, self.classes].sum(axis=1).mean())
         else:
             p = [np.exp(-look[split].signals["loss"]) for split in ("forget", "control")]
-            memory = metrics.memory(p[0], forget.labels, p[1], control.labels)
+            labels = [look[split].labels for split in ("forget", "control")]
+            if not np.isin(labels[0], labels[1]).any():
+                labels = [np.zeros_like(one) for one in labels]  # none of the same class: all count alike
+            memory = metrics.memory(p[0], labels[0], p[1], labels[1])
         return memory + max(0.0, float(harm))
 
     # -- What is said

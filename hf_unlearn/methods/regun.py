@@ -1,5 +1,6 @@
 """ReGUn: forget samples get the answers that the original gives to unseen samples of their classes (2026)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,12 @@ def reference(class_means: Tensor, labels: Tensor) -> Tensor:
     [0.6875, 0.3125]
     """
     return class_means[labels].mean(dim=0)
+
+
+def in_order(features: Iterable[tuple[np.ndarray, np.ndarray, Tensor]]) -> Tensor:
+    """The features of all samples in their order, which several processes give in that of their shares."""
+    indices, _, found = zip(*features, strict=True)
+    return torch.cat(found)[np.argsort(np.concatenate(indices))]
 
 
 def nearest_reference(forget: Tensor, features: Tensor, predictions: Tensor, k: int) -> Tensor:
@@ -102,7 +109,7 @@ class Regun(Method):
                 "the model that is taught to answer like that."
             )
         if self.config.neighbours:
-            forget, unseen = (torch.cat([h for *_, h in context.features(of)]) for of in ("forget", "control"))
+            forget, unseen = (in_order(context.features(of)) for of in ("forget", "control"))
             self.targets = nearest_reference(forget, unseen, context.probabilities("control"), self.config.neighbours)
             return
         classes, unseen = np.array(context.forget_classes), measured(context, "control")
@@ -124,6 +131,7 @@ class Regun(Method):
         retain, forget = batch["retain"], batch["forget"]
         student = model(**forget.inputs).logits
         q = self.targets[forget.sample_index] if self.config.neighbours else self.q.expand(len(student), -1)
-        gone = forget.mean(divergence(q.log(), student))
+        log_q = q.clamp_min(torch.finfo(q.dtype).tiny).log()  # of a model that is sure, some answers are 0
+        gone = forget.mean(divergence(log_q, student))
         kept = retain.mean(cross_entropy(model(**retain.inputs).logits, retain.labels))
         return {"loss": kept + self.config.forget_weight * gone, "retain_loss": kept, "forget_loss": gone}

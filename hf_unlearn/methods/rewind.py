@@ -98,6 +98,7 @@ class Rewind(Finetune):
     config: Any
     starts_over = True
     past = Past()
+    share = 0.0  # of the original's training that the run takes
     family = "convolutional"
 
     @property
@@ -117,6 +118,11 @@ class Rewind(Finetune):
     def original_epochs(self) -> float:
         known = self.config.original_epochs or self.past.epochs
         return known or EPOCHS[self.past.from_scratch]
+
+    @property
+    def whole(self) -> float:
+        """The samples that the original's training has seen."""
+        return self.original_epochs * (self.past.n_forget + self.past.n_retain)
 
     def original_learning_rate(self, family: str, width: int = 768) -> float:
         known = self.config.original_learning_rate or self.past.learning_rate
@@ -154,6 +160,7 @@ class Rewind(Finetune):
         }
 
     def prepare(self, context) -> None:
+        self.share = context.schedule.samples() / self.whole
         self._say_what_is_assumed()
         self.context = context
         self.classes = context.forget_classes if context.is_class_request else []
@@ -169,12 +176,17 @@ class Rewind(Finetune):
         self.follow_statistics(model)
 
     def follow_statistics(self, model: nn.Module) -> None:
-        """The statistics of BatchNorm are estimated anew by the steps to come, of which the first ones count no more."""
+        """The statistics of BatchNorm are estimated anew by the steps to come, the first of which replaces them; where they
+        are frozen, they stay."""
         self._statistics = [(module, module.momentum) for module in batchnorm_modules(model)]
 
     def on_step_begin(self, step: int) -> None:
         for module, momentum in self._statistics:
             module.momentum = max(momentum or 0.0, 1 / (step + 1))
+
+    def on_step_end(self, step: int) -> bool | None:
+        for module, momentum in self._statistics:
+            module.momentum = momentum
 
     def _say_what_is_assumed(self) -> None:
         assumed, past = self.assumed, self.past
@@ -187,7 +199,7 @@ class Rewind(Finetune):
             how = "from random weights" if past.from_scratch else "by fine-tuning"
             self.notes.append(
                 f"Nothing says how long the original was trained; {self.original_epochs:g} epochs {how} are assumed, of which "
-                f"the budget is {self.config.budget:.0%} (original_epochs= says how many there were)."
+                f"this run is {self.share:.2g} (original_epochs= says how many there were)."
             )
         if "original_learning_rate" in assumed:
             self.notes.append(
@@ -197,7 +209,7 @@ class Rewind(Finetune):
 
     @property
     def report(self) -> dict[str, Any]:
-        return {"start": self.base, "original_epochs": self.original_epochs, "budget": self.config.budget}
+        return {"start": self.base, "original_epochs": self.original_epochs, "share_of_original": self.share}
 
 
 def spending(
@@ -227,12 +239,13 @@ def spending(
 def rewind(
     model: nn.Module, start: dict[str, Tensor], keep: float, classes: Sequence[int] = (), num_labels: int = 0
 ) -> None:
-    """Pull the weights, take the head's rows of `classes` from the start, and clear the BatchNorm statistics."""
+    """Pull the weights that are trained, in float32 at least, and take the head's rows of `classes` from the start."""
     head = [*head_layers(model, num_labels)][-1:] if classes else []
     for name, parameter in model.named_parameters():
-        other = start[name].to(parameter.device, parameter.dtype)
-        parameter.copy_(pull(parameter, other, keep))
+        if not parameter.requires_grad:
+            continue  # nothing would repair it
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        other = start[name].to(parameter.device, wide)
+        parameter.copy_(pull(parameter.to(wide), other, keep))
         if name.rpartition(".")[0] in head:
-            parameter[classes] = other[classes]
-    for module in batchnorm_modules(model):
-        module.reset_running_stats()
+            parameter[classes] = other[classes].to(parameter.dtype)

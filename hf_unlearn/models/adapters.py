@@ -216,11 +216,15 @@ def attach(model: nn.Module, peft_config: PeftConfig | None) -> Adapter:
 def oppose(model: nn.Module, share: float) -> None:
     """Let our new adapter take away a share of what the model's own LoRA adds: B'A' = −share · BA, of the first ranks."""
     for layer in tuner_layers(model):
-        if not isinstance(layer, LoraLayer):
+        others = [name for name in layer.active_adapters if name != NAME]
+        if not isinstance(layer, LoraLayer) or any(
+            n in layer.lora_embedding_A or n in layer.lora_variant for n in others
+        ):
             raise UnlearningError(
-                "The model's own adapter is to be pulled back, and it is no LoRA; merge it first, with merge_and_unload()."
+                "The model's own adapter is to be pulled back, and it is no plain LoRA of linear layers or convolutions; merge it "
+                "first, with merge_and_unload()."
             )
-        own = [name for name in layer.lora_A if name != NAME and name in layer.active_adapters]
+        own = [name for name in others if name in layer.lora_A]
         if own and (NAME not in layer.lora_A or len(own) > 1 or layer.r[NAME] < layer.r[own[0]]):
             raise UnlearningError(
                 "The model's own LoRA is to be pulled back, and peft_config has a smaller rank or adapts other layers, or there "

@@ -34,7 +34,8 @@ def choose_adapter(
     if peft_config is None and lora:
         logger.info(f"{method.info.name} trains a LoRA adapter of this model; peft_config=False trains its weights.")
     if peft_config is True and method.starts_over and (own := adapters.own_config(model)):
-        peft_config = dataclasses.replace(own, inference_mode=False, init_lora_weights=True)
+        changes = {"inference_mode": False, "init_lora_weights": True, "modules_to_save": None, "bias": "none"}
+        peft_config = dataclasses.replace(own, **changes)
     if peft_config is True or (peft_config is None and lora):
         own = LoraConfig(**lora) if lora else adapters.default_config(model)
         if only is not None:

@@ -9,17 +9,19 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
+from yaml import YAMLError
 
 from .. import models
 from ..data.samples import seeded
 from ..errors import UnlearningError
-from ..methods.base import Method, Past
+from ..methods.base import CONFIG_NAME, Method, Past
 from ..models.adapters import own_adapters
 from ..models.find import LOAD_ERRORS, find_file, reachable
 from ..models.types import ModelSource
 from .original import base_weights
 from .request import Request
 
+RECEIPT = "unlearning_receipt.json"  # of a model that was unlearned
 LISTED = re.compile(r"^\s*[-*]\s*(num_epochs|learning_rate|train_batch_size):\s*([0-9.eE+-]+)\s*$", re.MULTILINE)
 
 
@@ -40,11 +42,15 @@ class Start:
         seed: int,
     ):
         self.original, self.task, self.seed = models.base_of(model), request.task, seed
-        found, named = ({}, None) if origin is None else _read(origin["repo"], {"revision": origin["revision"]})
-        if folder:
-            found, named = _read(folder, {})
+        found, named = self._known(origin, folder)
         is_adapter = bool(own_adapters(model))  # it is pulled by that, and what is under it is where it began
         base = self.original if is_adapter else named if base_model is None else base_model
+        self.is_given = base_model is not None
+        if base is None and models.image_channels(model) is None:
+            raise UnlearningError(
+                "Nothing says what the original was trained from, and models of texts are hardly ever trained from random weights, "
+                'which this method would go back to; pass as base_model its Hub id, its folder or the model, or "scratch".'
+            )
         self.past = Past(
             base="scratch" if base is None else base,
             base_is_assumed=base is None,
@@ -55,6 +61,30 @@ class Start:
             n_retain=len(request.retain) if request.retain else 0,
         )
         self.weights: dict[str, torch.Tensor] | None = None if is_adapter else self._load()
+
+    def _known(self, origin: dict[str, str] | None, folder: str | None) -> tuple[dict[str, float], str | None]:
+        """What stands beside the original, where it was loaded from. A model in memory that has got a new head since is what was
+        loaded no more: it was trained from that."""
+        if origin is not None:
+            return _read(origin["repo"], {"revision": origin["revision"]})
+        name = folder or getattr(getattr(self.original, "config", None), "name_or_path", "")
+        if not name:
+            return {}, None
+        return ({}, name) if self._has_new_head(name) else _read(name, {})
+
+    def _has_new_head(self, name: str) -> bool:
+        if self.task.num_labels == 0:
+            return False
+        with seeded(self.seed):
+            try:
+                return models.num_labels(models.load_model(name, task=self.task.name)) != self.task.num_labels
+            except UnlearningError:  # it has no head, or cannot be had
+                pass
+            try:
+                models.load_model(name, task=self.task.name, num_labels=self.task.num_labels)
+            except UnlearningError:
+                return False
+        return True
 
     def take(self) -> dict[str, torch.Tensor]:
         """The weights, by name; what the base lacks, such as a new head, is drawn by the seed."""
@@ -68,8 +98,11 @@ class Start:
         except UnlearningError as error:
             if not isinstance(self.past.base, str):
                 raise
+            found = (
+                "" if self.is_given else f"{self.past.base!r} stands beside the original as what it was trained from: "
+            )
             raise UnlearningError(
-                f"{str(error).rstrip('.')}; pass as base_model what the original was trained from, or "
+                f"{found}{str(error).rstrip('.')}; pass as base_model what the original was trained from, or "
                 '"scratch" if that was a new model.'
             ) from error
 
@@ -91,29 +124,41 @@ def start_of(
     return start
 
 
-def _read(name: str, where: dict[str, Any]) -> tuple[dict[str, float], str | None]:
-    """The figures that stand beside a model, and the model that it was trained from."""
+def _read(name: str, where: dict[str, Any], releases: tuple[str, ...] = ()) -> tuple[dict[str, float], str | None]:
+    """The figures that stand beside a model, and the model that it was trained from.
+
+    The card of a model that was unlearned names what it was unlearned from, which has seen the forget samples: that one's are
+    taken.
+    """
     where, texts = where | reachable(name), {}
-    for filename in ("trainer_state.json", "README.md", "config.json"):
+    for filename in ("trainer_state.json", "README.md", "config.json", RECEIPT, CONFIG_NAME):
         try:
             path = find_file(name, filename, where)
         except LOAD_ERRORS:
             path = None
         texts[filename] = Path(path).read_text(encoding="utf-8", errors="replace") if path else ""
     figures, base = _of_card(texts["README.md"])
-    return figures | _of_state(texts["trainer_state.json"]), base or _of_config(texts["config.json"], name)
+    parent = _mapping(texts[RECEIPT]).get("parent")
+    if isinstance(parent, dict) and base is not None and parent.get("repo") == base:
+        is_new = base not in releases  # else the receipts lead in a circle
+        return _read(base, {"revision": parent.get("commit")}, (*releases, base)) if is_new else ({}, None)
+    if not texts[CONFIG_NAME]:  # else it is the record of an unlearning
+        figures |= _of_state(texts["trainer_state.json"])
+    return figures, base or _of_config(texts["config.json"], name)
 
 
 def _of_state(text: str) -> dict[str, float]:
-    """Of the record that `transformers.Trainer` keeps."""
+    """Of the record that `transformers.Trainer` keeps; a training that was stopped early is as long as it was, and not as
+    long as it was to be."""
     state = _mapping(text)
-    rates = [entry["learning_rate"] for entry in state.get("log_history") or [] if "learning_rate" in entry]
+    log = state.get("log_history")
+    entries = [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
     found = {
-        "num_epochs": state.get("num_train_epochs"),
-        "train_batch_size": state.get("train_batch_size"),
-        "learning_rate": max(rates, default=None),
+        "num_epochs": _numbers(state.get("num_train_epochs"), state.get("epoch"))[:1],
+        "train_batch_size": _numbers(state.get("train_batch_size")),
+        "learning_rate": _numbers(*(entry.get("learning_rate") for entry in entries))[-1:],
     }
-    return {name: value for name, value in found.items() if isinstance(value, (int, float)) and value > 0}
+    return {name: value for name, values in found.items() for value in values}
 
 
 def _of_card(text: str) -> tuple[dict[str, float], str | None]:
@@ -122,11 +167,11 @@ def _of_card(text: str) -> tuple[dict[str, float], str | None]:
         return {}, None
     try:
         bases = ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("base_model")
-    except ValueError:
+    except (ValueError, YAMLError):
         bases = None
-    bases = [bases] if isinstance(bases, str) else bases or []
-    figures = {name: float(value) for name, value in LISTED.findall(text)}
-    return {name: value for name, value in figures.items() if value > 0}, bases[0] if len(bases) == 1 else None
+    bases = bases if isinstance(bases, list) else [bases]
+    base = bases[0] if len(bases) == 1 and isinstance(bases[0], str) else None
+    return {name: value for name, text in LISTED.findall(text) for value in _numbers(text)}, base
 
 
 def _of_config(text: str, name: str) -> str | None:
@@ -134,6 +179,17 @@ def _of_config(text: str, name: str) -> str | None:
     base = _mapping(text).get("_name_or_path")
     is_other = isinstance(base, str) and base and os.path.realpath(base) != os.path.realpath(name)
     return base if is_other else None
+
+
+def _numbers(*values: Any) -> list[float]:
+    """Those of the values that are numbers above 0, or texts of such, the smallest first."""
+    found = []
+    for value in values:
+        try:
+            found.append(float(value))
+        except (TypeError, ValueError):
+            continue
+    return sorted(number for number in found if 0 < number < float("inf"))
 
 
 def _mapping(text: str) -> dict[str, Any]:

@@ -180,6 +180,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.looks.remember(self.original)
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
+        self.method.notes.clear()  # of a run before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)

@@ -48,6 +48,12 @@ def test_harm_is_on_other_classes_where_a_whole_one_went():
     assert closeness(before, after, is_class=False).harm == pytest.approx(0.75)
 
 
+def test_there_is_no_harm_to_tell_where_only_forgotten_classes_were_unseen():
+    before, after = pair(np.full(4, 0.5), np.full(4, 0.5), [0, 0, 1, 1])
+    found = closeness(before, after, is_class=True)
+    assert found.harm is None and "accuracy was lost" not in found.summary()
+
+
 def test_a_result_says_what_it_knows_and_gives_no_estimate(tmp_path):
     result = unlearn(fitted(), **learnt(), method="finetune", args=arguments(tmp_path))
     found = result.closeness()

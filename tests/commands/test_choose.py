@@ -125,7 +125,7 @@ class TestChoose:
         tiny_tokenizer().save_pretrained(tmp_path)
         state = {"num_train_epochs": 7, "train_batch_size": 16, "log_history": [{"learning_rate": 3e-4}]}
         (tmp_path / "trainer_state.json").write_text(json.dumps(state))
-        found = choose(str(tmp_path), **request(sentences))
+        found = choose(str(tmp_path), **request(sentences), base_model="scratch")
         assert (found.original_epochs, found.original_learning_rate, found.batch_size) == (7, 3e-4, 16)
         assert found.assumed == ("base_model",)
 

@@ -1,10 +1,13 @@
 """Auto: the look, the race, and what is said of them."""
 
+import numpy as np
 import pytest
 import torch
 
 from hf_unlearn import UnlearningError, unlearn
 from hf_unlearn.methods.auto import Auto, AutoConfig, Phase
+from hf_unlearn.methods.rewind import RewindConfig
+from hf_unlearn.tasks.figures import Measurement
 from tests.samples import arguments, fitted, learnt, request, same_bits, weights
 from tests.tiny import tiny_vit
 
@@ -67,6 +70,10 @@ def test_the_best_candidate_goes_on(tmp_path, monkeypatch):
     assert seen["pulled"] == [0.4, 0.2, 0.6]
     assert report["candidates"] == {"0.4": 0.3, "0.2": 0.1, "0.6": 0.2} and report["score"] == 0.05
     assert same_bits(seen["loaded"], seen["second"])
+    scores = iter([0.3, 0.1, 0.2, 0.15])
+    result = run(tmp_path / "no better", keeps=[0.4, 0.2, 0.6], race=0.5)
+    assert same_bits(weights(result.model), seen["second"])
+    assert any(note.startswith("The rest of the budget did not help") for note in result.trainer.method.notes)
 
 
 def test_what_is_not_known_is_not_unlearned(tmp_path):
@@ -99,6 +106,33 @@ def test_of_a_whole_class_its_probability_counts():
     method.original = {"control": Look()}
     assert method._score({"forget": Look(), "control": Look()}) == pytest.approx(0.3)
     assert method._score({"forget": Look(), "control": worse()}) == pytest.approx(0.3 + 0.5)
+
+
+def test_the_score_where_the_look_has_met_no_sample_to_compare_with(tmp_path):
+    data = learnt()
+    labels = {name: data[name]["label"][:].numpy() for name in ("forget", "unseen")}
+    data["forget"] = data["forget"].select((labels["forget"] == 1).nonzero()[0])
+    data["unseen"] = data["unseen"].select((labels["unseen"] != 1).nonzero()[0])
+    assert 0 <= run(tmp_path, data, steps=1).trainer.method.report["candidates"]["0.4"] <= 2
+
+
+def test_the_score_of_whole_classes_that_the_look_has_not_met():
+    method = Auto()
+    method.classes = [0, 1]
+    sums = {0: np.zeros(3), 1: np.array([1.0, 0.5, 0.5])}
+    look = Measurement(np.array([1, 1]), {"correct": np.ones(2)}, sums)
+    method.original = {"control": look}
+    assert method._score({"forget": look, "control": look}) == pytest.approx(0.75)  # and of other classes no sample
+
+
+def test_without_a_race_it_is_rewind_on_the_users_schedule(tmp_path):
+    about = {"original_epochs": 30, "original_learning_rate": 1e-3}
+    args = {"max_steps": 4, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    mine, theirs = (
+        unlearn(fitted(), **learnt(), method=method(**about), args=arguments(tmp_path / method.method, **args))
+        for method in (AutoConfig, RewindConfig)
+    )
+    assert same_bits(weights(mine.model), weights(theirs.model))
 
 
 def test_bad_input(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from hf_unlearn import UnlearningError, UnlearningTrainer, models, unlearn
 from hf_unlearn.data.splits import SPLIT_SEED, split_unseen
 from hf_unlearn.methods import RegunConfig
-from hf_unlearn.methods.regun import nearest_reference, reference
+from hf_unlearn.methods.regun import in_order, nearest_reference, reference
 from hf_unlearn.tasks.losses import divergence
 from hf_unlearn.training.context import Context
 from tests.samples import arguments, fitted, for_trainer, learnt, weights
@@ -54,6 +54,12 @@ def test_nearest_reference(k):
     for row, q in zip(forget, found, strict=True):
         near = F.cosine_similarity(row, unseen, dim=1).argsort(descending=True)[:k]
         assert torch.allclose(q, predictions[near].mean(dim=0))
+
+
+def test_features_of_several_processes_are_put_in_order():
+    h = torch.arange(5.0)[:, None]
+    batches = [(np.array(rows), None, h[rows]) for rows in ([0, 2, 1, 3], [4])]  # two processes take turns
+    assert torch.equal(in_order(batches), h)
 
 
 def test_the_originals_answers_to_control_samples(tmp_path):
@@ -154,3 +160,13 @@ def test_what_it_does(tmp_path):
 def test_bad_values(values, expected):
     with pytest.raises(UnlearningError, match=rf"^regun: {next(iter(values))} is .*; expected {expected}\.$"):
         RegunConfig(**values)
+
+
+@pytest.mark.parametrize("neighbours", [None, 2])
+def test_an_original_that_is_sure_gives_a_finite_loss(tmp_path, neighbours):
+    model = fitted()
+    with torch.no_grad():
+        model.classifier.weight.mul_(300)  # some of its answers are 0 in float32
+    method = RegunConfig(neighbours=neighbours)
+    result = unlearn(model, **learnt(), method=method, args=arguments(tmp_path, max_steps=1))
+    assert result.trainer.state.global_step == 1

@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
-from hf_unlearn.methods.rewind import Rewind, RewindConfig, pull
-from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, weights
-from tests.tiny import tiny_resnet, tiny_vit
+from hf_unlearn.methods.rewind import Rewind, RewindConfig, pull, rewind
+from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, sentences, weights
+from tests.tiny import tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 
 START = functools.partial(tiny_vit, seed=1)
 
@@ -72,6 +72,57 @@ def test_statistics_of_batchnorm_are_estimated_anew(tmp_path):
     with torch.no_grad():
         model(pixel_values=learnt()["retain"]["pixel_values"][:])
     assert torch.allclose(found, module.running_mean, atol=1e-5)
+
+
+def test_frozen_statistics_of_batchnorm_stay_and_no_run_leaves_another_momentum(tmp_path):
+    def modules(model):
+        return [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+    frozen, other = fitted(tiny_resnet), fitted(tiny_resnet)
+    before = modules(frozen)[0].running_mean.clone()
+    given = {"base_model": functools.partial(tiny_resnet, seed=1)}
+    run(tmp_path / "frozen", RewindConfig(), frozen, given=given, max_steps=1, freeze_batchnorm=True)
+    assert torch.equal(modules(frozen)[0].running_mean, before)
+    momenta = [m.momentum for m in modules(other)]
+    run(tmp_path / "other", RewindConfig(), other, given=given, max_steps=1)
+    assert [m.momentum for m in modules(other)] == momenta
+
+
+def test_what_is_frozen_is_not_pulled(tmp_path):
+    model = fitted()
+    model.vit.embeddings.requires_grad_(False)
+    before = weights(model)
+    run(tmp_path, RewindConfig(), model, max_steps=1)
+    changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
+    assert changed and not any("embeddings" in name for name in changed)
+
+
+def test_weights_of_half_precision_are_pulled_in_float32():
+    model, start = fitted().to(torch.bfloat16), {n: t.to(torch.bfloat16) for n, t in START().state_dict().items()}
+    name, weight = "classifier.weight", model.classifier.weight
+    expected = pull(weight.detach().float(), start[name].float(), 0.3).to(torch.bfloat16)
+    rewind(model, start, 0.3)
+    assert torch.equal(weight, expected)
+
+
+def test_a_second_run_says_its_notes_once(tmp_path):
+    trainer = UnlearningTrainer(fitted(), arguments(tmp_path, max_steps=1), method="rewind", **for_trainer(learnt()))
+    trainer.train()
+    notes = list(trainer.method.notes)
+    trainer.train()
+    assert trainer.method.notes == notes
+
+
+def test_an_adapter_that_is_no_plain_lora_is_refused_and_its_trained_head_is_not(tmp_path):
+    def adapted(**about):
+        return get_peft_model(fitted(), LoraConfig(r=2, target_modules="all-linear", **about))
+
+    with pytest.raises(UnlearningError, match="it is no plain LoRA of linear layers or convolutions"):
+        run(tmp_path, RewindConfig(), adapted(use_dora=True), given={"peft_config": True})
+    with_head = adapted(modules_to_save=["classifier"], exclude_modules=["classifier"])
+    head = weights(with_head)["base_model.model.classifier.modules_to_save.default.weight"]
+    run(tmp_path, RewindConfig(), with_head, given={"peft_config": True}, max_steps=1)
+    assert torch.equal(weights(with_head)["base_model.model.classifier.modules_to_save.default.weight"], head)
 
 
 def test_an_adapter_is_pulled_by_its_own_factor(tmp_path):
@@ -138,6 +189,68 @@ def test_a_convolutional_network_keeps_less_and_goes_on_as_it_was_trained(tmp_pa
     assert method.keeps == [0.4]
 
 
+def test_a_training_that_was_stopped_early_is_as_long_as_it_was(tmp_path):
+    state = {"num_train_epochs": 30, "epoch": 3.2, "log_history": []}
+    _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))
+    assert method.past.epochs == 3.2
+
+
+@pytest.mark.parametrize("rates", [5, ["learning_rate"], [{"learning_rate": r} for r in ("x", None, float("nan"))]])
+def test_what_is_no_figure_in_a_record_says_nothing(tmp_path, rates):
+    state = {"num_train_epochs": float("inf"), "train_batch_size": [], "log_history": rates}
+    model = saved(tmp_path / "model", tmp_path / "base", state)
+    (tmp_path / "model" / "README.md").write_text("---\nbase_model: [\n---\n- learning_rate: -\n- num_epochs: 1e999\n")
+    _, method = known(tmp_path / "out", model)
+    past = method.past
+    assert (past.base, past.epochs, past.learning_rate, past.batch_size) == ("scratch", None, None, None)
+
+
+def test_the_record_of_an_unlearning_is_not_that_of_the_original(tmp_path):
+    model = saved(tmp_path / "model", tmp_path / "base", {"num_train_epochs": 2})
+    (tmp_path / "model" / "unlearning_config.json").write_text("{}")
+    _, method = known(tmp_path / "out", model)
+    assert method.past.epochs == 7  # of the card
+
+
+def test_rates_that_are_texts_are_read(tmp_path):
+    state = {"log_history": [{"learning_rate": "1e-3"}, {"learning_rate": float("nan")}, {"learning_rate": 5e-4}]}
+    _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))
+    assert method.past.learning_rate == 1e-3
+
+
+def test_a_model_that_got_a_new_head_in_memory_was_trained_from_what_was_loaded(tmp_path):
+    base, model = tiny_vit(num_labels=7, seed=1), fitted()
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "README.md").write_text(CARD.format(tmp_path / "older"))
+    model.config.name_or_path = str(tmp_path / "base")  # as `from_pretrained` has it
+    _, method = known(tmp_path / "out", model)
+    assert method.past.base == str(tmp_path / "base") and method.past.epochs is None
+
+
+def test_a_base_that_was_found_and_cannot_be_is_told_by_its_name(tmp_path):
+    model = saved(tmp_path / "model", tmp_path / "base")
+    fitted().save_pretrained(tmp_path / "base")
+    with pytest.raises(
+        UnlearningError, match="base' stands beside the original as .* base_model has the very weights"
+    ):
+        known(tmp_path / "out", model)
+
+
+def test_an_unlearned_model_goes_back_to_where_its_original_began(tmp_path):
+    base, original, release = (str(tmp_path / name) for name in ("base", "original", "release"))
+    saved(tmp_path / "original", tmp_path / "base")
+    saved(tmp_path / "release", tmp_path / "other")
+    (tmp_path / "release" / "README.md").write_text(f"---\nbase_model: {original}\n---\n")
+    receipt = tmp_path / "release" / "unlearning_receipt.json"
+    receipt.write_text(json.dumps({"parent": {"repo": original, "commit": None}}))
+    _, method = known(tmp_path / "out", release)
+    assert method.past.base == base and method.past.epochs == 7
+    (tmp_path / "original" / "unlearning_receipt.json").write_text(json.dumps({"parent": {"repo": release}}))
+    (tmp_path / "original" / "README.md").write_text(f"---\nbase_model: {release}\n---\n")
+    _, method = known(tmp_path / "out", release)
+    assert method.past.base == "scratch" and method.past.base_is_assumed
+
+
 def test_what_is_assumed_is_said(tmp_path):
     notes = unlearn(fitted(), **learnt(), method="rewind", args=arguments(tmp_path)).trainer.method.notes
     assert [note.partition(";")[0] for note in notes] == [
@@ -145,9 +258,20 @@ def test_what_is_assumed_is_said(tmp_path):
         "Nothing says how long the original was trained",
         "Nothing says at which learning rate the original was trained",
     ]
-    assert "30 epochs from random weights are assumed, of which the budget is 20%" in notes[1]
+    assert (
+        "30 epochs from random weights are assumed, of which this run is 0.05" in notes[1]
+    )  # 2 · 24 of 30 · 32 samples
     about = RewindConfig(original_epochs=3, original_learning_rate=0.1)
     assert run(tmp_path / "told", about).trainer.method.notes == []
+
+
+def test_a_model_of_texts_is_never_taken_for_one_from_random_weights(tmp_path):
+    data = request(make=sentences)
+    about = {"processing_class": tiny_tokenizer(), "args": arguments(tmp_path / "out"), "method": "rewind"}
+    with pytest.raises(UnlearningError, match="Nothing says what the original was trained from, and models of texts"):
+        unlearn(tiny_bert(), **data, **about)
+    assert not (tmp_path / "out").exists()
+    assert unlearn(tiny_bert(), **data, **about, base_model="scratch").trainer.method.base == "scratch"
 
 
 def test_bad_input_is_refused_before_compute(tmp_path):
