@@ -127,7 +127,7 @@ class TestChoose:
         (tmp_path / "trainer_state.json").write_text(json.dumps(state))
         found = choose(str(tmp_path), **request(sentences), base_model="scratch")
         assert (found.original_epochs, found.original_learning_rate, found.batch_size) == (7, 3e-4, 16)
-        assert found.assumed == ("base_model",)
+        assert found.assumed == ()
 
 
 class TestCommand:
