@@ -105,7 +105,7 @@ class Auto(Rewind):
 
     @property
     def keeps(self) -> list[float]:
-        return self.config.keeps or [KEEP[self.family]]
+        return self.config.keeps or [KEEP[self.optim]]
 
     # -- The race
 

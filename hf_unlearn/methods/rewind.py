@@ -19,7 +19,7 @@ EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
 BUDGET = 0.2
-KEEP = {"convolutional": 0.3, "transformer": 0.4}
+KEEP = {"sgd": 0.3, "adamw_torch": 0.4}  # of the original's weights, by what repairs the rest
 REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
 SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
 
@@ -66,8 +66,8 @@ class RewindConfig(BudgetConfig):
     keep: float | None = field(
         default=None,
         metadata={
-            "help": "λ, what is kept of the original's weights: 1 is fine-tuning, 0 a new training; default: 0.3 of a convolutional "
-            "network, 0.4 of a transformer"
+            "help": "λ, what is kept of the original's weights: 1 is fine-tuning, 0 a new training; default: 0.3 where SGD repairs, "
+            "0.4 where Adam does"
         },
     )
 
@@ -99,12 +99,12 @@ class Rewind(Finetune):
     starts_over = True
     past = Past()
     share = 0.0  # of the original's training that the run takes
-    family = "convolutional"
+    optim = "sgd"  # of the repair
 
     @property
     def keeps(self) -> list[float]:
         """What is kept of the original's weights."""
-        return [KEEP[self.family] if self.config.keep is None else self.config.keep]
+        return [KEEP[self.optim] if self.config.keep is None else self.config.keep]
 
     def learn_past(self, past: Past) -> None:
         self.past = past
@@ -141,15 +141,16 @@ class Rewind(Finetune):
         return tuple(name for name, is_unknown in unknown.items() if is_unknown)
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
-        self.family, past = family, self.past
+        past = self.past
         rate = self.original_learning_rate(family, width)
         sgd = family == "convolutional" and rate >= SGD_FROM
         optimizer = {"optim": "sgd", "optim_args": "momentum=0.9"} if sgd else {"optim": "adamw_torch"}
+        self.optim = optimizer["optim"]
         seen = (
             1 + past.n_forget / past.n_retain if past.n_retain else 1
         )  # samples of the original for each retained one
         return optimizer | {
-            "learning_rate": REPAIR[optimizer["optim"]] * rate,
+            "learning_rate": REPAIR[self.optim] * rate,
             "num_train_epochs": self.config.budget * self.original_epochs * seen,
             "per_device_train_batch_size": past.batch_size or 64,
             "weight_decay": 5e-4 if sgd else 0.01,
