@@ -19,6 +19,7 @@ EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
 BUDGET = 0.2
+# Chosen on the digits and the ViT of recipes/experiments/cases.py, judged on its other cases (docs/closeness.md).
 KEEP = {"sgd": 0.3, "adamw_torch": 0.4}  # of the original's weights, by what repairs the rest
 REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
 SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
