@@ -88,7 +88,7 @@ class Salun(Method):
     def __init__(self, config: SalunConfig | None = None):
         super().__init__(config)
         method = get_method(cast(str, self.config.inner))  # of a config, its name
-        if method.info.kind != "loss" or "base_model" in method.info.needs:
+        if method.info.kind != "loss" or "base_model" in method.info.needs or method.starts_over:
             raise UnlearningError(
                 f"salun: inner is {self.config.inner!r}; expected a loss method that starts from the original."
             )

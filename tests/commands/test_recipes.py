@@ -381,7 +381,13 @@ def test_text_script_and_a_resumed_run(models, texts, tmp_path, capsys):
     finally:
         sys.path.remove(str(ROOT / "recipes"))
     argv = [f"--model={models / 'bert'}", f"--dataset={texts}", "--label_column=mood", "--forget_where=flagged"]
-    argv += ["--num_train_epochs=3", "--per_device_train_batch_size=8", "--save_strategy=epoch", "--disable_tqdm"]
+    argv += [
+        "--method=lotus",
+        "--num_train_epochs=3",
+        "--per_device_train_batch_size=8",
+        "--save_strategy=epoch",
+        "--disable_tqdm",
+    ]
     argv += ["--report_to=none", f"--output_dir={tmp_path / 'out'}"]
     main(argv)
     expected = weights(tmp_path / "out/model")

@@ -44,7 +44,7 @@ BASELINES = ["l1_sparse", "gradient_ascent", "neggrad_plus", "bad_teacher", "scr
 INNER = {
     name: name
     for name, method in METHODS.items()
-    if method.info.kind == "loss" and "base_model" not in method.info.needs
+    if method.info.kind == "loss" and "base_model" not in method.info.needs and not method.starts_over
     if "image-classification" in method.info.applies_to and name != "salun"
 }
 INNER |= {"gradient_ascent": GradientAscentConfig(look=2), "scrub": ScrubConfig(rewind=True)}

@@ -130,7 +130,8 @@ class TestData:
     def test_raw_columns_without_a_processing_class(self, tmp_path):
         refused(tmp_path / "out", "raw columns .image. but there is no processing class", **request(pictures))
         texts = request(sentences)
-        refused(tmp_path / "out", "raw columns .text. but there is no processing class", tiny_bert(), **texts)
+        message = "raw columns .text. but there is no processing class"
+        refused(tmp_path / "out", message, tiny_bert(), **texts, base_model="scratch")
 
 
 class TestModel:

@@ -2,12 +2,14 @@
 
 import functools
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -184,9 +186,15 @@ TWO_PROCESSES |= {
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("two_processes")
-    (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in TWO_PROCESSES.items()}))
-    launch("trajectories", folder)
+    """Launched once, by the worker that asks first."""
+    of_this_run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = tmp_path_factory.getbasetemp().parent / of_this_run if of_this_run else tmp_path_factory.mktemp("two")
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "done").exists():
+            folder.mkdir(exist_ok=True)
+            (folder / "cases.json").write_text(json.dumps({k: v | {"batch": 4} for k, v in TWO_PROCESSES.items()}))
+            launch("trajectories", folder)
+            (folder / "done").touch()
     return folder
 
 
