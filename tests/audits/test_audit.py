@@ -707,7 +707,7 @@ class TestRefused:
 
 
 def test_statistics_are_quick():
-    """Of two models and 10,000 forget, retained and unseen samples in 1,000 classes."""
+    """Of two models and 10,000 forget, retained and unseen samples in 1,000 classes: as fast as it takes to sort some numbers."""
     rng, sets, measured = np.random.default_rng(8), ("forget", "retain", "unseen"), {"original": {}, "unlearned": {}}
     labels = {name: rng.integers(0, 1000, 10_000) for name in sets}
     for of in measured.values():
@@ -719,8 +719,11 @@ def test_statistics_are_quick():
     about = False, ImageClassification, 1000, None
     ctx = AuditContext(dict.fromkeys(measured), None, rows, labels, *about, measured=measured)
     metrics.mia([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1])  # imports what it needs
-    times = []
-    while min(times, default=1) >= 0.5 and len(times) < 3:  # other work slows a core's own down
+    numbers, ratios = rng.random(2_000_000), []
+    while min(ratios, default=9) >= 3 and len(ratios) < 3:
+        started = time.process_time()
+        np.sort(numbers, kind="stable")
+        yardstick = time.process_time() - started
         started = time.process_time()
         by_model, _ = figures.by_model(ctx)
         tests = {name: stand_out(of["forget"], of["unseen"], ctx.task) for name, of in measured.items()}
@@ -729,9 +732,9 @@ def test_statistics_are_quick():
         trace = evidence._trace(ctx, tests["original"], called["original"])
         planted = canaries.planted_members(ctx, tests["original"], trace, among=6)
         assert matched.attack(ctx, True) and planted["planted"] > 8000
-        times.append(time.process_time() - started)
+        ratios.append((time.process_time() - started) / yardstick)
     assert set(tests["original"]) == set(ImageClassification.scores) and by_model["unlearned"]["auc_low"] < 0.5
-    assert min(times) < 0.5
+    assert min(ratios) < 3
 
 
 def test_sums_are_of_forget_classes_only():
