@@ -720,7 +720,7 @@ def test_statistics_are_quick():
     ctx = AuditContext(dict.fromkeys(measured), None, rows, labels, *about, measured=measured)
     metrics.mia([0.1, 0.2] * 4, [0.8, 0.9] * 4, [0.1])  # imports what it needs
     numbers, ratios = rng.random(2_000_000), []
-    while min(ratios, default=9) >= 3 and len(ratios) < 3:
+    while min(ratios, default=9) >= 2.5 and len(ratios) < 3:
         started = time.process_time()
         np.sort(numbers, kind="stable")
         yardstick = time.process_time() - started
@@ -734,7 +734,7 @@ def test_statistics_are_quick():
         assert matched.attack(ctx, True) and planted["planted"] > 8000
         ratios.append((time.process_time() - started) / yardstick)
     assert set(tests["original"]) == set(ImageClassification.scores) and by_model["unlearned"]["auc_low"] < 0.5
-    assert min(ratios) < 3
+    assert min(ratios) < 2.5
 
 
 def test_sums_are_of_forget_classes_only():

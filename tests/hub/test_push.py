@@ -263,7 +263,7 @@ def test_every_request_failing(hub, folders, tmp_path, how, capsys):
     assert seen == {"old", "new"}
 
 
-EVERY = [(how, 1) for how in ("drop", "lose", "half", 403, 409, 429, 500)]  # 401 and 412 go the way of 403 and 409
+EVERY = [(how, 1) for how in ("drop", "lose", "half", 401, 403, 409, 412, 429, 500)]
 
 
 @pytest.mark.parametrize(("how", "step"), slow_but([("drop", 5)], [("drop", 5), *EVERY]))
