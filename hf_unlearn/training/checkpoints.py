@@ -157,7 +157,8 @@ class ResumableTrainer(Parts):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             used = {name: _plain(getattr(self.args, name)) for name in _RECORDED} | self.own_clipping()
-            self.method.config.save(folder, training=used, schedule=self.schedule and self.schedule.epochs)
+            start = {"start": self.start.record()} if self.start else {}
+            self.method.config.save(folder, training=used, schedule=self.schedule and self.schedule.epochs, **start)
 
     def check_finite(self, weights: bool = False) -> None:
         """Refuse to go on, or to save, where a loss was NaN or infinite, or `weights` are."""

@@ -22,7 +22,8 @@ from .original import base_weights
 from .request import Request
 
 RECEIPT = "unlearning_receipt.json"  # of a model that was unlearned
-LISTED = re.compile(r"^\s*[-*]\s*(num_epochs|learning_rate|train_batch_size):\s*([0-9.eE+-]+)\s*$", re.MULTILINE)
+FIGURES = ("num_epochs", "learning_rate", "train_batch_size")
+LISTED = re.compile(rf"^\s*[-*]\s*({'|'.join(FIGURES)}):\s*([0-9.eE+-]+)\s*$", re.MULTILINE)
 
 
 class Start:
@@ -86,6 +87,21 @@ class Start:
                 return False
         return True
 
+    def record(self) -> dict[str, Any]:
+        """What is known, for `unlearning_config.json`: a later request on what is saved now starts at the same place.
+
+        A model, a function and a folder of this machine are not written down.
+        """
+        past = self.past
+        is_named = isinstance(past.base, str) and not past.base_is_assumed and not os.path.isdir(past.base)
+        found = {
+            "base": past.base if is_named else None,
+            "num_epochs": past.epochs,
+            "learning_rate": past.learning_rate,
+            "train_batch_size": past.batch_size,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
     def take(self) -> dict[str, torch.Tensor]:
         """The weights, by name; what the base lacks, such as a new head, is drawn by the seed."""
         weights, self.weights = self._load() if self.weights is None else self.weights, None
@@ -144,7 +160,9 @@ def _read(name: str, where: dict[str, Any], releases: tuple[str, ...] = ()) -> t
         return _read(base, {"revision": parent.get("commit")}, (*releases, base)) if is_new else ({}, None)
     if not texts[CONFIG_NAME]:  # else it is the record of an unlearning
         figures |= _of_state(texts["trainer_state.json"])
-    return figures, base or _of_config(texts["config.json"], name)
+        return figures, base or _of_config(texts["config.json"], name)
+    known, start = _of_unlearning(texts[CONFIG_NAME])
+    return figures | known, base or start or _of_config(texts["config.json"], name)
 
 
 def _of_state(text: str) -> dict[str, float]:
@@ -159,6 +177,17 @@ def _of_state(text: str) -> dict[str, float]:
         "learning_rate": _numbers(*(entry.get("learning_rate") for entry in entries))[-1:],
     }
     return {name: value for name, values in found.items() for value in values}
+
+
+def _of_unlearning(text: str) -> tuple[dict[str, float], str | None]:
+    """Of what a method that goes back to the start has written of it; what its caller said goes before what was found."""
+    content = _mapping(text)
+    start, config = (content[part] if isinstance(content.get(part), dict) else {} for part in ("start", "config"))
+    said = {"num_epochs": config.get("original_epochs"), "learning_rate": config.get("original_learning_rate")}
+    values = start | {name: value for name, value in said.items() if value is not None}
+    base = start.get("base")
+    figures = {name: number for name in FIGURES for number in _numbers(values.get(name))}
+    return figures, base if isinstance(base, str) else None
 
 
 def _of_card(text: str) -> tuple[dict[str, float], str | None]:

@@ -210,6 +210,20 @@ def test_the_record_of_an_unlearning_is_not_that_of_the_original(tmp_path):
     assert method.past.epochs == 7  # of the card
 
 
+def test_what_is_saved_knows_where_its_original_began(tmp_path):
+    saved(tmp_path / "model", tmp_path / "base")
+    given = {"base_model": START, "original_epochs": 5.0, "args": arguments(tmp_path / "out", max_steps=1)}
+    unlearn(str(tmp_path / "model"), **learnt(), method="rewind", **given).save(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "unlearning_config.json").read_text())
+    assert written["start"] == {"num_epochs": 7.0, "learning_rate": 0.002, "train_batch_size": 4}  # no path, no model
+    _, method = known(tmp_path / "again", str(tmp_path / "saved"))
+    assert (method.past.epochs, method.past.learning_rate, method.past.base) == (5.0, 0.002, "scratch")
+    written["start"]["base"] = "org/base"
+    (tmp_path / "saved" / "unlearning_config.json").write_text(json.dumps(written))
+    with pytest.raises(UnlearningError, match="'org/base' stands beside the original"):
+        known(tmp_path / "again", str(tmp_path / "saved"))
+
+
 def test_rates_that_are_texts_are_read(tmp_path):
     state = {"log_history": [{"learning_rate": "1e-3"}, {"learning_rate": float("nan")}, {"learning_rate": 5e-4}]}
     _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))
