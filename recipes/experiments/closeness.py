@@ -18,6 +18,8 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cases
@@ -27,7 +29,7 @@ from study import record
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from hf_unlearn import UnlearningArguments, list_methods, unlearn
+from hf_unlearn import UnlearningArguments, UnlearningResult, list_methods, unlearn
 from hf_unlearn.data.splits import SPLIT_SEED
 from hf_unlearn.methods import get_method
 from hf_unlearn.metrics import jsd_rows, matched_auc, memory, rf_jsd
@@ -141,7 +143,9 @@ def references(name: str, request: str, seed: int, data: dict) -> dict[str, dict
     }
 
 
-def run(name: str, request: str, seed: int, method: str, budget: float, data: dict, known: dict) -> dict[str, Any]:
+@contextmanager
+def unlearned(name: str, seed: int, method: str, budget: float, data: dict) -> Iterator[UnlearningResult]:
+    """A method's result at its defaults; what goes back to the start is told how the original was trained."""
     case = cases.CASES[name]
     model = load_model(cases.model_of(name, seed))
     config = get_method(method).config_class()
@@ -149,17 +153,24 @@ def run(name: str, request: str, seed: int, method: str, budget: float, data: di
         config.budget, config.original_epochs, config.original_learning_rate = budget, case.epochs, case.rate
     about = {"base_model": str(cases.minilm())} if name == "minilm" and hasattr(config, "budget") else {}
     arguments = {"per_device_train_batch_size": case.batch_size} if hasattr(config, "budget") else {}
-    before = step_seconds(name, data)
     with tempfile.TemporaryDirectory() as folder:
         args = UnlearningArguments(
             folder, seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, measure=False,
             split_seed=SPLIT_SEED, **arguments,
         )  # fmt: skip
-        sets = {key: Rows(data[key]) for key in ("forget", "retain", "unseen", "test")}
-        since = time.process_time()
-        result = unlearn(model, **sets, method=config, args=args, overlap="allow", **about)
+        yield unlearn(model, **sets(data), method=config, args=args, overlap="allow", **about)
+
+
+def sets(data: dict[str, cases.Columns]) -> dict[str, Rows]:
+    return {key: Rows(data[key]) for key in ("forget", "retain", "unseen", "test")}
+
+
+def run(name: str, request: str, seed: int, method: str, budget: float, data: dict, known: dict) -> dict[str, Any]:
+    case = cases.CASES[name]
+    before, since = step_seconds(name, data), time.process_time()
+    with unlearned(name, seed, method, budget, data) as result:
         seconds = time.process_time() - since
-    steps = case.epochs * -(-(len(sets["forget"]) + len(sets["retain"])) // case.batch_size)
+    steps = case.epochs * -(-(len(data["forget"]["labels"]) + len(data["retain"]["labels"])) // case.batch_size)
     whole = steps * (before + step_seconds(name, data)) / 2
     said = outputs(result.model, data)
     weights = base_of(result.model), load_model(cases.model_of(name, seed))
@@ -168,10 +179,12 @@ def run(name: str, request: str, seed: int, method: str, budget: float, data: di
         "share_of_training": seconds / whole,
         "notes": result.trainer.method.notes,
         "report": json.loads(json.dumps(result.trainer.method.report, default=str)),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
 def is_trained(name: str, request: str, seed: int) -> bool:
