@@ -1,10 +1,12 @@
 """The tables of README and docs that say how close methods come to retraining; `tables.py` writes them."""
 
+import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cases import CASES, RETRAINED
@@ -113,6 +115,31 @@ GOALS = (
         lambda group, one: one["share_of_training"] <= SLACK * one.budget,
     ),
 )
+
+
+def audited(rows: list[dict[str, Any]] | None = None) -> str:
+    """What audits of level 1 have found, beside what they find in models that were retrained."""
+    rows = json.loads((RESULTS / "closeness_audits.json").read_text())["results"]["rows"] if rows is None else rows
+    found: dict[tuple[str, str], dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[row["case"], row["request"]][row["of"].rstrip("0123456789")].append(row)
+    lines = ["| | retrained | auto | rewind |", "|---|---|---|---|"]
+    for case, request in itertools.product(TITLES, REQUESTS):
+        if those := found.get((case, request)):
+            cells = [outcomes_of(those[which]) for which in ("retrained", *OURS)]
+            lines.append(f"| {SHORT[case]}, {REQUESTS[request]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def outcomes_of(rows: list[dict[str, Any]]) -> str:
+    """`no evidence` 2, `residual memory` 1 (membership): how often each outcome came out, and by which tests."""
+    counts = Counter(row["outcome"] for row in rows)
+    tests = {outcome: sorted({t for r in rows if r["outcome"] == outcome for t in r["fails"]}) for outcome in counts}
+    parts = [
+        f"{outcome} {n}" + (f" ({', '.join(tests[outcome])})" if tests[outcome] else "")
+        for outcome, n in counts.most_common()
+    ]
+    return "; ".join(parts) or "not run"
 
 
 def goals(found: list[Group]) -> str:
@@ -253,6 +280,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "closeness-caption": lambda: caption(groups(read())),
     "closeness-cases": cases,
     "closeness": lambda: measured(groups(read())),
+    "closeness-audits": audited,
     "closeness-goals": lambda: goals(groups(read())),
     "closeness-estimates": lambda: estimates(
         json.loads((RESULTS / "closeness_estimates.json").read_text())["results"]

@@ -19,8 +19,9 @@ TITLES = {  # in the order of pictures and tables
     "vit": "CIFAR-10, a ViT",
     "resnet": "CIFAR-10, a ResNet-18",
     "minilm": "20 Newsgroups, a fine-tuned MiniLM",
+    "cifar10": "the whole of CIFAR-10, a ResNet-18",
 }
-SHORT = {"digits": "digits", "vit": "ViT", "resnet": "ResNet-18", "minilm": "MiniLM"}
+SHORT = {"digits": "digits", "vit": "ViT", "resnet": "ResNet-18", "minilm": "MiniLM", "cifar10": "all of CIFAR-10"}
 REQUESTS = {"scattered": "a tenth at random", "part": "half of a class", "class": "a whole class"}
 BASE_IS_KNOWN = ("minilm",)
 

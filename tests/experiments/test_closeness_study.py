@@ -234,6 +234,16 @@ class TestTables:
         assert "- `auto`: met in some: the distance, Avg Gap, unseen accuracy, the AUC, the cost." in text
         assert "- `rewind, budget 0.1`: met everywhere: the distance, Avg Gap" in text
 
+    def test_what_audits_found(self):
+        about = {"case": "digits", "request": "part"}
+        found = [("retrained0", "no evidence", {}), ("retrained1", "retain harm", {"harm_retain": "harm"})]
+        found += [("auto", "residual memory", {"membership": "residual"})]
+        rows = [about | {"of": of, "outcome": outcome, "fails": fails} for of, outcome, fails in found]
+        line = closeness_tables.audited(rows).splitlines()[-1]
+        assert line == (
+            "| digits, half of a class | no evidence 1; retain harm 1 (harm_retain) | residual memory 1 (membership) | not run |"
+        )
+
     def test_which_method(self):
         rows = request(auto=1.04, rewind=1.0, damp=2.0, lotus=1.5, finetune=0.99) + request(
             "minilm", auto=1.1, lotus=3.5
