@@ -176,7 +176,12 @@ def _rouge_l(generated: Sequence[str], references: Sequence[str], stem: bool) ->
     check_rouge()
     from rouge_score import rouge_scorer  # here: it takes long to import
 
-    if isinstance(generated, str) or isinstance(references, str) or len(generated) != len(references) or not references:
+    if (
+        isinstance(generated, str)
+        or isinstance(references, str)
+        or len(generated) != len(references)
+        or not references
+    ):
         raise ValueError(
             "`generated` and `references` are to be lists of as many texts, one or more: pass one answer for each question."
         )

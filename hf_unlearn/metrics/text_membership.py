@@ -140,9 +140,7 @@ def membership_auc(forget: ArrayLike, unseen: ArrayLike) -> float:
     return auc
 
 
-def privleak(
-    forget: ArrayLike, unseen: ArrayLike, retrained_forget: ArrayLike, retrained_unseen: ArrayLike
-) -> float:
+def privleak(forget: ArrayLike, unseen: ArrayLike, retrained_forget: ArrayLike, retrained_unseen: ArrayLike) -> float:
     """MUSE's PrivLeak, in percent: how much more, or less, forget texts look like unseen ones than to a retrained model.
 
         PrivLeak = 100 (A − A_retrained) / A_retrained,   A = P(unseen score > forget score) + ½ P(equal) = 1 − AUC

@@ -32,7 +32,9 @@ class TestForgetQuality:
         p = metrics.forget_quality(unlearned, reference)
         assert len(unlearned) == len(reference) == rows
         assert p == pytest.approx(ORACLE["forget_quality"][retrained], rel=1e-6)
-        assert metrics.forget_quality(1 / unlearned, 1 / reference) == pytest.approx(p, rel=1e-6)  # as their code has it
+        assert metrics.forget_quality(1 / unlearned, 1 / reference) == pytest.approx(
+            p, rel=1e-6
+        )  # as their code has it
 
     def test_the_published_value(self):
         p = metrics.forget_quality(self.ratios("forget01", "full"), self.ratios("forget01", "retain99"))
@@ -118,7 +120,9 @@ class TestTexts:
             return real(name, *args, **kwargs)
 
         monkeypatch.setattr(builtins, "__import__", absent)
-        with pytest.raises(UnlearningError, match=r"rouge-score, which is not installed: pip install 'hf_unlearn\[lm\]'"):
+        with pytest.raises(
+            UnlearningError, match=r"rouge-score, which is not installed: pip install 'hf_unlearn\[lm\]'"
+        ):
             metrics.rouge_l(["a"], ["a"])
 
 
