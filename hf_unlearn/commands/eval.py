@@ -65,11 +65,12 @@ def _tofu(options: argparse.Namespace) -> dict[str, Any]:
     tofu.check_prompt(options.prompt)
     forget = options.forget or "forget10"
     sets = read_tofu(forget, options.data, options.limit)
-    is_file = options.retrained is not None and os.path.isfile(options.retrained)
-    retrained = _earlier(options.retrained, tofu.digest(sets["forget"])) if is_file else None
-    _check_model(options.model)
-    if options.retrained is not None and not is_file:
-        _check_model(options.retrained)
+    earlier = options.retrained if os.path.isfile(options.retrained or "") else None
+    retrained = None if earlier is None else _earlier(earlier, tofu.digest(sets["forget"]))
+    other = options.retrained if earlier is None else None
+    for name in (options.model, other):
+        if name is not None:
+            _check_model(name)
 
     def figures(name: str) -> dict[str, Any]:
         model, tokenizer = _load(name)
@@ -78,8 +79,8 @@ def _tofu(options: argparse.Namespace) -> dict[str, Any]:
         return {"model": name} | tofu.as_json(scores, sets)
 
     own = figures(options.model)  # one model after the other: never both in memory
-    if options.retrained is not None and not is_file:
-        retrained = figures(options.retrained)
+    if other is not None:
+        retrained = figures(other)
     settings = {name: getattr(options, name) for name in ("limit", "prompt", "max_new_tokens")}
     content = {"suite": "tofu", "forget": forget, "settings": settings} | own
     print(f"TOFU, {forget}: {options.model}\n\n{tofu.table(own)}\n\nmodel utility {own['model_utility']:.3f}")

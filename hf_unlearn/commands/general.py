@@ -24,8 +24,8 @@ def evaluate_general(
     model: Any, tokenizer: Any, tasks: list[str], limit: int | None, batch_size: int
 ) -> dict[str, dict[str, float]]:
     """task -> metric -> value."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]  (an extra)
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     found = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),

@@ -1,6 +1,7 @@
 """What a language model answers: truth ratio, ROUGE-L, answer probability, and model utility as TOFU has them."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -164,17 +165,15 @@ def verbatim_memorisation(generated: Sequence[str], references: Sequence[str]) -
 
 def check_rouge() -> None:
     """Refuse where the package `rouge-score` is not installed."""
-    try:
-        import rouge_score  # noqa: F401
-    except ImportError as error:
+    if find_spec("rouge_score") is None:
         raise UnlearningError(
             "ROUGE-L needs the package rouge-score, which is not installed: pip install 'hf_unlearn[lm]'."
-        ) from error
+        )
 
 
 def _rouge_l(generated: Sequence[str], references: Sequence[str], stem: bool) -> list[Any]:
     check_rouge()
-    from rouge_score import rouge_scorer  # here: it takes long to import
+    from rouge_score import rouge_scorer  # pyright: ignore[reportMissingImports]  (an extra; and it takes long)
 
     if (
         isinstance(generated, str)

@@ -122,9 +122,10 @@ class Answers:
                 "it out."
             )
         own, answers = model.generation_config, [""] * len(prompts)
-        found = own.eos_token_id if own is not None else None
-        ends = {*(found if isinstance(found, list) else [found]), self.tokenizer.eos_token_id} - {None}
-        padding = next((i for i in (self.tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
+        tokenizer: Any = self.tokenizer
+        found: Any = own.eos_token_id if own is not None else None
+        ends = {*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id} - {None}
+        padding = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
         greedy = GenerationConfig(
             max_new_tokens=longest, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=padding
         )
@@ -141,7 +142,7 @@ class Answers:
                     )
                     for row, new in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                         end = next((i for i, token in enumerate(new) if token in ends), len(new))
-                        answers[row] = str(self.tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
+                        answers[row] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
         finally:
             model.generation_config = own
         return answers
