@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from real_data import stories15m
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_unlearn import UnlearningError, metrics
 from hf_unlearn.audits import tofu
@@ -282,3 +284,29 @@ class TestGeneralAbility:
         assert capsys.readouterr().out.splitlines() == ["task  metric  value", "mmlu  acc     0.5000"]
         assert json.loads(file.read_text())["results"] == {"mmlu": {"acc": 0.5}}
         assert calls[0]["tasks"] == ["mmlu"] and calls[0]["limit"] == 3 and calls[0]["model"]["batch_size"] == 16
+
+
+@pytest.mark.slow
+def test_on_stories15m(data):
+    """A real tokenizer and a real model, which learns the answers of the forget set and is then asked again."""
+    try:
+        folder = stories15m()
+    except RuntimeError as error:
+        pytest.skip(f"stories15M is not here and cannot be fetched: {error}")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    sets, settings = read_tofu("forget01", str(data)), {"max_new_tokens": 12}
+    before = tofu.evaluate(model, tokenizer, sets, **settings)["forget"]
+    write = tofu._writer(tokenizer, None)
+    rows = [write(row["question"], row["answer"]) for row in FILES["forget01_perturbed"]]
+    samples = Answers(model, tokenizer).read(rows, "rows")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    for _ in range(20):
+        for ids, prompt in samples:
+            labels = ids.masked_fill(torch.arange(len(ids)) < prompt, -100)
+            model(input_ids=ids[None], labels=labels[None]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = tofu.evaluate(model, tokenizer, sets, **settings)["forget"]
+    assert after.rouge_l == after.extraction_strength == 1 and after.probability > 0.8
+    assert before.rouge_l < 0.9 and before.extraction_strength < 0.5 and before.probability < 0.2
+    assert metrics.ks_distance(before.truth_ratios, after.truth_ratios) > 0
