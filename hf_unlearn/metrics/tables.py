@@ -26,7 +26,7 @@ NAMES = {
     "instance_interference": "instance interference",
     "seconds": "seconds",
 }
-SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")  # of one task
+SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")  # of one task, or a further one of a language model
 
 
 def table(
