@@ -26,7 +26,9 @@ NAMES = {
     "instance_interference": "instance interference",
     "seconds": "seconds",
 }
-SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")  # of one task, or a further one of a language model
+SCORES = re.compile(
+    r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)"
+)  # of one task, or a further one of a language model
 
 
 def table(

@@ -16,6 +16,7 @@ from .. import models
 from ..data.source import Source
 from ..errors import UnlearningError
 from ..metrics.signals import rows_at_once
+from ..metrics.text_membership import gradient_norm_score
 from ..models.modes import evaluating
 from . import task_of
 from .causal_lm import CausalLM
@@ -30,11 +31,14 @@ class TokenScores:
         log_p: [n, L], of each true token after those before it; 0 where there is none.
         right: bool [n, L], whether it is the likeliest one there.
         mask: bool [n, L], whether there is a token.
+        mean, deviation: [n, L], those of log p(y | y_<t) over y ~ p(· | y_<t); None where they were not asked for.
     """
 
     log_p: np.ndarray
     right: np.ndarray
     mask: np.ndarray
+    mean: np.ndarray | None = None
+    deviation: np.ndarray | None = None
 
 
 def language_task(model: nn.Module) -> CausalLM:
@@ -81,10 +85,12 @@ class Answers:
                 samples.append((ids[kept], prompt))
         return samples
 
-    def scores(self, samples: Sequence[tuple[Tensor, int]], description: str = "answers") -> TokenScores:
-        """What the model says of the completions: one forward pass over each."""
+    def scores(
+        self, samples: Sequence[tuple[Tensor, int]], description: str = "answers", *, moments: bool = False
+    ) -> TokenScores:
+        """What the model says of the completions: one forward pass over each. `moments` asks for mean and deviation too."""
         shape = len(samples), max(len(ids) - prompt for ids, prompt in samples)
-        log_p, right, mask = np.zeros(shape), np.zeros(shape, bool), np.zeros(shape, bool)
+        columns, mask = np.zeros((4 if moments else 2, *shape)), np.zeros(shape, bool)
         with evaluating(self.model), torch.no_grad():
             for rows in self._batches([len(ids) for ids, _ in samples], description):
                 texts = [samples[row][0] for row in rows]
@@ -94,16 +100,27 @@ class Answers:
                 logits = self.model(input_ids=ids, attention_mask=attention).logits
                 for row, text, of_text, z in zip(rows, texts, ids, logits, strict=True):
                     prompt, size = samples[row][1], len(text)
-                    values = _of_tokens(z[prompt - 1 : size - 1], of_text[prompt:size])
-                    log_p[row, : size - prompt], right[row, : size - prompt] = (v.cpu().numpy() for v in values)
-                    mask[row, : size - prompt] = True
+                    found = _of_tokens(z[prompt - 1 : size - 1], of_text[prompt:size], moments)
+                    columns[:, row, : size - prompt], mask[row, : size - prompt] = found.cpu().numpy(), True
+        log_p, right, *rest = columns
         if not np.isfinite(log_p).all():
             row = int((~np.isfinite(log_p)).any(axis=1).argmax())
             raise UnlearningError(
                 f"The model's outputs for answer {row} of {description} are NaN or infinite; check the model, or run it in "
                 "float32."
             )
-        return TokenScores(log_p, right, mask)
+        return TokenScores(log_p, right != 0, mask, *rest)
+
+    def gradient_norms(self, samples: Sequence[tuple[Tensor, int]], description: str = "gradients") -> np.ndarray:
+        """`metrics.gradient_norm_score` of each completion's mean loss, over the weights that can be trained."""
+        weights, found = [w for w in self.model.parameters() if w.requires_grad], []
+        with evaluating(self.model), torch.enable_grad():
+            for ids, prompt in tqdm(samples, desc=description, leave=False, disable=not self.progress):
+                text = ids.to(self.device)
+                log_p, _ = _of_tokens(self.model(input_ids=text[None]).logits[0, prompt - 1 : -1], text[prompt:])
+                gradients = torch.autograd.grad(-log_p.mean(), weights, allow_unused=True)
+                found.append(gradient_norm_score(g for g in gradients if g is not None))
+        return np.array(found)
 
     def generate(
         self, samples: Sequence[tuple[Tensor, int]], max_new_tokens: int = 200, description: str = "generation"
@@ -155,11 +172,20 @@ class Answers:
             yield order[start : start + self.batch_size]
 
 
-def _of_tokens(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """log p(y_t), and whether y_t is the likeliest, from the logits [T, V] at T places, in float32 at least."""
-    log_p, right = [], []
+def _of_tokens(logits: Tensor, tokens: Tensor, moments: bool = False) -> Tensor:
+    """log p(y_t), and whether y_t is the likeliest, from the logits [T, V] at T places, in float32 at least: [2, T].
+
+    With `moments` also mean and standard deviation of log p(y) over y ~ p: [4, T].
+    """
+    parts = []
     for z, y in zip(*(x.split(rows_at_once(logits.shape[1])) for x in (logits, tokens)), strict=True):
         z = z.to(torch.promote_types(z.dtype, torch.float32))
-        log_p.append(z.gather(1, y[:, None])[:, 0] - z.logsumexp(dim=1))
-        right.append(z.argmax(dim=1) == y)
-    return torch.cat(log_p).double(), torch.cat(right)
+        right, norm = z.argmax(dim=1) == y, z.logsumexp(dim=1)
+        columns = [z.gather(1, y[:, None])[:, 0] - norm, right.to(z.dtype)]
+        if moments:
+            log_p = z - norm[:, None]
+            p, finite = log_p.exp(), log_p.clamp(min=torch.finfo(z.dtype).min)  # 0 · log 0 = 0
+            mean = (p * finite).sum(dim=1)
+            columns += [mean, (p * (finite - mean[:, None]) ** 2).sum(dim=1).sqrt()]
+        parts.append(torch.stack(columns))
+    return torch.cat(parts, dim=1).double()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_unlearn import UnlearningError, metrics
 from hf_unlearn.audits import tofu
+from hf_unlearn.audits.text_membership import membership_scores
 from hf_unlearn.commands import eval as command
 from hf_unlearn.commands import main
 from hf_unlearn.commands.tofu_sets import read_tofu
@@ -253,6 +254,27 @@ class TestCommand:
         ):
             assert main(self.options(data, str(tmp_path / name))) == 2
             assert message in capsys.readouterr().err
+
+
+class TestMembership:
+    def test_of_what_was_learnt(self, data):
+        """A model that learnt the forget answers tells them from those of a model that did not."""
+        write, tokenizer = tofu._writer(tiny_tokenizer(), "{question} {answer}"), tiny_tokenizer()
+        known, other = (Answers(model_of(with_forget), tokenizer) for with_forget in (True, False))
+        mine = known.read([write(row["question"], row["answer"]) for row in FILES["forget01_perturbed"]], "forget")
+        wrong = [write(row["question"], f"{row['perturbed_answer'][0]}") for row in FILES["forget01_perturbed"]]
+        unseen = known.read(wrong, "unseen")
+        scores = [
+            membership_scores(known, samples, reference=other, gradients=True, share=0.4) for samples in (mine, unseen)
+        ]
+        names = ["loss", "zlib", "min_k", "min_k_plus_plus", "reference", "gradient_norm"]
+        assert list(scores[0]) == names and all(scores[0][name].shape == (4,) for name in names)
+        assert all(metrics.membership_auc(scores[0][name], scores[1][name]) == 1 for name in names)
+        retrained = [membership_scores(other, samples)["min_k"] for samples in (mine, unseen)]
+        assert metrics.privleak(scores[0]["min_k"], scores[1]["min_k"], *retrained) == -100
+        said = known.scores(mine)
+        np.testing.assert_allclose(scores[0]["min_k"], metrics.min_k_score(said.log_p, said.mask, 0.4))
+        assert set(membership_scores(known, mine)) == set(names[:4])
 
 
 class TestGeneralAbility:

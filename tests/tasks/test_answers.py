@@ -1,5 +1,6 @@
 """What a language model says of given answers, and what it answers: as one text at a time, whatever the batch."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -54,6 +55,29 @@ class TestScores:
             audit = completion_statistics(logits, labels)
             assert min_k_score(scores.log_p, scores.mask)[row] == pytest.approx(audit["min_k"].item(), rel=1e-12)
             assert extraction_strength_rows(scores.right, scores.mask)[row] == audit["extraction"].item()
+
+    def test_moments(self):
+        """Mean and deviation of the log-probabilities over the whole vocabulary."""
+        answers, samples = asked()
+        scores = answers.scores(samples, moments=True)
+        for row, (ids, prompt) in enumerate(samples):
+            with torch.no_grad():
+                log_p = answers.model(input_ids=ids[None]).logits[0, prompt - 1 : -1].log_softmax(-1)
+            mean = (log_p.exp() * log_p).sum(-1, keepdim=True)
+            deviation = (log_p.exp() * (log_p - mean) ** 2).sum(-1).sqrt()
+            kept = scores.mask[row]
+            np.testing.assert_allclose(scores.mean[row][kept], mean[:, 0], rtol=1e-10)
+            np.testing.assert_allclose(scores.deviation[row][kept], deviation, rtol=1e-10)
+
+    def test_gradient_norms(self):
+        answers, samples = asked()
+        for (ids, prompt), found in zip(samples, answers.gradient_norms(samples), strict=True):
+            answers.model.zero_grad()
+            log_p = answers.model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+            (-log_p.gather(1, ids[1:, None])[prompt - 1 :].mean()).backward()
+            norm = torch.stack([w.grad.norm() for w in answers.model.parameters()]).norm()
+            assert found == pytest.approx(-norm.item(), rel=1e-10)
+        assert answers.model.lm_head.weight.requires_grad and torch.is_grad_enabled()
 
     def test_one_by_one(self):
         (one, samples), (many, _) = asked(1), asked(5)
