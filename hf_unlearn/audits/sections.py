@@ -14,15 +14,21 @@ MOST = 12  # layers that are named beside the plot of all
 GROUPS = {  # the figures of each model, so that a forget accuracy never stands without its control
     "Removal": (
         *("forget_accuracy", "unseen_accuracy", "kept_accuracy", "forget_loss", "unseen_loss"),
+        *("forget_probability", "unseen_probability", "forget_extraction", "unseen_extraction"),
         *("rf_jsd", "jsd", "closed", "avg_gap", "affected_gap", "tow", "forget_quality", "activation_distance"),
     ),
     "Privacy": ("auc", "mia"),
-    "Use": ("retain_accuracy", "retain_loss"),
+    "Use": ("retain_accuracy", "retain_loss", "retain_probability", "retain_extraction"),
 }
 FIGURES = NAMES | {
     "forget_loss": "forget loss",
     "unseen_loss": "unseen loss",
     "retain_loss": "retain loss",
+    **{
+        f"{split}_{figure}": f"{split} {name}"
+        for split in ("forget", "unseen", "retain")
+        for figure, name in (("probability", "probability"), ("extraction", "extraction strength"))
+    },
     "tow": "ToW",
     "forget_quality": "forget quality, p",
     "activation_distance": "distance of outputs",

@@ -27,6 +27,7 @@ COMMANDS = (
         "hardness",
         "surgery",
         "audit",
+        "eval",
         "benchmark",
         "push-metric",
         "verify",

@@ -17,6 +17,14 @@ _EXPECTED = {
 }
 
 
+def from_torch(values: ArrayLike) -> ArrayLike:
+    """`values`, as NumPy's own where they are a tensor: NumPy knows neither GPUs nor bfloat16."""
+    if not hasattr(values, "detach"):
+        return values
+    tensor = cast("torch.Tensor", values).detach().cpu()
+    return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
 def checked(values: ArrayLike, name: str, kind: str, length: int | None = None) -> np.ndarray:
     """`values` as an array of the given kind (a key of `_EXPECTED`), or a ValueError that says what is wrong with it.
 
@@ -27,11 +35,8 @@ def checked(values: ArrayLike, name: str, kind: str, length: int | None = None) 
         expected, remedy = _EXPECTED[kind]
         return ValueError(f"`{name}` {found}, but {expected} were expected: {remedy}.")
 
-    if hasattr(values, "detach"):  # a torch tensor; NumPy knows neither GPUs nor bfloat16
-        tensor = cast("torch.Tensor", values).detach().cpu()
-        values = tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
     try:
-        array = np.asarray(values, dtype=np.float64)
+        array = np.asarray(from_torch(values), dtype=np.float64)
     except (TypeError, ValueError):
         raise refuse("does not convert to a rectangular array of numbers") from None
 
@@ -71,6 +76,23 @@ def checked_pair(p: ArrayLike, q: ArrayLike, p_name: str, q_name: str) -> tuple[
             "samples (or classes) in the same order and over the same classes."
         )
     return p, q
+
+
+def checked_tokens(values: ArrayLike, mask: ArrayLike | None, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """`values` as float64 [N, L], 0 where a token does not count, and `mask` as bool [N, L]; without a mask all count."""
+    array = np.asarray(from_torch(values), dtype=np.float64)
+    counts = np.ones(array.shape, bool) if mask is None else np.asarray(from_torch(mask)).astype(bool)
+    if array.ndim != 2 or counts.shape != array.shape:
+        raise ValueError(
+            f"`{name}` has shape {array.shape} and `mask` {counts.shape}, but N x L numbers of tokens and N x L booleans "
+            "were expected: pad the rows to one length, and mask the padding."
+        )
+    if not array.size or not counts.any(axis=1).all():
+        row = int((~counts.any(axis=1)).argmax()) if len(array) else 0
+        raise ValueError(f"`mask` has no token that counts in row {row} of `{name}`: leave such rows out.")
+    if np.isnan(array[counts]).any():
+        raise ValueError(f"`{name}` contains NaN: check the model, or run its forward pass in float32.")
+    return np.where(counts, array, 0.0), counts
 
 
 def number(values: Mapping[str, float], key: str, name: str) -> float:

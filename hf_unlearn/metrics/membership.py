@@ -237,11 +237,11 @@ def _resample(count: np.ndarray, start: np.ndarray, rows: int, rng: np.random.Ge
     return (rng.random((rows, len(count))) * count).astype(np.int64) + start
 
 
-def forget_quality(unlearned_stat: ArrayLike, retrained_stat: ArrayLike) -> float:
-    """Two-sample Kolmogorov-Smirnov p-value of a per-sample statistic on D_f, unlearned against retrained model.
+def forget_quality(unlearned: ArrayLike, retrained: ArrayLike) -> float:
+    """Two-sided, two-sample Kolmogorov-Smirnov p-value of a per-sample statistic on D_f, unlearned against retrained model.
 
-    High means that the two cannot be told apart, which also happens when there are few samples: compare p-values only
-    at equal sample sizes.
+    TOFU's statistic is the `truth_ratio`. High means that the two cannot be told apart, which also happens when there are
+    few samples: compare p-values only at equal sample sizes, and look at `ks_distance` beside it.
 
     References:
         Maini et al., *TOFU: A Task of Fictitious Unlearning for LLMs*, COLM 2024, arXiv 2401.06121.
@@ -250,8 +250,22 @@ def forget_quality(unlearned_stat: ArrayLike, retrained_stat: ArrayLike) -> floa
         >>> forget_quality([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
         1.0
     """
+    return float(_ks(unlearned, retrained).pvalue)
+
+
+def ks_distance(unlearned: ArrayLike, retrained: ArrayLike) -> float:
+    """The Kolmogorov-Smirnov distance, the largest one between two distributions: sup_x |F_unlearned(x) − F_retrained(x)|.
+
+    In [0, 1], 0 is best. Unlike the p-value of `forget_quality` it does not go to 0 where samples are only many.
+
+    Example:
+        >>> ks_distance([0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.5, 0.6])
+        0.5
+    """
+    return float(_ks(unlearned, retrained).statistic)
+
+
+def _ks(unlearned: ArrayLike, retrained: ArrayLike) -> Any:
     from scipy.stats import ks_2samp  # here: it takes longer to import than the rest of this file
 
-    unlearned_stat = checked(unlearned_stat, "unlearned_stat", "scores")
-    retrained_stat = checked(retrained_stat, "retrained_stat", "scores")
-    return float(cast(Any, ks_2samp(unlearned_stat, retrained_stat)).pvalue)
+    return cast(Any, ks_2samp(checked(unlearned, "unlearned", "scores"), checked(retrained, "retrained", "scores")))

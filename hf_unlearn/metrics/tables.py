@@ -26,7 +26,8 @@ NAMES = {
     "instance_interference": "instance interference",
     "seconds": "seconds",
 }
-SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")  # of one task
+# Of one task, or a further one of a language model.
+SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")
 
 
 def table(

@@ -109,6 +109,10 @@ def _accuracies(model: dict[str, Measurement]) -> Figures:
         measured = model.get(split)
         values[f"{name}_accuracy"] = measured.accuracy if measured else None
         values[f"{name}_loss"] = float(measured.signals["loss"].mean()) if measured else None
+        if measured and measured.class_sums is None:  # of a language model
+            values[f"{name}_probability"] = float(np.exp(-measured.signals["loss"]).mean())
+            if "extraction" in measured.signals:
+                values[f"{name}_extraction"] = float(measured.signals["extraction"].mean())
         if not measured:
             reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
     return values, reasons

@@ -565,6 +565,8 @@ class TestLanguageModels:
         names = {f["name"] for f in content["verdict"]["findings"]}
         assert {"membership", "spread", "min_k", "extraction"} <= names
         assert content["task"] == "causal-lm" and not content["locality"] and "locality" in content["reasons"]
+        figures = content["figures"]["unlearned"]
+        assert 0 < figures["forget_probability"] < 1 and {"unseen_extraction", "retain_extraction"} <= figures.keys()
         with pytest.raises(UnlearningError, match="canaries are planted wrong labels, and a language model has none"):
             audit(tiny_llama_lm(), tiny_llama_lm(seed=1), **sets, canaries=[0])
 

@@ -332,7 +332,8 @@ for name in {names}:
 
 def test_promised_commands():
     promised = (
-        "quickstart run methods hardness surgery audit benchmark push list tag rollback purge verify push-metric env"
+        "quickstart run methods hardness surgery audit eval benchmark push list tag rollback purge verify push-metric "
+        "env"
     )
     assert set(promised.split()) <= set(cli.COMMANDS)
 

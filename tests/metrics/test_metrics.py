@@ -15,7 +15,7 @@ from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from hf_unlearn import metrics
-from hf_unlearn.metrics import divergence, gaps, membership, signals
+from hf_unlearn.metrics import divergence, gaps, language, membership, signals, text_membership, tokens
 
 LN2 = np.log(2)
 
@@ -26,6 +26,7 @@ def probabilities(n, k=5, seed=0):
 
 def test_docstring_examples_are_true():
     families = (divergence, gaps, importlib.import_module("hf_unlearn.metrics.interference"), membership, signals)
+    families += (language, text_membership, tokens)
     results = [doctest.testmod(family) for family in families]
     assert not any(result.failed for result in results)
     assert sum(result.attempted for result in results) >= len(metrics.__all__) - 1

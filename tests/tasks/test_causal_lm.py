@@ -473,6 +473,8 @@ class TestEvaluation:
         values = trainer.evaluate()
         assert values["eval_forget_accuracy"] == pytest.approx(measured["forget"].signals["correct"].mean())
         assert values["eval_forget_loss"] == pytest.approx(measured["forget"].signals["loss"].mean())
+        expected = np.exp(-measured["forget"].signals["loss"]).mean()
+        assert values["eval_forget_probability"] == pytest.approx(expected) != np.exp(-values["eval_forget_loss"])
         margins = [measured[split].signals["margin"] for split in ("forget", "evidence")]
         higher = (margins[0][:, None] > margins[1]).mean()
         assert values["eval_auc"] == pytest.approx(higher)
