@@ -58,6 +58,7 @@ class BadTeacher(Method):
         summary="distils an untrained teacher on forget samples, the original on retained ones",
         needs=("forget", "retain"),
         cost=3,
+        comparison=True,
         paper=Paper(
             title="Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
             arxiv="2205.08096",
