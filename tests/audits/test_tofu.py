@@ -285,6 +285,7 @@ class TestGeneralAbility:
         assert main(["eval", "me/llama", "--suite", "lm-eval", "--tasks", "mmlu"]) == 2
         assert "pip install 'hf_unlearn[lm-eval]'" in capsys.readouterr().err
         monkeypatch.setattr("hf_unlearn.commands.general.find_spec", lambda name: object())
+        monkeypatch.setattr("hf_unlearn.models.hub_is_reachable", lambda: False)
         assert main(["eval", "me/llama", "--suite", "lm-eval", "--tasks", "mmlu"]) == 2
         assert "reads its tasks from the Hub, which cannot be reached" in capsys.readouterr().err
 
