@@ -1,7 +1,5 @@
 """Language models: a sample is a completion, and every sample counts the same, however long it is."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +7,8 @@ from .. import models
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
 from ..metrics.signals import rows_at_once
+from ..metrics.text_membership import min_k_score
+from ..metrics.tokens import extraction_strength_rows
 from .base import Task
 from .completions import COMPLETIONS, CompletionCollator
 from .losses import IGNORED, next_tokens
@@ -84,7 +84,9 @@ def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) 
         z, y = logits[row, place].double(), labels[row, place]
         log_p.append(z.log_softmax(dim=-1).gather(1, y[:, None])[:, 0])
         right.append(z.argmax(dim=-1) == y)
-    counts = kept.sum(dim=1).tolist()
-    lowest = [x.topk(math.ceil(share * len(x)), largest=False).values.mean() for x in torch.cat(log_p).split(counts)]
-    runs = [x.flip(0).double().cumprod(dim=0).mean() for x in torch.cat(right).split(counts)]
-    return {"min_k": torch.stack(lowest), "extraction": torch.stack(runs)}
+    columns = [
+        torch.zeros(kept.shape, dtype=x[0].dtype, device=kept.device).masked_scatter(kept, torch.cat(x))
+        for x in (log_p, right)
+    ]
+    found = {"min_k": min_k_score(columns[0], kept, share), "extraction": extraction_strength_rows(columns[1], kept)}
+    return {name: torch.from_numpy(values).to(kept.device) for name, values in found.items()}

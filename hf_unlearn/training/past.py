@@ -158,10 +158,10 @@ def _read(name: str, where: dict[str, Any], releases: tuple[str, ...] = ()) -> t
     if isinstance(parent, dict) and base is not None and parent.get("repo") == base:
         is_new = base not in releases  # else the receipts lead in a circle
         return _read(base, {"revision": parent.get("commit")}, (*releases, base)) if is_new else ({}, None)
-    if not texts[CONFIG_NAME]:  # else it is the record of an unlearning
-        figures |= _of_state(texts["trainer_state.json"])
-        return figures, base or _of_config(texts["config.json"], name)
-    known, start = _of_unlearning(texts[CONFIG_NAME])
+    if texts[CONFIG_NAME]:  # then the state is that of an unlearning
+        known, start = _of_unlearning(texts[CONFIG_NAME])
+    else:
+        known, start = _of_state(texts["trainer_state.json"]), None
     return figures | known, base or start or _of_config(texts["config.json"], name)
 
 

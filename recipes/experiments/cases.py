@@ -12,7 +12,8 @@
 
 Of each case a request names a tenth of the samples at random (`scattered`), half of a class (`part`) or a whole one (`class`). For
 each of three seeds of the data there is one original, and for each request three models retrained with seeds of their own, none of
-them the original's; of `cifar10` one seed and one request, `scattered`. A folder holds the weights and `training.json`: the settings, and the processor seconds of one thread.
+them the original's; of `cifar10` one seed and one request, `scattered`. A folder holds the weights and `training.json`: the settings,
+and the processor seconds of one thread.
 """
 
 import json
@@ -60,6 +61,9 @@ class Case:
     wrong_labels: float = 0.0
     requests: tuple[str, ...] = REQUESTS
     seeds: int = SEEDS
+
+    def has(self, request: str, seed: int) -> bool:
+        return request in self.requests and seed < self.seeds
 
 
 @cache
@@ -258,7 +262,7 @@ if __name__ == "__main__":
     for request in REQUESTS:
         for seed in range(SEEDS):
             for name in names:
-                if request not in CASES[name].requests or seed >= CASES[name].seeds:
+                if not CASES[name].has(request, seed):
                     continue
                 model_of(name, seed)
                 for again in range(RETRAINED):

@@ -219,9 +219,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.nn.Conv2d._conv_forward = cases.convolve_small
     for seed, name, request in itertools.product(options.seeds, options.cases, options.requests):
-        if request not in cases.CASES[name].requests or seed >= cases.CASES[name].seeds:
-            continue
-        if options.trained and not is_trained(name, request, seed):
+        if not cases.CASES[name].has(request, seed) or (options.trained and not is_trained(name, request, seed)):
             continue
         data, found = cases.parts(name, request, seed), None
         place = cases.cache_folder() / "closeness" / "runs" / name / request / f"seed{seed}"

@@ -3,7 +3,7 @@
     python recipes/experiments/closeness_audits.py [--cases digits] [--requests scattered] [--seeds 0 1]
 
 Cases, requests and models are those of `closeness.py`, methods at their defaults with a budget of 0.2. A row holds the outcome
-of the audit, the findings that fail, and the AUC that it would have seen. The test half of the unseen samples judges, which
+of the audit, the tests that fail, and its figures. The test half of the unseen samples judges, which
 no method has read. Every row is kept in the cache, so that what was broken off goes on.
 """
 
@@ -64,14 +64,6 @@ if __name__ == "__main__":
         about = {"case": name, "request": request, "seed": seed, "of": which}
         found = about | audits(name, request, seed, which)
         file.write_text(json.dumps(found, indent=1))
-        print(
-            name,
-            request,
-            seed,
-            which,
-            found["outcome"],
-            found["fails"],
-            f"{found['seconds']['total']:.0f} s",
-            flush=True,
-        )
+        seconds = found["seconds"]["total"]
+        print(name, request, seed, which, found["outcome"], found["fails"], f"{seconds:.0f} s", flush=True)
     record("closeness_audits", {"rows": [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]})

@@ -225,7 +225,8 @@ def which(found: list[Group]) -> str:
 
 
 def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
-    """The nearest method of each level of cost, if it is nearer than the original and than what costs less."""
+    """The nearest method of each level of cost, if it is nearer than what costs less, and has come half of the way from the
+    original at least: what is a little nearer has not forgotten."""
     by_method: dict[str, list[Outcome]] = {}
     for group in those:
         for one in group.methods:
@@ -236,7 +237,8 @@ def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
         {method: float(np.mean([one[figure] for one in by_method[method]])) for method in everywhere}
         for figure in ("ratio", "share_of_training")
     )
-    best, below = float(np.mean([group.original["ratio"] for group in those])) if those else 0.0, 0.0
+    original = float(np.mean([group.original["ratio"] for group in those])) if those else 0.0
+    best, below = min(original, (original + 1) / 2), 0.0
     for most in LEVELS:
         near = sorted((method for method in everywhere if below < cost[method] <= most), key=ratio.__getitem__)
         below = most
