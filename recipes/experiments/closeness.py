@@ -25,7 +25,7 @@ from typing import Any
 import cases
 import numpy as np
 import torch
-from study import record
+from study import RESULTS, record
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
@@ -37,6 +37,7 @@ from hf_unlearn.models import base_of, load_model
 
 WITHOUT = ("multitask", "retrain")  # other models; and the reference itself
 SETS = ("forget", "retain", "test")
+IDENTITY = ("case", "request", "seed", "method", "budget")
 
 
 class Rows(Dataset):
@@ -200,10 +201,12 @@ def methods_for(name: str, request: str) -> list[str]:
 
 
 def write() -> None:
-    """All runs that are kept, as one record."""
-    folder = cases.cache_folder() / "closeness" / "runs"
-    rows = [json.loads(path.read_text()) for path in sorted(folder.rglob("*.json"))]
-    record("closeness", {"rows": rows})
+    """One record of all runs that are kept, and of those that stand in the record and are kept elsewhere."""
+    folder, record_of = cases.cache_folder() / "closeness" / "runs", RESULTS / "closeness.json"
+    before = json.loads(record_of.read_text())["results"]["rows"] if record_of.exists() else []
+    kept = [json.loads(path.read_text()) for path in folder.rglob("*.json")]
+    rows = {tuple(row[key] for key in IDENTITY): row for row in before + kept}
+    record("closeness", {"rows": [rows[key] for key in sorted(rows)]})
 
 
 if __name__ == "__main__":
