@@ -4,13 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.randomness import gumbel
 from ..errors import UnlearningError
-from .base import Method, MethodConfig, MethodInfo, Paper
+from .base import Method, MethodConfig, MethodInfo, Paper, measured
+
+FLAT = 4.0  # above it a target is little more than a uniform one, with noise or without
 
 
 def temperature(forget_accuracy: float, unseen_accuracy: float, alpha: float) -> float:
@@ -37,6 +40,16 @@ def targets(teacher_logits: Tensor, is_forget: Tensor, tau: float, noise: Tensor
     z = z + noise.to(z.dtype)
     retain = F.one_hot(z.argmax(dim=-1), z.shape[-1]).to(z.dtype)
     return torch.where(is_forget[:, None], (z / tau).softmax(dim=-1), retain)
+
+
+def lotus_ceiling(label_probabilities: np.ndarray) -> float:
+    """The share of forget samples whose label stays the largest entry of their target, whatever τ is.
+
+    argmax((z + g)/τ) does not depend on τ, and is a sample of softmax(z): it is the label with the teacher's probability of
+    it. In the mean over the noise the largest entry is the teacher's own answer. So targets take confidence from the student,
+    and hardly any accuracy where the teacher is sure.
+    """
+    return float(np.mean(label_probabilities))
 
 
 @dataclass
@@ -149,6 +162,22 @@ class Lotus(Method):
         if len(self.forgotten) == context.num_labels:
             raise UnlearningError(
                 "lotus: class_mode is on and every class of the model is in the forget set; expected some."
+            )
+        if not self.config.class_mode:
+            self.look_ahead()
+
+    def look_ahead(self) -> None:
+        """Log how far targets can go, and say so where the first temperature makes them flat."""
+        forget = measured(self.context, "forget")
+        ceiling = lotus_ceiling(forget.signals["confidence"])
+        tau = temperature(forget.accuracy, self.unseen_accuracy, cast(float, self.config.alpha))
+        self.context.log({"lotus_ceiling": ceiling})
+        if tau > FLAT:
+            self.notes.append(
+                f"lotus: the first temperature is {tau:.1f}, and above {FLAT:g} a target is nearly uniform, while its largest entry "
+                f"is still the label of {ceiling:.1%} of the forget samples: confidence goes, and a forget accuracy of "
+                f"{self.unseen_accuracy:.1%}, as on unseen samples, is not what these targets ask for. A smaller alpha "
+                "(`LotusConfig(alpha=...)`) keeps what is known of the classes; `rewind` and `auto` do not rest on targets."
             )
 
     def on_epoch_begin(self, epoch: int) -> bool:

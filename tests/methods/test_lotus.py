@@ -14,7 +14,7 @@ from hf_unlearn import UnlearningArguments, UnlearningTrainer, unlearn
 from hf_unlearn.data.batches import Batch
 from hf_unlearn.data.randomness import gumbel
 from hf_unlearn.methods import Lotus, LotusConfig, list_methods, lotus
-from hf_unlearn.methods.lotus import targets, temperature
+from hf_unlearn.methods.lotus import lotus_ceiling, targets, temperature
 from hf_unlearn.tasks.evaluation import Evaluator
 from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, weights
@@ -84,6 +84,27 @@ class TestTargets:
     def test_retained_samples_do_not_see_the_temperature(self):
         z = logits_with_top(0.5)
         assert torch.equal(drawn(z, False, 1.0, 1000), drawn(z, False, 1e4, 1000))
+
+
+class TestCeiling:
+    @pytest.mark.parametrize("tau", [1.0, 2.0, 50.0])
+    def test_it_is_the_share_of_targets_that_keep_the_label(self, tau):
+        torch.manual_seed(0)
+        logits, n = 3 * torch.randn(5, CLASSES), 20_000
+        labels, p = logits.argmax(-1).roll(1), logits.softmax(-1)
+        noise = gumbel(0, torch.zeros(5 * n, dtype=torch.long), torch.arange(5 * n), CLASSES)
+        drawn = targets(logits.repeat(n, 1), torch.ones(5 * n, dtype=torch.bool), tau, noise)
+        kept = (drawn.argmax(-1) == labels.repeat(n)).float().mean().item()
+        assert kept == pytest.approx(lotus_ceiling(p.gather(1, labels[:, None]).numpy()), abs=0.01)
+
+    @pytest.mark.parametrize(("alpha", "said"), [(0.5, False), (2.0, True)])
+    def test_it_is_logged_and_said_where_targets_are_flat(self, tmp_path, alpha, said):
+        args = arguments(tmp_path, num_train_epochs=1, logging_strategy="epoch")
+        result = unlearn(fitted(), **learnt(), method=LotusConfig(alpha=alpha), args=args)
+        confidence = result.trainer.original["forget"].signals["confidence"].mean()
+        logged = [e["lotus_ceiling"] for e in result.trainer.state.log_history if "lotus_ceiling" in e]
+        assert logged == [pytest.approx(confidence)]
+        assert [("temperature" in note) for note in result.trainer.method.notes] == [True] * said
 
 
 class TestTemperature:
@@ -303,7 +324,7 @@ class TestRuns:
         args = arguments(tmp_path, measure=measure, num_train_epochs=3)
         result = unlearn(fitted(), **learnt(), method="lotus", args=args)
         assert result.trainer.state.global_step == 6
-        table, control, later_epochs = ["forget", "retain"], ["unseen"], ["forget"] * 2
+        table, control, later_epochs = ["forget", "retain"], ["unseen", "forget"], ["forget"] * 2
         everything = ["forget", "retain", "unseen", "unseen"]
         expected = everything + table + later_epochs + everything if measure else table + control + later_epochs
         assert passes == expected
