@@ -1,4 +1,4 @@
-"""unlearn two small models on embedded data, and compare with retraining"""
+"""a deletion request on embedded data, from training to the verdict, beside retrained models"""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,9 @@ from .text import command_parser
 
 def main(argv: Sequence[str]) -> None:
     parser = command_parser("quickstart", __doc__)
-    parser.add_argument("--output", metavar="DIR", default="quickstart", help="where the models go")
+    parser.add_argument(
+        "--output", metavar="DIR", default="quickstart", help="where the release, the picture and the figures go"
+    )
     options = parser.parse_args(argv)
     from ..training.output import check_folder
     from . import demo

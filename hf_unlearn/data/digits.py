@@ -26,7 +26,11 @@ class Samples(torch.utils.data.Dataset):
 
 
 def load_digits(
-    seed: int = 0, flipped: float = 0.3, forget: float = 0.15, forget_class: int | None = None
+    seed: int = 0,
+    flipped: float = 0.3,
+    forget: float = 0.15,
+    forget_class: int | None = None,
+    kept_right: bool = False,
 ) -> dict[str, Samples]:
     """Processed digits as `forget`, `retain` (together 1,000 samples) and `unseen` (the other 797).
 
@@ -34,6 +38,7 @@ def load_digits(
         flipped: share of labels replaced by a random other one, in every split.
         forget: share of the training samples in the forget set.
         forget_class: forget all training samples with this label instead.
+        kept_right: leave the labels of the retained samples as they are.
     """
     from sklearn.datasets import load_digits as load
 
@@ -44,8 +49,10 @@ def load_digits(
     flip = rng.random(len(labels)) < flipped
     labels[flip] = (labels[flip] + rng.integers(1, 10, flip.sum())) % 10
     pixels = np.repeat(np.kron(images / 8 - 1, np.ones((4, 4)))[:, None], 3, axis=1)
-    pixels, labels = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
     train = np.arange(1000)
     chosen = train[: round(forget * 1000)] if forget_class is None else train[labels[:1000] == forget_class]
     parts = {"forget": chosen, "retain": np.setdiff1d(train, chosen), "unseen": np.arange(1000, len(labels))}
+    if kept_right:
+        labels[parts["retain"]] = digits.target[order][parts["retain"]]
+    pixels, labels = torch.tensor(pixels, dtype=torch.float32), torch.tensor(labels)
     return {name: Samples(pixel_values=pixels[part], labels=labels[part]) for name, part in parts.items()}

@@ -45,7 +45,7 @@ from .find import (
 )
 from .kinds import image_channels, in_head, task_of
 from .timm import mend_config
-from .weights import own_memory
+from .weights import own_memory, patient_bars
 
 AUTO_CLASSES = {
     "image-classification": AutoModelForImageClassification,
@@ -55,6 +55,7 @@ AUTO_CLASSES = {
 }
 
 
+@patient_bars()
 def load_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -150,6 +151,7 @@ def load_processor(
 
 
 @torch.no_grad()
+@patient_bars()
 def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     """Loads what `save_model` or `save_pretrained` wrote into this very model, bit for bit, and strictly.
 

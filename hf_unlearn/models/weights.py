@@ -3,21 +3,38 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .find import WEIGHTS, WEIGHTS_INDEX
 from .timm import TIMM_PREFIX, is_timm, timm_readable
 
 
+@contextmanager
+def patient_bars() -> Iterator[None]:
+    """transformers' bars over weights appear only where these take a while."""
+
+    def patient(factory: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = {"delay": 2.0, **kwargs}
+        return factory(*args, **kwargs) if before is None else before(factory, args, kwargs)
+
+    before = logging.set_tqdm_hook(patient)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
+
+
+@patient_bars()
 def save_model(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> None:
     """Saves weights (safetensors) and config; of a `PeftModel` its adapters, of a plain torch module the weights.
 

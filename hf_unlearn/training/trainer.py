@@ -37,6 +37,7 @@ from .looks import Looks, Measured
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
+from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
 from .teacher import remove_tables
@@ -134,6 +135,7 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
+        make_readable(self.callback_handler)
         check_sharding(self.method, self.accelerator)
         plan = self.request, self.method, self.args, self.reading.sizes
         self.schedule = None if self.is_edit else make_schedule(*plan)

@@ -11,6 +11,7 @@ import closeness_estimates
 import closeness_picture
 import closeness_tables
 
+from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
 from hf_unlearn.methods import METHODS
 from hf_unlearn.methods.base import CLASSIFICATION
@@ -124,6 +125,8 @@ def render(name: str) -> str:
         return f"```\n{results['texts'][setting]}\n```"
     if name == "benchmark":
         return report(results["rows"])
+    if name == "quickstart":
+        return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "engine":
         return _engine(results)
     if name == "quota":
@@ -134,11 +137,9 @@ def render(name: str) -> str:
         return _means(results[setting]["rows"], SURGERY, "std")
     if file == "locality":
         return _means(results[setting], LOCALITY, "interval")
-    if setting:
-        rows = results[setting]
-        rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
-        return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})
-    return "\n\n".join(f"**{model}**\n\n{table(rows)}" for model, rows in results.items())
+    rows = results[setting]
+    rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
+    return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})
 
 
 def updated(text: str) -> str:
