@@ -283,10 +283,10 @@ def test_interrupt_and_bugs(capsys, monkeypatch):
         raise ValueError("not the user's fault")
 
     assert cli.exit_code(interrupt, []) == 130
-    assert cli.exit_code(bug, []) == 2
+    assert cli.exit_code(bug, []) == 1
     assert capsys.readouterr().err == "error: The command failed with a ValueError: not the user's fault.\n"
     monkeypatch.setenv("HF_UNLEARN_TRACEBACK", "1")
-    assert cli.exit_code(bug, []) == 2
+    assert cli.exit_code(bug, []) == 1
     assert 'raise ValueError("not the user\'s fault")' in capsys.readouterr().err
 
 
