@@ -98,7 +98,12 @@ class Verdict:
     def from_dict(cls, content: Mapping[str, Any]) -> "Verdict":
         """What stands in a report, in older ones too."""
         findings = [Finding(**_known(Finding, one)) for one in content.get("findings", [])]
-        said: dict[str, Any] = {"plain": content["headline"], "tested": "", "judged": content["outcome"] != CANNOT, "cannot": []}
+        said: dict[str, Any] = {
+            "plain": content["headline"],
+            "tested": "",
+            "judged": content["outcome"] != CANNOT,
+            "cannot": [],
+        }
         return cls(**{**said, **_known(cls, content), "findings": findings})
 
     @property

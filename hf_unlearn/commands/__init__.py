@@ -21,6 +21,7 @@ COMMANDS = (
     *(
         "quickstart",
         "run",
+        "recipes",
         "methods",
         "choose",
         "compare",
