@@ -15,7 +15,7 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import Failure, UnlearningError, in_one_sentence
-from .text import columns
+from .text import columns, in_its_words, speak
 
 COMMANDS = (
     *(
@@ -71,10 +71,13 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
 
     The code is 2 of what the user can mend, and 1 of what failed in this library or in another one. The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
     """
+    speak({})
     try:
         return command(argv) or 0
     except UnlearningError as error:
-        return _say(str(error), error.__cause__, 1 if isinstance(error, Failure) else 2)
+        if isinstance(error, Failure):
+            return _say(str(error), error.__cause__, 1)
+        return _say(in_its_words(str(error)), error.__cause__, 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `hf-unlearn methods | head`
