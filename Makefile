@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
-.PHONY: help quickstart test test-fast experiments quality style
+.PHONY: help quickstart test test-fast experiments quality style dist
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,11 @@ style: $(VENV)/.installed-dev  ## repair lint and format, and write the datashee
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -c "from hf_unlearn.methods.datasheets import FILE, as_json; FILE.write_text(as_json(), encoding='utf-8')"
+
+dist: $(VENV)/.installed-dev  ## build the wheel and the sources into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # An installation is repeated only when pyproject.toml changes: each leaves a stamp file in .venv.
 $(BIN)/python:

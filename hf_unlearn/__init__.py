@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 # Public names by the module that defines them. They are imported on first use, so that `import hf_unlearn` is quick.
 _MODULES = {

@@ -1,8 +1,12 @@
-"""The one exception that this library raises on purpose."""
+"""The exception that this library raises on purpose, and what it makes of those of others."""
 
 
 class UnlearningError(ValueError):
     """Something the user can mend: one sentence with what was given, what was expected and what to do."""
+
+
+class Failure(UnlearningError):
+    """An exception of another library, or of a user's own method or callback, as one sentence; it is the cause."""
 
 
 def in_one_sentence(error: BaseException) -> str:

@@ -145,7 +145,13 @@ def _cannot(
         else:
             left_out.append(f"{told} and are left out.")
     auc, least = first(tests["original"]).auc, smallest_auc(main.error, among)
-    if trace * among > LEVEL:
+    if main.n_forget < ENOUGH or least >= 1:  # of so few, nothing can be said of the original's memory either
+        found = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
+        prevented.append(
+            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
+            "would have been seen: that nothing was found says little."
+        )
+    elif trace * among > LEVEL:
         prevented.append(
             f"The original itself shows no memory of the forget set (AUC {short(auc)}), so this audit cannot see whether it "
             "was removed."
@@ -161,11 +167,5 @@ def _cannot(
         prevented.append(
             "The retrained model, too, tells forget samples from the unseen ones, so these are no matched control; "
             "only the comparison with the retrained model counts."
-        )
-    if main.n_forget < ENOUGH or least >= 1:
-        found = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
-        prevented.append(
-            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
-            "would have been seen: that nothing was found says little."
         )
     return prevented, left_out

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from ..errors import UnlearningError
 from ..training.output import check_file
 from . import plots
 from .content import NO_VALUE, At, Cell, Line, Plot, Range, Section, Table, number, plain, samples, value
+from .junit import junit
 from .sections import figures, sections
+from .verdict import Verdict
 
 FORMAT = 1
 WIDTH = 100  # of the summary
@@ -45,6 +47,11 @@ class AuditReport:
 
     content: dict[str, Any]
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the audit comes to, as an object."""
+        return Verdict.from_dict(self.content["verdict"])
+
     def summary(self) -> str:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
         verdict, table = self.content["verdict"], figures(self.content)
@@ -66,12 +73,18 @@ class AuditReport:
                 parts.append("\n".join([title, *(_wrap(line, "- ") for line in lines)]))
         return "\n\n".join(parts)
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """The content as JSON, also written to `path` when one is given."""
+    @overload
+    def to_json(self) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """The content as JSON; written to `path`, which is then given back, where there is one."""
         text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
-        if path is not None:
-            check_file(path, "path").write_text(text)
-        return text
+        return text if path is None else _write(path, text)
+
+    def to_junit(self, path: str | Path) -> Path:
+        """As a report of tests in JUnit's format, which continuous integration shows; gives the path."""
+        return _write(path, junit(self.content, self.verdict))
 
     @classmethod
     def from_json(cls, path: str | Path) -> "AuditReport":
@@ -113,9 +126,8 @@ class AuditReport:
             parts += ["### What was not measured", _bullets(absent)]
         return "\n\n".join(parts) + "\n"
 
-    def to_html(self, path: str | Path) -> None:
-        """One page, complete in itself: no script, no font, nothing from the network."""
-        check_file(path, "path")
+    def to_html(self, path: str | Path) -> Path:
+        """One page, complete in itself: no script, no font, nothing from the network; gives the path."""
         content, (found, absent) = self.content, sections(self.content)
         verdict, request, models = content["verdict"], content["request"], content["models"]
         outcome = verdict["outcome"]
@@ -155,13 +167,18 @@ class AuditReport:
             absent=_list("What was not measured", _items(absent), "absent"),
             version=_text(content["version"]),
         )
-        Path(path).write_text(page, encoding="utf-8")
+        return _write(path, page)
 
     def _findings(self) -> list[tuple[At, dict[str, Any]]]:
         """With their places; failures come first."""
         found = self.content["verdict"].get("findings", [])
         at = At(("verdict", "findings"))
         return sorted(((at / i, one) for i, one in enumerate(found)), key=lambda pair: not pair[1]["fails"])
+
+
+def _write(path: str | Path, text: str) -> Path:
+    check_file(path, "path").write_text(text, encoding="utf-8")
+    return Path(path)
 
 
 def _mark(finding: dict[str, Any]) -> str:

@@ -4,8 +4,8 @@ Every test that may fail a model counts: their p-values are corrected together (
 the forget samples is failed by any of them once in twenty audits, however many tests there are.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +16,8 @@ LEVEL = 0.05  # false alarms of all tests together
 POWER = 0.8
 ENOUGH = 30  # forget samples
 
+FAIL_ON = ("residual", "over", "harm", "cannot-judge")  # what an exit code can be asked for
+CANNOT, UNCHANGED = "cannot judge", "unchanged"
 NAMES = {"residual": "residual memory", "over": "over-forgotten", "harm": "retain harm"}  # the worst first
 PLAIN = {
     "unchanged": "This is still the original model: nothing was removed.",
@@ -67,8 +69,18 @@ class Finding:
 
 @dataclass
 class Verdict:
-    """What an audit comes to: `outcome` in one or two words, `plain` in a sentence for everyone, `headline` in one with the
-    figure that tells most, `tested` what it rests on, and what could not be judged."""
+    """What an audit comes to.
+
+    Attributes:
+        outcome: `no evidence`, `residual memory`, `over-forgotten`, `retain harm`, `only the head changed`, `unchanged` or
+            `cannot judge`: of several faults the worst.
+        plain: the same in a sentence for everyone.
+        headline: in a sentence with the figure that tells most.
+        tested: what it rests on.
+        findings: every question that was asked, with its answer.
+        cannot: what could not be judged, and why.
+        judged: whether an absence of findings says something about memory.
+    """
 
     outcome: str
     plain: str
@@ -76,10 +88,45 @@ class Verdict:
     tested: str
     findings: list[Finding]
     cannot: list[str]
+    judged: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in a report."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Verdict":
+        """What stands in a report, in older ones too."""
+        findings = [Finding(**_known(Finding, one)) for one in content.get("findings", [])]
+        said: dict[str, Any] = {
+            "plain": content["headline"],
+            "tested": "",
+            "judged": content["outcome"] != CANNOT,
+            "cannot": [],
+        }
+        return cls(**{**said, **_known(cls, content), "findings": findings})
+
+    @property
+    def came_out(self) -> tuple[str, ...]:
+        """Which of `FAIL_ON` came out: faults that were found, and that memory could not be judged.
+
+        `residual`: what was learnt of the forget samples is still there, so also where the model is the original or only its
+        head was changed. `over`: they stand out the other way. `harm`: others have paid. `cannot-judge`: nothing was found of
+        the forget samples, and that says nothing.
+        """
+        kinds = {finding.kind for finding in self.findings if finding.fails}
+        found = {
+            "residual": bool(kinds & {"residual", "head"}) or self.outcome == UNCHANGED,
+            "over": "over" in kinds,
+            "harm": "harm" in kinds,
+        }
+        found["cannot-judge"] = not (self.judged or found["residual"] or found["over"])
+        return tuple(word for word in FAIL_ON if found[word])
+
+
+def _known(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {key: value for key, value in content.items() if key in names}
 
 
 def holm(p: ArrayLike) -> np.ndarray:
@@ -162,7 +209,7 @@ def decide(
     others = " and ".join(NAMES[kind] for kind in failed)
     of_which = f"the {np.floor(1000 * share) / 10:g}% of the forget samples that could be judged"
     if not changed:
-        outcome, headline = "unchanged", "The model is unchanged: its weights are those of the original."
+        outcome, headline = UNCHANGED, "The model is unchanged: its weights are those of the original."
     elif faults["head"]:
         outcome = "only the head changed"
         headline = (
@@ -175,7 +222,7 @@ def decide(
         headline = f"{outcome.capitalize()}: {_lower(telling.sentence)}"
         headline += f" Also found: {' and '.join(rest)}." if rest else ""
     elif not judged:
-        outcome, headline = "cannot judge", "This audit cannot judge whether the forget samples are still remembered"
+        outcome, headline = CANNOT, "This audit cannot judge whether the forget samples are still remembered"
         headline += f": {_lower(cannot[0])}" if cannot else "."
     else:
         outcome, headline = "no evidence", "No evidence of residual memory"
@@ -188,7 +235,7 @@ def decide(
         plain = f"{plain[:-1]}; an AUC above {short(power)} would have been seen."
     names = [finding.name.replace("_", " ") for finding in findings if decides(finding)]
     tested = f"Tested, and corrected together: {', '.join(names)}." if names else "Nothing was tested that could fail."
-    return Verdict(outcome, plain, headline, tested, findings, list(cannot))
+    return Verdict(outcome, plain, headline, tested, findings, list(cannot), judged)
 
 
 def short(value: float) -> str:

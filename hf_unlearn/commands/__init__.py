@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from .. import __version__
-from ..errors import UnlearningError, in_one_sentence
-from .text import columns
+from ..errors import Failure, UnlearningError, in_one_sentence
+from .text import columns, in_its_words, speak
 
 COMMANDS = (
     *(
         "quickstart",
         "run",
+        "recipes",
         "methods",
         "choose",
         "compare",
@@ -68,12 +69,15 @@ def _module(command: str) -> ModuleType:
 def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Run `command`; what went wrong is printed as one sentence, once for all processes.
 
-    The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
+    The code is 2 of what the user can mend, and 1 of what failed in this library or in another one. The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
     """
+    speak({})
     try:
         return command(argv) or 0
     except UnlearningError as error:
-        return _say(str(error), error.__cause__)
+        if isinstance(error, Failure):
+            return _say(str(error), error.__cause__, 1)
+        return _say(in_its_words(str(error)), error.__cause__, 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `hf-unlearn methods | head`
@@ -81,12 +85,12 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
         return 1
     except Exception as error:
         kind = type(error).__name__
-        return _say(f"The command failed with a {kind}: {in_one_sentence(error)}", error)
+        return _say(f"The command failed with a {kind}: {in_one_sentence(error)}", error, 1)
 
 
-def _say(sentence: str, cause: BaseException | None) -> int:
+def _say(sentence: str, cause: BaseException | None, code: int) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"error: {sentence}", file=sys.stderr)
         if cause is not None and os.environ.get("HF_UNLEARN_TRACEBACK"):
             traceback.print_exception(cause)
-    return 2
+    return code

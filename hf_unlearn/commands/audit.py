@@ -1,6 +1,7 @@
 """look for what is left of a forget set in a model, without unlearning anything: audit BEFORE AFTER"""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from .text import COLUMNS, DATA, add_columns, check_options, command_parser
@@ -38,21 +39,33 @@ def make_parser() -> argparse.ArgumentParser:
     add_columns(parser)
     parser.add_argument("--json", metavar="FILE", help="write the whole report to this file too")
     parser.add_argument("--html", metavar="FILE", help="write it as a page")
+    parser.add_argument("--junit", metavar="FILE", help="write it as a report of tests, for continuous integration")
+    parser.add_argument(
+        "--fail-on",
+        metavar="WORDS",
+        help="leave with code 3 where one of these came out: residual, over, harm, cannot-judge, with commas between them",
+    )
+    parser.epilog = "Exit codes: 0 the audit was made, and nothing that --fail-on names came out; 1 an error; 2 bad input; 3 something did."
     return parser
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(argv)
     from .. import models
     from ..audits.audit import audit, check_level
+    from ..audits.verdict import FAIL_ON
     from ..data.source import Columns
+    from ..errors import UnlearningError
     from ..training.output import check_files
     from .sets import read_set
 
     check_options(options, batch_size=1, seed=0)
+    fail_on = [] if options.fail_on is None else [word.strip() for word in options.fail_on.split(",")]
+    if bad := [word for word in fail_on if word not in FAIL_ON]:
+        raise UnlearningError(f"--fail-on names {bad[0]!r}; expected some of {', '.join(FAIL_ON)}.")
     check_level(options.level, options.reference, options.base_model)
     read = ("before", "after", "retrained", "reference", "base_model", "forget", "retain", "unseen", "test")
-    check_files((getattr(options, name) for name in read), json=options.json, html=options.html)
+    check_files((getattr(options, name) for name in read), json=options.json, html=options.html, junit=options.junit)
     repo, revision = models.split_revision(options.before)
     original = models.load_model(repo, revision=revision)
     original.config.name_or_path = options.before
@@ -80,6 +93,11 @@ def main(argv: Sequence[str]) -> None:
         overlap=options.overlap,
     )
     print(report.summary())
-    for path, write in ((options.json, report.to_json), (options.html, report.to_html)):
+    written = ((options.json, report.to_json), (options.html, report.to_html), (options.junit, report.to_junit))
+    for path, write in written:
         if path:
             write(path)
+    if came_out := [word for word in report.verdict.came_out if word in fail_on]:
+        print(f"--fail-on: {', '.join(came_out)}", file=sys.stderr)
+        return 3
+    return 0

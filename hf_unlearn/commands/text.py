@@ -2,6 +2,8 @@
 
 import argparse
 import enum
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UnlearningError
@@ -10,9 +12,40 @@ DATA = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for
 COLUMNS = ("image", "text", "text_pair", "label")  # of a set, as `Columns` calls them
 
 
+_spoken: dict[
+    str, str
+] = {}  # an argument of the functions -> what it is begun with on the command line, of this command
+
+
+def speak(words: Mapping[str, str]) -> None:
+    """From now on errors name these arguments as the command line has them: {"overlap": "--overlap "}."""
+    _spoken.clear()
+    _spoken.update(words)
+
+
+def in_its_words(sentence: str) -> str:
+    """A sentence of a function, with its arguments as the command has them: `overlap="allow"` as `--overlap allow`."""
+    if not _spoken:
+        return sentence
+
+    def said(found: re.Match[str]) -> str:
+        begun, value = _spoken[found[1]], found[2].strip("\"'")
+        value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+        return begun + value if value else begun.rstrip(" =")
+
+    return re.sub(rf"\b({'|'.join(_spoken)})=(\"[^\"]*\"|'[^']*'|\w*)", said, sentence)
+
+
+class Parser(argparse.ArgumentParser):
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """As ever; errors that come later name the options as they are here."""
+        speak({action.dest: f"{action.option_strings[-1]} " for action in self._actions if action.option_strings})
+        return super().parse_args(*args, **kwargs)
+
+
 def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
     """The parser of a command; `about` is the docstring of its file."""
-    return argparse.ArgumentParser(prog=f"hf-unlearn {name}", description=about)
+    return Parser(prog=f"hf-unlearn {name}", description=about)
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:

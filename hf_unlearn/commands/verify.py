@@ -8,7 +8,7 @@ from .text import DATA, command_parser
 def main(argv: Sequence[str]) -> int:
     parser = command_parser("verify", __doc__)
     parser.epilog = (
-        "Exit codes: 0 nothing failed; 1 something failed; 2 it could not be done; 3 nothing failed, but the receipt is signed "
+        "Exit codes: 0 nothing failed; 1 something failed; 2 it could not be done (or 1, of an error in a library); 3 nothing failed, but the receipt is signed "
         "and no --public-key says by whom."
     )
     parser.add_argument("release", metavar="REPO_OR_FOLDER", help="a Hub id or a local folder")

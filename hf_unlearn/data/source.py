@@ -1,6 +1,6 @@
 """Forget, retain and unseen data: from the user's datasets to batches of model inputs.
 
-A dataset is a `datasets.Dataset`, a pandas table, a list or a torch `Dataset` of dicts, or (retained data only) a
+A dataset is a `datasets.Dataset` (or a `DatasetDict` with one split), a pandas table, a list or a torch `Dataset` of dicts, or (retained data only) a
 `datasets.IterableDataset`. Its rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
 completion, or a text), or are processed already.
 """
@@ -30,7 +30,10 @@ from .types import Data
 
 
 def as_dataset(data: Data, name: str) -> Data:
-    """A pandas table as a `datasets.Dataset`; anything else as it is, unless it is several sets, or columns."""
+    """A pandas table as a `datasets.Dataset`, a `DatasetDict` of one split as that; anything else as it is, unless it is
+    several sets, or columns."""
+    if isinstance(data, datasets.DatasetDict) and len(data) == 1:
+        (data,) = data.values()
     if isinstance(data, pd.DataFrame):
         try:
             return datasets.Dataset.from_pandas(data, preserve_index=False)

@@ -9,7 +9,12 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 Data = (
-    datasets.Dataset | datasets.IterableDataset | torch.utils.data.Dataset | pd.DataFrame | Sequence[Mapping[str, Any]]
+    datasets.Dataset
+    | datasets.DatasetDict
+    | datasets.IterableDataset
+    | torch.utils.data.Dataset
+    | pd.DataFrame
+    | Sequence[Mapping[str, Any]]
 )
 ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor
 DataCollator = Callable[[list[dict]], Mapping[str, Any]]

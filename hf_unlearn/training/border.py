@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
-from ..errors import UnlearningError, in_one_sentence
+from ..errors import Failure, UnlearningError, in_one_sentence
 
 
 @contextmanager
 def border(doing: str) -> Iterator[None]:
-    """Another library's exception, or one of a user's own method or callback, becomes an `UnlearningError`.
+    """Another library's exception, or one of a user's own method or callback, becomes a `Failure`.
 
     A lack of memory stays what it is, so that callers can try again with less; so does Ctrl-C.
     """
@@ -19,4 +19,4 @@ def border(doing: str) -> Iterator[None]:
     except (UnlearningError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UnlearningError(f"{doing} failed with a {type(error).__name__}: {in_one_sentence(error)}") from error
+        raise Failure(f"{doing} failed with a {type(error).__name__}: {in_one_sentence(error)}") from error

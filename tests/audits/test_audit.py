@@ -467,6 +467,9 @@ class TestModels:
         verdict = audit(retrained, tiny_vit(), **sets | {"retain": None}).content["verdict"]
         assert "The original itself shows no memory of the forget set" in verdict["cannot"][0]
         assert verdict["outcome"] in ("cannot judge", "retain harm")
+        few = sets | {"retain": None, "forget": sets["forget"].select(range(12))}
+        said = audit(retrained, tiny_vit(), **few).content["verdict"]["cannot"]
+        assert said[0].startswith("With 12 forget samples") and "no memory" not in " ".join(said)
 
     def test_unseen_samples_that_are_no_control(self, instance):
         """Wrong labels in the forget set alone: the retrained model tells as well."""

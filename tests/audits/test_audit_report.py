@@ -116,8 +116,8 @@ class TestJson:
     @CASES
     def test_there_and_back(self, case, tmp_path):
         report = AuditReport(CONTENTS[case])
-        text = report.to_json(tmp_path / "audit.json")
-        assert (tmp_path / "audit.json").read_text() == text
+        assert report.to_json(tmp_path / "audit.json") == tmp_path / "audit.json"
+        assert (tmp_path / "audit.json").read_text() == report.to_json()
         assert AuditReport.from_json(tmp_path / "audit.json") == report
 
     def test_hostile(self, tmp_path):

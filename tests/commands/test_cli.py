@@ -231,6 +231,31 @@ def test_run_help(tmp_path, capsys):
     assert "How: random_label (RandomLabelConfig)" in capsys.readouterr().out
 
 
+def test_run_alone(capsys):
+    assert cli.main(["run"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("usage: hf-unlearn run [RECIPE.yaml]") and said.err.count("\n") <= 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["choose", "m", *(word for name in ("forget", "retain", "unseen") for word in (f"--{name}", "x"))],
+         "pass --overlap allow, --unseen or columns=Columns(label='y')."),
+        (["run", "model=m", "dataset=d", "forget_fraction=0.5"],
+         "pass overlap=allow, unseen_split or columns=Columns(label='y')."),
+    ],
+)  # fmt: skip
+def test_errors_are_in_the_words_of_the_command_line(argv, said, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise UnlearningError("pass overlap=\"allow\", unseen= or columns=Columns(label='y').")
+
+    monkeypatch.setattr("hf_unlearn.commands.sets.read_request", refuse)
+    monkeypatch.setattr("hf_unlearn.commands.steps.run", refuse)
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_methods_table(capsys):
     assert cli.main(["methods"]) == 0
     out = capsys.readouterr().out
@@ -283,10 +308,10 @@ def test_interrupt_and_bugs(capsys, monkeypatch):
         raise ValueError("not the user's fault")
 
     assert cli.exit_code(interrupt, []) == 130
-    assert cli.exit_code(bug, []) == 2
+    assert cli.exit_code(bug, []) == 1
     assert capsys.readouterr().err == "error: The command failed with a ValueError: not the user's fault.\n"
     monkeypatch.setenv("HF_UNLEARN_TRACEBACK", "1")
-    assert cli.exit_code(bug, []) == 2
+    assert cli.exit_code(bug, []) == 1
     assert 'raise ValueError("not the user\'s fault")' in capsys.readouterr().err
 
 

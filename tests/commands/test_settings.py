@@ -215,7 +215,7 @@ class TestCommandLine:
             (["quickstart", "--output", "n" * 300], "which no file can be called; expected a shorter path."),
             (["quickstart", "--output", ""], "--output is ''; expected a path."),
             (["surgery", "plan", "a", "--stages", "5.5"], "stages is 5.5; expected"),
-            (["surgery", "plan", "a", "--stages", "[["], "The command failed with a ParserError"),
+            (["surgery", "plan", "a", "--stages", "[["], "--stages is '[['; expected a number, or lists in a list."),
         ],
     )
     def test_refused(self, tmp_path, monkeypatch, capsys, argv, message):

@@ -384,7 +384,9 @@ class TestSplit:
 
     def test_tables_and_lists(self):
         rows = [{"text": "a", "label": "cat"}, {"text": "b", "label": "dog"}]
-        for data in (rows, pd.DataFrame(rows, index=[7, 8])):
+        one = datasets.DatasetDict(train=datasets.Dataset.from_list(rows))  # as load_dataset makes of a file
+        for data in (rows, pd.DataFrame(rows, index=[7, 8]), one):
+            assert Source(data, "forget").rows([1]) == rows[1:]
             parts = split_dataset(data, labels="dog")
             assert parts["forget"]["text"][:] == ["b"] and parts["retain"].column_names == ["text", "label"]
 

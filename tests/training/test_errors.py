@@ -71,8 +71,8 @@ class TestData:
                 "forget is a DatasetDict with a, b; pass one",
             ),
             (
-                {"retain": datasets.DatasetDict(train=images(4))},
-                "retain is a DatasetDict with train; pass one of them",
+                {"retain": datasets.DatasetDict(train=images(4), test=images(2))},
+                "retain is a DatasetDict with train, test; pass one of them",
             ),
             ({"forget": images(4).to_iterable_dataset()}, "forget is a stream; only the retained set may be one"),
             ({"unseen": images(4).to_iterable_dataset()}, "unseen is a stream; only the retained set may be one"),
