@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
-from ..tasks.figures import figures
+from ..tasks.figures import Measurement, figures
 from .context import AuditContext
 from .matched import first
 from .membership import Matched
@@ -79,21 +79,37 @@ def by_class(ctx: AuditContext, tests: dict[str, Matched]) -> list[dict[str, Any
 
 
 def distributions(ctx: AuditContext) -> dict[str, Any]:
-    """Shares of samples in bins that all models and sets share; what is outside the middle 99% is in the outer bins."""
+    """Shares of samples in bins that all models and sets share; what is outside the middle 99% is in the outer bins.
+
+    Of a request for whole classes, unseen samples are those of these classes, if there are any: even a retrained model tells
+    others apart.
+    """
     found = {}
     for signal in ("margin", "loss", "entropy"):
-        values = np.concatenate([m.signals[signal] for of in ctx.measured.values() for m in of.values()])
+        drawn = {
+            model: {name: m.signals[signal][_like_forgotten(ctx, name, m)] for name, m in of.items()}
+            for model, of in ctx.measured.items()
+        }
+        values = np.concatenate([shown for of in drawn.values() for shown in of.values()])
         low, high = np.quantile(values, [0.005, 0.995])
         edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
         shares = {
             model: {
-                name: (np.histogram(m.signals[signal].clip(edges[0], edges[-1]), edges)[0] / len(m.labels)).tolist()
-                for name, m in of.items()
+                name: (np.histogram(shown.clip(edges[0], edges[-1]), edges)[0] / len(shown)).tolist()
+                for name, shown in of.items()
             }
-            for model, of in ctx.measured.items()
+            for model, of in drawn.items()
         }
         found[signal] = {"edges": edges.tolist(), **shares}
     return found
+
+
+def _like_forgotten(ctx: AuditContext, name: str, measured: Measurement) -> np.ndarray:
+    every = np.ones(len(measured.labels), bool)
+    if name != "unseen" or not ctx.is_class:
+        return every
+    of_class = np.isin(measured.labels, ctx.labels["forget"])
+    return of_class if of_class.any() else every
 
 
 def worst(ctx: AuditContext) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class AuditReport:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
         verdict, table = self.content["verdict"], figures(self.content)
         said = [_wrap(verdict[key], "") for key in SAID if key in verdict]
+        said += [_wrap(f"What now: {self.verdict.next_step(self.content['level'])}", "")]
         parts = ["\n".join([f"Verdict: {plain(verdict['outcome'])}", *said])]
         if table:
             parts.append(_text_table(self.content, table.tables[0]))
@@ -129,8 +130,9 @@ class AuditReport:
     def to_html(self, path: str | Path) -> Path:
         """One page, complete in itself: no script, no font, nothing from the network; gives the path."""
         content, (found, absent) = self.content, sections(self.content)
-        verdict, request, models = content["verdict"], content["request"], content["models"]
-        outcome = verdict["outcome"]
+        verdict, models = content["verdict"], content["models"]
+        outcome, canary = verdict["outcome"], content.get("canary") or {}
+        unsure = canary.get("noticed") is False
         findings = {fails: [] for fails in (True, False)}
         for at, one in self._findings():
             findings[one["fails"]].append(_finding(content, at, one))
@@ -143,18 +145,19 @@ class AuditReport:
         template = Template(resources.files(cast(str, __package__)).joinpath("templates/page.html").read_text())
         page = template.substitute(
             title=_text(f"Audit of {models['unlearned']}"),
-            unlearned=_text(models["unlearned"]),
+            asked=_asked(content),
             about=" · ".join(
                 [
                     f"{_text(content['task'])}",
-                    f"{_text(request['kind'])} request",
                     f"level {_data(content, At(('level',)))}",
                     f"seed {_data(content, At(('seed',)))}",
                 ]
             ),
             samples=" · ".join(f"{_data(content, at)} {name}" for name, at in samples(content)),
-            models=", ".join(f"{name}: <b>{_text(models[name])}</b>" for name in models if models[name]),
-            state="good" if outcome in GOOD else "open" if outcome in OPEN else "bad",
+            models="<br>".join(_model(content, name) for name in models if models[name]),
+            state="open" if outcome in OPEN or (unsure and outcome in GOOD) else "good" if outcome in GOOD else "bad",
+            next=_code(_text(self.verdict.next_step(content["level"]))),
+            canary=f"<b>Self-test</b> {_text(canary['sentence'])}" if canary.get("sentence") else "",
             outcome=_text(outcome),
             plain=_text(verdict.get("plain", verdict["headline"])),
             headline=_text(verdict["headline"]) if "plain" in verdict else "",
@@ -179,6 +182,25 @@ class AuditReport:
 def _write(path: str | Path, text: str) -> Path:
     check_file(path, "path").write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def _asked(content: dict[str, Any]) -> str:
+    """What was to be forgotten, in words."""
+    at, kind = At(("request", "samples", "forget")), content["request"]["kind"]
+    count = "" if value(content, at) is None else f"{_data(content, at)} "
+    about = {"class": " of whole classes", "mixed": ", whole classes among them"}.get(kind, "")
+    return f"{count}forgotten samples{about}"
+
+
+def _model(content: dict[str, Any], name: str) -> str:
+    digest = value(content, At(("weights", name)))
+    weights = f' <span class="digest">weights {_text(digest[:16])}…</span>' if digest else ""
+    return f"{_text(name)}: <b>{_text(content['models'][name])}</b>{weights}"
+
+
+def _code(text: str) -> str:
+    """`words` of a sentence as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
 def _mark(finding: dict[str, Any]) -> str:

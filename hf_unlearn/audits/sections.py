@@ -34,6 +34,15 @@ FIGURES = NAMES | {
     "activation_distance": "distance of outputs",
 }
 
+MEANING = {  # of figures whose names do not say it
+    "auc": "AUC: how well the margin tells forget samples from unseen ones of their class; 0.5 is not at all.",
+    "mia": "MIA: the share of forget samples that an attack on the entropy takes for training samples.",
+    "rf_jsd": "RF-JSD: how far mean answers on forget samples are from the original's on unseen ones, class by class; 0 is not the aim.",
+    "tow": "ToW: the product of 1 − distance to the retrained model over the three accuracies; 1 is alike.",
+    "activation_distance": "Distance of outputs: mean L2 between the probabilities of a model and of the retrained one.",
+    "forget_quality": "Forget quality: how often two like models differ as much in their margins (p-value).",
+}
+
 
 def sections(content: dict[str, Any]) -> tuple[list[Section], list[str]]:
     """The parts that were measured, in the order in which they are read, and a sentence for each that was not."""
@@ -76,6 +85,7 @@ def figures(content: dict[str, Any]) -> Section | None:
         text += " The retrained model never saw the forget samples: the closer to it, the better."
     else:
         text += " There is no retrained model to compare with."
+    text = " ".join([text, *(meaning for key, meaning in MEANING.items() if key in known)])
     return Section("figures", "Before and after", text, tables=[Table(("", *models), rows)])
 
 
@@ -136,6 +146,8 @@ def distributions(content: dict[str, Any]) -> Section | None:
         "seen. Forget samples to the side of the sure ones are remembered; to the other side they stand out by being treated "
         "worse. The first and the last bin hold all samples beyond them, too."
     )
+    if content["request"]["kind"] == "class":
+        text += " Unseen samples are those of the forgotten classes here, if there are any."
     return Section("distributions", "Scores of forget and unseen samples", text, plots=drawn, brief=False)
 
 

@@ -28,6 +28,20 @@ PLAIN = {
     "cannot judge": "The audit cannot say whether the model still remembers the forget samples.",
     "no evidence": "No sign was found that the model still remembers the forget samples.",
 }
+# What to do next, by outcome; where the audit was of level 0, `DEEPER` says more.
+NEXT = {
+    "no evidence": "What this audit can see is not there; whether that is enough to release the model is yours to say. Keep the report "
+    "with it.",
+    "residual memory": "Repair it longer (a larger budget), take another method (`hf-unlearn choose` looks at the request), or retrain.",
+    "over-forgotten": "Push less (fewer epochs, a lower rate), or take a method that only repairs, such as `auto`; forgetting more makes "
+    "it worse.",
+    "retain harm": "Repair it longer on retained samples, or retrain; if retraining would lose this too, as it does wrong labels, "
+    "audit with `retrained=`.",
+    "only the head changed": "Take a method that changes the layers below the head, such as `auto`.",
+    "unchanged": "Unlearn first: `hf-unlearn choose` looks at the request and names a method.",
+    "cannot judge": "Give what is missing, as named under what cannot be judged, or a retrained model (`retrained=`).",
+}
+DEEPER = "A deeper level also looks below the outputs."
 # Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
 TELLING = (
     *("recognition", "canaries", "membership", "accuracy", "relative", "paired_accuracy"),
@@ -105,6 +119,10 @@ class Verdict:
             "cannot": [],
         }
         return cls(**{**said, **_known(cls, content), "findings": findings})
+
+    def next_step(self, level: int) -> str:
+        """What to do now, in a sentence, or two where the audit was of level 0 and found nothing."""
+        return NEXT[self.outcome] + (f" {DEEPER}" if self.outcome == "no evidence" and level == 0 else "")
 
     @property
     def came_out(self) -> tuple[str, ...]:

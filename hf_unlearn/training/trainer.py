@@ -135,7 +135,6 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        make_readable(self.callback_handler)
         check_sharding(self.method, self.accelerator)
         plan = self.request, self.method, self.args, self.reading.sizes
         self.schedule = None if self.is_edit else make_schedule(*plan)
@@ -163,6 +162,7 @@ class UnlearningTrainer(ResumableTrainer):
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         read_original(self.private)
+        make_readable(self.callback_handler)
         taken_back = contextlib.nullcontext()
         if self.args.should_save:
             folder = Path(self.args.output_dir)

@@ -251,7 +251,8 @@ class TestPage:
             assert shown == number(figure, at(pointer))
         said, names = (
             said_in(content),
-            [content["models"]["unlearned"], content["version"], content.get("date", ""), "95% interval"],
+            [content["models"]["unlearned"], content["version"], content.get("date", ""), "95% interval"]
+            + [digest[:16] for digest in content.get("weights", {}).values()],
         )
         for text in page.outside:  # what else has digits is a sentence, a name or how many rows there are
             if plain(text) not in said:
