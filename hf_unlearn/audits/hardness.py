@@ -159,7 +159,7 @@ def hardness(context: Context, method: Hamu, sizes: dict[str, int], max_norm: fl
             clip_(gradient, max_norm)
     config = method.config
     how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
-    _, found = solve(retain, forget, 1.0, *how)
+    _, found = solve(retain, forget, 1.0, *how, "retain")  # in the paper's units, and of the plain losses
     return HardnessReport(
         hardness=found,
         config=config,

@@ -216,6 +216,11 @@ class Context(Protocol):
         """Which parameters the loss of a sample depends on."""
         ...
 
+    @property
+    def clipped(self) -> Mapping[str, float]:
+        """By which factor clipping has shortened the gradient of each named loss that `combine` is given."""
+        ...
+
     def is_same_in_training(self, loss: Callable[[nn.Module, Batch], Tensor]) -> bool:
         """Whether the model in training mode gives the loss of eval mode: no dropout, and BatchNorm frozen."""
         ...

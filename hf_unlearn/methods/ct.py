@@ -38,10 +38,11 @@ class CtConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "CtConfig":
-        """The values of the contest, for ResNet-18 on faces. Its learning rate falls once an epoch, here in every step."""
+        """The values of the contest, for ResNet-18 on faces. Its learning rate falls once an epoch, here in every step.
+        Weight decay is on all weights, biases and norms too."""
         arguments = {"learning_rate": 1e-3, "num_train_epochs": 3, "per_device_train_batch_size": 64}
         arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}
-        arguments |= {"lr_scheduler_type": "cosine", "max_grad_norm": 0.0, "freeze_batchnorm": False}
+        arguments |= {"lr_scheduler_type": "cosine", "max_grad_norm": 0.0, "freeze_batchnorm": False, "decay": "all"}
         return cls(arguments=arguments)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .base import TASKS, MethodInfo
-from .paired import PairedConfig, PairedLosses
+from .paired import PairedAscentConfig, PairedLosses
 
 
 def grad_diff_loss(retain_loss: Tensor, forget_loss: Tensor) -> Tensor:
@@ -14,10 +14,17 @@ def grad_diff_loss(retain_loss: Tensor, forget_loss: Tensor) -> Tensor:
 
 
 @dataclass
-class GradDiffConfig(PairedConfig):
-    """Gradient difference: no hyperparameters but when to end, which is ours."""
+class GradDiffConfig(PairedAscentConfig):
+    """Gradient difference. `until` and the bounded objective are ours."""
 
     method = "grad_diff"
+
+    @classmethod
+    def paper(cls) -> "GradDiffConfig":
+        """The values of TOFU (arXiv 2401.06121) for Llama-2-7b, where all weights are trained."""
+        arguments = {"learning_rate": 1e-5, "num_train_epochs": 5, "per_device_train_batch_size": 32}
+        arguments |= {"weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.2, "max_grad_norm": 1.0}
+        return cls(objective="ce", until="end", arguments=arguments)
 
 
 class GradDiff(PairedLosses):
@@ -35,5 +42,5 @@ class GradDiff(PairedLosses):
     adapter_learning_rate = 3e-4
 
     def losses(self, model, batch) -> dict[str, Tensor]:
-        retain, forget = (self.loss(model, batch[name]) for name in ("retain", "forget"))
+        retain, forget = self.loss(model, batch["retain"]), self.forget_loss(model, batch["forget"])
         return {"loss": grad_diff_loss(retain, forget), "retain_loss": retain, "forget_loss": forget}

@@ -29,11 +29,12 @@ def dots(a: Gradient, b: Gradient) -> Tensor:
     return summed(torch.stack(products), a[0])
 
 
-def clip_(gradient: Gradient, max_norm: float) -> None:
-    """Scale a gradient down to a norm of `max_norm`, in place, if it is longer."""
+def clip_(gradient: Gradient, max_norm: float) -> Tensor:
+    """Scale a gradient down to a norm of `max_norm`, in place, if it is longer; gives the factor."""
     scale = (max_norm / dots(gradient, gradient).sum().sqrt()).clamp(max=1.0)
     for tensor in gradient:
         local(tensor).mul_(scale.to(tensor.dtype))
+    return scale
 
 
 def combination(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """GRU: gradient rectified unlearning (2025)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from ..errors import UnlearningError
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, combine_, dots
-from .paired import PairedConfig, PairedGradients
+from .paired import PairedAscentConfig, PairedGradients
 
 
 def gru_update(retain: Gradient, forget: Gradient) -> Gradient:
@@ -19,11 +22,33 @@ def gru_update(retain: Gradient, forget: Gradient) -> Gradient:
     return combine_(list(retain), forget, [[*range(len(retain))]], [(a, -1.0)])
 
 
+def running_mean(mean: Gradient, gradient: Gradient, gamma: float) -> Gradient:
+    """ḡ ← γ·g + (1 − γ)·ḡ, tensor by tensor."""
+    return [gamma * g + (1 - gamma) * m for g, m in zip(gradient, mean, strict=True)]
+
+
 @dataclass
-class GruConfig(PairedConfig):
-    """GRU. `until` is ours."""
+class GruConfig(PairedAscentConfig):
+    """GRU. `until`, the bounded objective and a γ of 1 are ours."""
 
     method = "gru"
+
+    gamma: float = field(
+        default=1.0,
+        metadata={
+            "help": "weight γ of a step's retain gradient in the running mean over steps that takes its place; 1: no mean"
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("gamma", 0 < self.gamma <= 1, "a weight in (0, 1]")
+
+    @classmethod
+    def paper(cls) -> "GruConfig":
+        """The plain losses, the γ of the authors' code, and no stopping by unseen samples. Learning rate and clipping are ours:
+        theirs are Adam's, which does not keep to the direction."""
+        return cls(objective="ce", gamma=0.8, until="end")
 
 
 class Gru(PairedGradients):
@@ -45,6 +70,26 @@ class Gru(PairedGradients):
         ),
     )
     config_class = GruConfig
+    config: GruConfig
+
+    def prepare(self, context) -> None:
+        super().prepare(context)
+        if self.config.gamma < 1 and context.is_sharded:
+            raise UnlearningError(
+                "gru: gamma is below 1, and the model is sharded (FSDP); expected DDP, or a gamma of 1."
+            )
+        self.mean: Gradient = []  # of the retain gradients so far
 
     def combine(self, gradients: dict[str, Gradient]) -> Gradient:
-        return gru_update(gradients["retain"], gradients["forget"])
+        retain, gamma = gradients["retain"], self.config.gamma
+        if gamma < 1:
+            retain = self.mean = running_mean(self.mean or [0 * g for g in retain], retain, gamma)
+        return gru_update(retain, gradients["forget"])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return super().state_dict() | {f"mean.{i}": tensor for i, tensor in enumerate(self.mean)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        parameters = self.context.parameters if "mean.0" in state else []
+        self.mean = [state[f"mean.{i}"].to(p.device) for i, p in enumerate(parameters)]

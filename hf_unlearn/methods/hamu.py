@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UnlearningError
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, blocks, combination, combine_, dots
-from .paired import PairedConfig, PairedGradients
+from .paired import PairedAscentConfig, PairedGradients
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def hamu_update(
     on_infeasible: Literal["cap", "skip", "stop"] = "stop",
     quota: Literal["norm_product", "uniform"] = "norm_product",
     quota_scale: Literal["absolute", "relative"] = "absolute",
+    radius: Literal["retain", "unit"] = "retain",
 ) -> tuple[Gradient, Hardness]:
     """The change Δ of the weights, to be added, and how hard it was.
 
@@ -84,7 +85,7 @@ def hamu_update(
         cos θ ≤ −c:  Δ = −η g_r                                       plain descent gains enough
         otherwise:   Δ = η‖g_r‖ (c·ĝ_f − √(1 − c²)·ĝ_r⊥),   ĝ_r⊥ = (ĝ_r − cos θ·ĝ_f)/sin θ
 
-    Gradients are those of the plain losses, neither is negated.
+    Gradients are those of the losses, neither is negated.
 
     Args:
         lr: η.
@@ -93,12 +94,13 @@ def hamu_update(
         groups: lists of indices of the tensors that form one block; by default each tensor is one.
         on_infeasible: what to do if Q is out of reach: nothing (`stop` and `skip`), or all that the radius allows (`cap`).
         quota: Q_i ∝ ‖g_r‖‖g_f‖, or the same in all blocks.
+        radius: R_i = η‖g_r‖, or `unit`: that over the length of g_r in all blocks, so that a step with no block left out is η long.
     """
     groups = groups or [[i] for i in range(len(retain_grads))]
     if sorted(i for group in groups for i in group) != [*range(len(retain_grads))]:
         raise UnlearningError(f"groups is {groups}; expected each of the {len(retain_grads)} tensors in one group.")
     coefficients, hardness = solve(
-        retain_grads, forget_grads, lr, ratio, variant, groups, on_infeasible, quota, quota_scale
+        retain_grads, forget_grads, lr, ratio, variant, groups, on_infeasible, quota, quota_scale, radius
     )
     return combine_(list(retain_grads), forget_grads, groups, coefficients.tolist()), hardness
 
@@ -113,6 +115,7 @@ def solve(
     on_infeasible: str,
     quota: str,
     quota_scale: str,
+    radius: str,
 ) -> tuple[Tensor, Hardness]:
     """(a, b) of every block, Δ = a·g_r + b·g_f, from three inner products a block."""
     products = torch.stack([dots(retain, retain), dots(forget, forget), dots(retain, forget)]).double().cpu()
@@ -126,14 +129,12 @@ def solve(
     if variant == "u":  # the same problem for (−g_f, −g_r): κ, θ and ‖g_r‖‖g_f‖ stay as they are
         r, f = f, r
 
-    reach = r * f  # R_i‖g_f‖/η
+    per_length = 1 / (r.norm().item() or 1.0) if radius == "unit" else 1.0  # R_i/(η‖g_r‖)
+    reach = per_length * r * f  # R_i‖g_f‖/η
     total = reach.sum().item()
     asked = ratio * total if quota_scale == "relative" else ratio  # Q/η
-    quotas = (
-        asked * reach / (total or 1.0)
-        if quota == "norm_product"
-        else asked * alive.double() / max(1, int(alive.sum()))
-    )
+    shares = reach / (total or 1.0) if quota == "norm_product" else alive.double() / max(1, int(alive.sum()))
+    quotas = asked * shares
     c = torch.where(alive, quotas / torch.where(alive, reach, 1.0), 0.0)
     infeasible = asked > 0 and (total == 0 or bool((c > 1 + 1e-12).any()))
     shortfall = (quotas - reach).clamp(min=0).sum().item() if total else asked
@@ -155,7 +156,7 @@ def solve(
     cost = (torch.arccos(cosine) + torch.arccos(c)).clamp(max=math.pi).cos()
     if variant == "u":
         a, b = -b, -a
-    a, b = lr * a, lr * b
+    a, b = lr * per_length * a, lr * per_length * b
     length = math.sqrt(rr.sum().item() * ff.sum().item())
     counts = {"direct": direct, "rectified": rectified, "collinear": collinear, "skipped": ~moving}
     return torch.stack([a, b], dim=1), Hardness(
@@ -189,9 +190,9 @@ def _sines(retain: Gradient, forget: Gradient, groups: list, cosine: Tensor, r: 
 
 
 @dataclass
-class HamuConfig(PairedConfig):
-    """HAMU. Ours, not the paper's: a ratio of 0.1, `quota_scale="relative"`, `on_infeasible="cap"`, `stop_patience`,
-    `stop_slack`, `until` and blocks by module; `paper()` has none of them."""
+class HamuConfig(PairedAscentConfig):
+    """HAMU. Ours, not the paper's: the bounded objective, `radius="unit"`, a ratio of 0.1, `quota_scale="relative"`,
+    `on_infeasible="cap"`, `stop_patience`, `stop_slack`, `until` and blocks by module; `paper()` has none of them."""
 
     method = "hamu"
 
@@ -204,6 +205,13 @@ class HamuConfig(PairedConfig):
         metadata={
             "help": "relative: Q = ratio·η·Σ‖g_r‖‖g_f‖, in every state of the model the same share of what is reachable "
             "(ours); absolute: Q = ratio·η (the paper)"
+        },
+    )
+    radius: Literal["unit", "retain"] = field(
+        default="unit",
+        metadata={
+            "help": "how far a step may go: retain: η times the length of the retain gradient (the paper), which is next to "
+            "nothing where the retained samples are fitted; unit: η in all, shared out over blocks in the same way (ours)"
         },
     )
     block: Literal["tensor", "module", "global"] = field(
@@ -256,9 +264,8 @@ class HamuConfig(PairedConfig):
         batch_size, epochs = (5000, 25) if setting == "resnet20-cifar10" else (50, 10)
         arguments = {"learning_rate": 1e-4, "num_train_epochs": epochs, "per_device_train_batch_size": batch_size}
         arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 1.0, "freeze_batchnorm": True, "optim": "sgd"}
-        return cls(
-            ratio=0.5, quota_scale="absolute", on_infeasible="stop", stop_patience=1, until="end", arguments=arguments
-        )
+        ours = {"objective": "ce", "radius": "retain", "quota_scale": "absolute", "on_infeasible": "stop"}
+        return cls(ratio=0.5, stop_patience=1, until="end", arguments=arguments, **ours)
 
 
 class Hamu(PairedGradients):
@@ -300,10 +307,9 @@ class Hamu(PairedGradients):
         self.is_same_in_training = self.config.realised and context.is_same_in_training(self.loss)
 
     def losses(self, model, batch):
-        for name in ("retain", "forget"):
-            loss = self.loss(model, batch[name])
+        for name, loss in super().losses(model, batch):
             if self.config.realised:
-                before = loss if self.is_same_in_training else self._in_eval_mode(batch[name])
+                before = loss if self.is_same_in_training else self._in_eval_mode(name, batch[name])
                 self.context.log_step({f"hamu_realised_{name}": -before})  # `on_step_end` adds what it is then
             yield name, loss
         if self.config.realised:
@@ -312,7 +318,7 @@ class Hamu(PairedGradients):
     def combine(self, gradients: dict[str, Gradient]) -> Gradient | None:
         config, retain, forget = self.config, gradients["retain"], gradients["forget"]
         how = config.ratio, config.variant, self.groups, config.on_infeasible, config.quota, config.quota_scale
-        coefficients, hardness = solve(retain, forget, 1.0, *how)
+        coefficients, hardness = solve(retain, forget, 1.0, *how, config.radius)
         self._log(hardness)
         if hardness.infeasible and config.on_infeasible == "stop":
             return self._end(explain(hardness, config))
@@ -351,21 +357,24 @@ class Hamu(PairedGradients):
 
     def _log(self, hardness: Hardness) -> None:
         values = {name: getattr(hardness, name) for name in LOGGED} | hardness.branches
-        gains = ("slack", "predicted_forget", "predicted_retain")
-        values |= {name: self.context.learning_rate * values[name] for name in gains}
+        gained = "forget" if self.config.variant == "q" else "retain"
+        for name, of in (("slack", gained), ("predicted_forget", "forget"), ("predicted_retain", "retain")):
+            # In the units of the losses: of the coming step, and of gradients as long as they were before clipping.
+            values[name] *= self.context.learning_rate / self.context.clipped[of]
         self.context.log_step({f"hamu_{name}": torch.tensor(float(value)) for name, value in values.items()})
 
     def on_step_end(self, step: int) -> bool | None:
         for batch in self.seen:
             self.context.log_step(
-                {f"hamu_realised_{name}": self._in_eval_mode(batch[name]) for name in ("retain", "forget")}
+                {f"hamu_realised_{name}": self._in_eval_mode(name, batch[name]) for name in ("retain", "forget")}
             )
         self.seen = []
         return False if self.ended else super().on_step_end(step)
 
-    def _in_eval_mode(self, part) -> Tensor:
+    def _in_eval_mode(self, name: str, part) -> Tensor:
+        loss = self.loss if name == "retain" else self.forget_loss
         with torch.no_grad(), self.context.evaluating():
-            return self.loss(self.context.model, part)
+            return loss(self.context.model, part)
 
     def state_dict(self) -> dict[str, Tensor]:
         before = {f"before.{i}": tensor for i, tensor in enumerate(self.before)}

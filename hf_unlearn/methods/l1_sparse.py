@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def l1_norm(weights: Sequence[Tensor]) -> Tensor:
 
 
 def decayed(gamma: float, step: int, steps: int) -> float:
-    """γ·(1 − t/T): linear, from γ in the first step to γ/T in the last one.
+    """γ·(1 − t/T): linear, from γ in the first step, or epoch, to γ/T in the last one.
 
     >>> [decayed(1.0, step, 4) for step in range(4)]
     [1.0, 0.75, 0.5, 0.25]
@@ -30,11 +30,14 @@ def decayed(gamma: float, step: int, steps: int) -> float:
 
 @dataclass
 class L1SparseConfig(MethodConfig):
-    """l1-sparse."""
+    """l1-sparse. That γ falls in every step is ours."""
 
     method = "l1_sparse"
 
     gamma: float = field(default=5e-4, metadata={"help": "weight γ of ‖θ‖₁ in the first step; it decays to 0"})
+    fade: Literal["step", "epoch"] = field(
+        default="step", metadata={"help": "γ falls in every step (ours), or once an epoch (the authors' code)"}
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -42,15 +45,15 @@ class L1SparseConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "L1SparseConfig":
-        """The paper's values."""
+        """The paper's values. Weight decay is on all weights, biases and norms too."""
         arguments = {"learning_rate": 0.01, "num_train_epochs": 10, "per_device_train_batch_size": 256}
         arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}
         arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 0.0, "freeze_batchnorm": False}
-        return cls(gamma=5e-4, arguments=arguments)
+        return cls(gamma=5e-4, fade="epoch", arguments=arguments | {"decay": "all"})
 
 
 class L1Sparse(Finetune):
-    """min CE(D_r) + γ‖θ‖₁ from the original weights, with γ falling linearly to 0 over the steps.
+    """min CE(D_r) + γ‖θ‖₁ from the original weights, with γ falling linearly to 0 over the steps or epochs.
 
     Plain SGD by default: Adam would take steps of full size along the penalty, wherever it is all a weight feels.
     """
@@ -85,7 +88,9 @@ class L1Sparse(Finetune):
         self.context = context
 
     def on_step_begin(self, step: int) -> None:
-        self.gamma = decayed(self.config.gamma, step, len(self.context.schedule))
+        schedule = self.context.schedule
+        passed = (step, len(schedule)) if self.config.fade == "step" else (schedule.epoch(step), len(schedule.epochs))
+        self.gamma = decayed(self.config.gamma, *passed)
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         retain = cross_entropy(model(**batch.inputs).logits, batch.labels)

@@ -135,10 +135,10 @@ class LocalTeacherConfig(MethodConfig):
 
     @classmethod
     def paper(cls) -> "LocalTeacherConfig":
-        """ResNet-56 on CIFAR-100, half of a class forgotten."""
+        """ResNet-56 on CIFAR-100, half of a class forgotten. Weight decay is on all weights, biases and norms too."""
         arguments = {"learning_rate": 1e-4, "num_train_epochs": 20, "per_device_train_batch_size": 256}
         arguments |= {"optim": "adamw_torch", "weight_decay": 1e-6, "lr_scheduler_type": "constant"}
-        arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False}
+        arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False, "decay": "all"}
         teacher = {"teacher": "resnet8", "teacher_optim": "sgd", "teacher_lr": 0.2, "teacher_batch": 256}
         return cls(k=1000, similarity="centroid", **teacher, arguments=arguments)
 

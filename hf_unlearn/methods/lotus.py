@@ -95,7 +95,7 @@ class LotusConfig(MethodConfig):
     @classmethod
     def paper(cls, setting: str = "resnet18-cifar100") -> "LotusConfig":
         """The paper's values: `resnet18-cifar10`, `resnet18-cifar100` (also MUFAC and Tiny-ImageNet), `vit`,
-        `vit-imagenet` or `resnet18-class`."""
+        `vit-imagenet` or `resnet18-class`. Weight decay is on all weights, biases and norms too."""
         settings = ("resnet18-cifar10", "resnet18-cifar100", "resnet18-class", "vit", "vit-imagenet")
         if setting not in settings:
             raise UnlearningError(f"LoTUS's paper has no setting {setting!r}; expected one of {', '.join(settings)}.")
@@ -106,7 +106,7 @@ class LotusConfig(MethodConfig):
         else:
             arguments = {"learning_rate": 1e-4, "num_train_epochs": 10, "per_device_train_batch_size": 128}
         arguments |= {"optim": "adamw_torch", "weight_decay": 5e-4, "lr_scheduler_type": "constant"}
-        arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False}
+        arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False, "decay": "all"}
         return cls(alpha=alpha, class_mode=setting == "resnet18-class", class_cure="none", arguments=arguments)
 
 

@@ -46,10 +46,10 @@ class MsgConfig(MethodConfig):
     @classmethod
     def paper(cls) -> "MsgConfig":
         """The values of the contest, for ResNet-18 on faces. Its learning rate rises for half of the epochs and falls again,
-        there once an epoch and here in every step."""
+        there once an epoch and here in every step. Weight decay is on all weights, biases and norms too."""
         arguments = {"learning_rate": 1e-3, "num_train_epochs": 5, "per_device_train_batch_size": 64}
         arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4, "max_grad_norm": 0.0}
-        arguments |= {"lr_scheduler_type": "linear", "warmup_steps": 0.5, "freeze_batchnorm": False}
+        arguments |= {"lr_scheduler_type": "linear", "warmup_steps": 0.5, "freeze_batchnorm": False, "decay": "all"}
         return cls(arguments=arguments)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, orthonormal, project
-from .paired import PairedConfig, PairedGradients
+from .paired import PairedAscentConfig, PairedGradients
 
 
 def orthograd_update(
@@ -30,8 +30,8 @@ def orthograd_update(
 
 
 @dataclass
-class OrthogradConfig(PairedConfig):
-    """OrthoGrad. `until` is ours, and so is a number of `samples`: `paper()` takes all of a step."""
+class OrthogradConfig(PairedAscentConfig):
+    """OrthoGrad. Ours: `until`, the bounded objective, and a number of `samples`; `paper()` takes all of a step."""
 
     method = "orthograd"
 
@@ -47,8 +47,9 @@ class OrthogradConfig(PairedConfig):
 
     @classmethod
     def paper(cls) -> "OrthogradConfig":
-        """All samples of a step, and no stopping by unseen samples. Learning rate and clipping are ours: none is given."""
-        return cls(samples=None, until="end")
+        """All samples of a step, the plain losses, and no stopping by unseen samples. Learning rate and clipping are ours: none is
+        given."""
+        return cls(objective="ce", samples=None, until="end")
 
 
 class Orthograd(PairedGradients):

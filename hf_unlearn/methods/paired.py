@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
+from .ascent import AscentConfig, ascended
 from .base import Method, MethodConfig, measured
 
 
@@ -20,7 +21,8 @@ class PairedConfig(MethodConfig):
         default="unseen",
         metadata={
             "help": "unseen: end when forget samples are known no better than unseen samples were by the original, by loss or by a "
-            "classifier's accuracy (of a class: when none is right any more), since the loss could rise for ever; end: all epochs"
+            "classifier's accuracy (of a class: when none is right any more; with a bounded objective: by accuracy alone, where it "
+            "tells the two apart), since the loss could rise for ever; end: all epochs"
         },
     )
     look: int | None = field(
@@ -33,6 +35,11 @@ class PairedConfig(MethodConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check("look", self.look is None or self.look >= 1, "at least 1, or null")
+
+
+@dataclass
+class PairedAscentConfig(AscentConfig, PairedConfig):
+    """Settings of a method that descends on retained samples and ascends on as many forget samples."""
 
 
 class Paired(Method):
@@ -49,6 +56,7 @@ class Paired(Method):
     def prepare(self, context) -> None:
         self.context = context
         self.looks = self.config.until == "unseen" and context.has("control")
+        self.objective = self.config.objective_of(context.task) if isinstance(self.config, AscentConfig) else "ce"
         self.loss_aim, self.accuracy_aim = math.inf, 0.0  # of the original on unseen samples, class by class
         if self.looks and not context.is_class_request:
             forget, control = measured(context, "forget"), measured(context, "control")
@@ -56,6 +64,8 @@ class Paired(Method):
             # It says nothing where it was no higher, and little of texts, most of whose tokens are right in unseen ones too.
             told_apart = forget.accuracy > accuracy and context.task.right_or_wrong
             self.accuracy_aim = accuracy if told_apart else -1.0
+            if told_apart and self.objective == "bounded":  # a few samples could lift the mean loss over its aim
+                self.loss_aim = math.inf
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         return self.is_known() if self.looks else None
@@ -63,15 +73,40 @@ class Paired(Method):
     def on_step_end(self, step: int) -> bool | None:
         schedule = self.context.schedule
         look = self.config.look or math.ceil(schedule.n_forget / schedule.batch_size)
-        return self.is_known() if self.looks and step % look == 0 else None
+        is_last = step == len(schedule)
+        if not self.looks or (step % look and not is_last):
+            return None
+        known = self.is_known()
+        if known and is_last:
+            self.notes.append(self.missed())
+        return known
 
     def is_known(self) -> bool:
         """Whether forget samples are known better than unseen ones were."""
         forget = measured(self.context, "forget")
         return forget.mean("loss") < self.loss_aim and forget.accuracy > self.accuracy_aim
 
+    def missed(self) -> str:
+        """In words, that the run is over and its aim is not reached."""
+        forget, steps = measured(self.context, "forget"), len(self.context.schedule)
+        found = []
+        if self.accuracy_aim >= 0:
+            found.append(
+                f"{100 * forget.accuracy:.1f} % of them are right, and the aim is {100 * self.accuracy_aim:.1f} %"
+            )
+        if math.isfinite(self.loss_aim):
+            found.append(f"their loss is {forget.mean('loss'):.3g}, and the aim is {self.loss_aim:.3g}")
+        return (
+            f"{self.info.name} has used up its {steps} steps, and forget samples are still known better than unseen ones were: "
+            f"{'; '.join(found)}. Raise num_train_epochs or learning_rate."
+        )
+
     def loss(self, model, part) -> Tensor:
         return part.mean(cross_entropy(model(**part.inputs).logits, part.labels))
+
+    def forget_loss(self, model, part) -> Tensor:
+        """What is ascended on."""
+        return part.mean(ascended(cross_entropy(model(**part.inputs).logits, part.labels), self.objective))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"aims": torch.tensor([self.loss_aim, self.accuracy_aim], dtype=torch.float64)}
@@ -102,7 +137,7 @@ class PairedLosses(Paired):
 
 
 class PairedGradients(Paired):
-    """A whole gradient of the plain loss on each of the two batches."""
+    """A whole gradient of the loss on each of the two batches, of forget samples that which is ascended on."""
 
     plain_sgd = True
     learning_rate = 0.003
@@ -123,5 +158,5 @@ class PairedGradients(Paired):
         return {"learning_rate": 0.1}
 
     def losses(self, model, batch):
-        for name in ("retain", "forget"):
-            yield name, self.loss(model, batch[name])
+        yield "retain", self.loss(model, batch["retain"])
+        yield "forget", self.forget_loss(model, batch["forget"])

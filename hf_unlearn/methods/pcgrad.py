@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, combine_, dots
-from .paired import PairedConfig, PairedGradients
+from .paired import PairedAscentConfig, PairedGradients
 
 
 def pcgrad_update(retain: Gradient, forget: Gradient) -> Gradient:
@@ -22,10 +22,16 @@ def pcgrad_update(retain: Gradient, forget: Gradient) -> Gradient:
 
 
 @dataclass
-class PcgradConfig(PairedConfig):
-    """PCGrad. `until` is ours."""
+class PcgradConfig(PairedAscentConfig):
+    """PCGrad. `until` and the bounded objective are ours."""
 
     method = "pcgrad"
+
+    @classmethod
+    def paper(cls) -> "PcgradConfig":
+        """The plain losses, and no stopping by unseen samples. Learning rate, epochs and clipping are ours: the paper is not of
+        unlearning."""
+        return cls(objective="ce", until="end")
 
 
 class Pcgrad(PairedGradients):

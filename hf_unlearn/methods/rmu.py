@@ -81,9 +81,9 @@ class RmuConfig(PairedConfig):
     @classmethod
     def paper(cls) -> "RmuConfig":
         """The values for Zephyr-7B (32 blocks), for at most 150 steps (`max_steps`). All MLP weights of the three blocks
-        are trained; the authors' code trains the last matrix of each MLP only."""
+        are trained; the authors' code trains the last matrix of each MLP only. Weight decay is on all that is trained, biases too."""
         arguments = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 4}
-        arguments |= {"weight_decay": 0.01, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+        arguments |= {"weight_decay": 0.01, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "decay": "all"}
         return cls(layer=7, retain_weight=1200.0, until="end", arguments=arguments)
 
 

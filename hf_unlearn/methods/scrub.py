@@ -66,12 +66,12 @@ class ScrubConfig(MethodConfig):
 
         All batches have the size of their retained ones; those of forget samples are larger (64 and not 32 in the small runs).
         The small runs are with Adam, which adds weight decay to the gradient, and a falling learning rate; here with AdamW and
-        a constant one.
+        a constant one. Weight decay is on all weights, biases and norms too.
         """
         if setting not in ("small", "large"):
             raise UnlearningError(f"SCRUB's paper has no setting {setting!r}; expected small or large.")
         arguments = {"learning_rate": 5e-4, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-        arguments |= {"freeze_batchnorm": False}
+        arguments |= {"freeze_batchnorm": False, "decay": "all"}
         if setting == "large":
             arguments |= {"num_train_epochs": 3, "per_device_train_batch_size": 128}
             arguments |= {"optim": "sgd", "optim_args": "momentum=0.9", "weight_decay": 5e-4}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def learn_noise(
 
 @dataclass
 class UnsirConfig(MethodConfig):
-    """UNSIR. `tokens` is ours."""
+    """UNSIR. Ours: `tokens`, and noise that is learned in eval mode."""
 
     method = "unsir"
 
@@ -42,6 +42,13 @@ class UnsirConfig(MethodConfig):
     steps: int = field(default=40, metadata={"help": "steps in which the noise is learned"})
     rate: float = field(default=0.1, metadata={"help": "Adam's learning rate for the noise"})
     penalty: float = field(default=0.1, metadata={"help": "weight λ of the squared norm of the noise"})
+    noise_mode: Literal["eval", "train"] = field(
+        default="eval",
+        metadata={
+            "help": "how the model is while the noise is learned. eval: each noise sample by itself (ours); train: all of a class "
+            "together, by whose statistics BatchNorm goes, and keeps them (the authors' code)"
+        },
+    )
     retain_fraction: float = field(default=1.0, metadata={"help": "share of the retained samples that is used"})
     tokens: int = field(default=32, metadata={"help": "length of a noise text, in tokens (ours)"})
 
@@ -60,7 +67,9 @@ class UnsirConfig(MethodConfig):
         repair step has half of this learning rate."""
         arguments = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 256}
         arguments |= {"weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-        return cls(samples=256, retain_fraction=0.2, arguments=arguments | {"freeze_batchnorm": False})
+        return cls(
+            samples=256, noise_mode="train", retain_fraction=0.2, arguments=arguments | {"freeze_batchnorm": False}
+        )
 
 
 class Unsir(Method):
@@ -129,9 +138,12 @@ class Unsir(Method):
             return model(**{self.name: (scale * part).to(scale.dtype)}).logits
 
         about = (config.steps, config.rate, config.penalty)
+        rows = ROWS_AT_ONCE if config.noise_mode == "eval" else config.samples
         with context.evaluating():
-            parts = zip(noise.split(ROWS_AT_ONCE), labels.split(ROWS_AT_ONCE), strict=True)
+            model.train(config.noise_mode == "train")
+            parts = zip(noise.split(rows), labels.split(rows), strict=True)
             learned = torch.cat([learn_noise(logits, part, y, *about) for part, y in parts])
+            model.eval()
         self.classes, self.noise = classes, scale * learned.view(len(classes), config.samples, *shape)
 
     def losses(self, model, batch) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ METHOD_DEFAULTS = (
     "max_grad_norm",
     "warmup_steps",
     "freeze_batchnorm",
+    "decay",
 )
 
 
@@ -60,6 +61,13 @@ class UnlearningArguments(TrainingArguments):
     freeze_batchnorm: bool | None = field(
         default=None,
         metadata={"help": "keep BatchNorm statistics as they are; default: the method's, and always with an adapter"},
+    )
+    decay: Literal["weights", "all"] | None = field(
+        default=None,
+        metadata={
+            "help": "what weight decay acts on: weights: all but biases and LayerNorms, as the Trainer has it; all: every trained "
+            "parameter, as in the papers' own code; default: the method's, else weights"
+        },
     )
     measure: bool = field(
         default=True, metadata={"help": "measure forget, retained and unseen samples before and after unlearning"}

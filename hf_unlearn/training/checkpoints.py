@@ -369,7 +369,7 @@ def _write_last(path: Path, content: dict[str, Any]) -> None:
 
 _RECORDED = (
     "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "weight_decay",
-    "optim", "optim_args", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "freeze_batchnorm", "max_steps", "seed",
+    "optim", "optim_args", "lr_scheduler_type", "max_grad_norm", "warmup_steps", "freeze_batchnorm", "decay", "max_steps", "seed",
     "bf16", "fp16",
 )  # fmt: skip
 

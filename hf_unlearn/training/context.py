@@ -163,6 +163,10 @@ class Context(base.Context):
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model)
 
+    @property
+    def clipped(self) -> dict[str, float]:
+        return self._trainer.named_gradients.clipped
+
     # -- Other models
 
     def teacher(self, cache: str = "auto") -> TableTeacher | OnlineTeacher:

@@ -12,11 +12,16 @@ from ..methods.gradients import clip_
 
 
 class NamedGradients:
-    """A gradient for each named loss. While a loss is at work, `.grad` holds its gradient alone."""
+    """A gradient for each named loss. While a loss is at work, `.grad` holds its gradient alone.
+
+    Attributes:
+        clipped: by which factor clipping has shortened each of those that were given last.
+    """
 
     def __init__(self, max_norm: float | None):
         self.max_norm = max_norm or 0.0
         self.by_name: dict[str, list[Tensor | None]] = {}
+        self.clipped: dict[str, float] = {}
 
     @contextmanager
     def of(self, name: str, parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -33,9 +38,9 @@ class NamedGradients:
             name: [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, parameters, strict=True)]
             for name, gradient in added.items()
         }
+        self.clipped = dict.fromkeys(whole, 1.0)
         if self.max_norm > 0:
-            for gradient in whole.values():
-                clip_(gradient, self.max_norm)
+            self.clipped = {name: clip_(gradient, self.max_norm).item() for name, gradient in whole.items()}
         return whole
 
 

@@ -33,7 +33,7 @@ from .request import Request
 # all that only saves, logs or measures do not belong to them: with any of these the weights are the same up to rounding.
 ARGUMENTS = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args",
-    "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",
+    "optim_target_modules", "weight_decay", "decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed",
     "split_seed", "neftune_noise_alpha", "tf32", "load_best_model_at_end",
 )  # fmt: skip
 # And those that decide when the run is looked at, where what is seen then steers it.

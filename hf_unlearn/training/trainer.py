@@ -227,6 +227,11 @@ class UnlearningTrainer(ResumableTrainer):
             generator=torch.Generator(),
         )
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        if self.args.decay == "all":
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)

@@ -7,7 +7,8 @@
 - newsgroups: the group of a text, its first-level group and whether it is long, all-MiniLM-L6-v2 in a LoRA adapter
 
 A tenth of the instances is forgotten, on the first task alone (partial), the toy's on all of them too (full). Beside the
-method: neither of its two parts, which is NegGrad+, and on the toy each part alone.
+method: neither of its two parts, which is NegGrad+, with the same bounded objective and with the cross-entropy, and on the toy
+each part alone.
 """
 
 import copy
@@ -35,6 +36,7 @@ VARIANTS = {
     "task part alone": {"samples": 0},
     "instance part alone": {"energy": 0.0},
     "neither (NegGrad+)": {"samples": 0, "energy": 0.0},
+    "neither, cross-entropy": {"samples": 0, "energy": 0.0, "objective": "ce"},
 }
 Parts = dict[str, Samples]
 

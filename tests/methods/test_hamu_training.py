@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import hf_unlearn.methods.hamu as hamu
 from hf_unlearn import HamuConfig, OrthogradConfig, UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn.methods import get_method
+from hf_unlearn.methods.ascent import ascended
 from hf_unlearn.methods.gradients import by_module
 from hf_unlearn.methods.gru import gru_update
 from hf_unlearn.methods.hamu import Hardness, hamu_update
@@ -56,31 +58,41 @@ class ByHand:
         self.model, self.family, self.sets = original(family, torch.float64).eval(), family, rows(family)
         self.schedule, self.record = trainer.schedule, record
         self.names = [name for name, _ in self.model.named_parameters()]
+        self.objective = {"retain": "ce", "forget": trainer.method.objective}
 
     def samples(self, step: int, name: str) -> list[dict]:
         return [self.sets[name][draw.index] for draw in self.schedule.step(step)[name]]
 
-    def gradient(self, step: int, samples: list[dict], clip: float = math.inf) -> list[Tensor]:
+    def gradient(self, step: int, samples: list[dict], clip: float = math.inf, objective: str = "ce") -> list[Tensor]:
         self.model.load_state_dict(self.record.weights[step])
-        loss = losses(self.model, self.family, samples).mean()
+        loss = ascended(losses(self.model, self.family, samples), objective).mean()
         found = torch.autograd.grad(loss, list(self.model.parameters()), allow_unused=True)
         found = [torch.zeros_like(p) if g is None else g for p, g in zip(self.model.parameters(), found, strict=True)]
         norm = torch.cat([g.flatten() for g in found]).norm()
         return [g * min(1.0, clip / norm.item()) for g in found]
 
-    def both(self, step: int) -> tuple[list[Tensor], list[Tensor]]:
-        return tuple(self.gradient(step, self.samples(step, name), 1.0) for name in ("retain", "forget"))
+    def both(self, step: int, clip: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+        return tuple(
+            self.gradient(step, self.samples(step, name), clip, self.objective[name]) for name in ("retain", "forget")
+        )
+
+    def unclipped(self, step: int, name: str) -> float:
+        """How many times longer the gradient was before clipping."""
+        whole = self.gradient(step, self.samples(step, name), objective=self.objective[name])
+        return max(1.0, torch.cat([g.flatten() for g in whole]).norm().item())
 
     def loss(self, step: int, name: str, at: int) -> float:
-        """Of the samples of `step` with the weights from before step `at`."""
+        """Of the samples of `step` with the weights from before step `at`; of forget samples what is ascended on."""
         self.model.load_state_dict(self.record.weights[at])
         with torch.no_grad():
-            return losses(self.model, self.family, self.samples(step, name)).mean().item()
+            found = losses(self.model, self.family, self.samples(step, name))
+            return ascended(found, self.objective[name]).mean().item()
 
     def update(self, step: int, config: HamuConfig) -> tuple[list[Tensor], Hardness]:
         groups = {"tensor": None, "module": by_module(self.names), "global": [[*range(len(self.names))]]}
         options = {"groups": groups[config.block], "on_infeasible": config.on_infeasible, "quota": config.quota}
         options |= {"variant": config.variant, "quota_scale": config.quota_scale, "ratio": config.ratio}
+        options["radius"] = config.radius
         return hamu_update(*self.both(step), lr=self.record.rates[step], **options)
 
     def check(self, step: int, delta: list[Tensor]) -> None:
@@ -107,6 +119,9 @@ def logged(trainer: UnlearningTrainer) -> list[dict[str, float]]:
 
 CONFIGS = {
     "default": HamuConfig(),
+    "ce": HamuConfig(objective="ce"),
+    "retain": HamuConfig(radius="retain"),
+    "u, retain": HamuConfig(variant="u", radius="retain"),
     "u": HamuConfig(variant="u", ratio=0.4),
     "module": HamuConfig(block="module", ratio=0.5),
     "global": HamuConfig(block="global", ratio=0.5),
@@ -150,17 +165,27 @@ def test_moves_by_the_update_when_accumulated(batch, accumulation, tmp_path):
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
 def test_clipping(clip, tmp_path):
     """The step is as long as the clipped retain gradient, which was longer than this."""
-    trainer, record = train(tmp_path, "hamu", max_steps=1, max_grad_norm=clip)
+    trainer, record = train(tmp_path, HamuConfig(radius="retain"), max_steps=1, max_grad_norm=clip)
     hand = ByHand(trainer, record, "vit")
-    both = [hand.gradient(0, hand.samples(0, name), clip or math.inf) for name in ("retain", "forget")]
+    both = hand.both(0, clip or math.inf)
     delta, _ = hamu_update(*both, lr=record.rates[0], ratio=0.1, quota_scale="relative")
     hand.check(0, delta)
+
+
+def test_unit_radius(tmp_path):
+    """Every step is as long as the learning rate, however short the retain gradient is."""
+    trainer, record = train(tmp_path, "hamu", max_steps=4, learning_rate=1e-3)
+    for before, after in zip(record.weights, record.weights[1:], strict=False):
+        moved = [(after[name] - before[name]).square().sum() for name, _ in trainer.model.named_parameters()]
+        assert math.sqrt(sum(moved)) == pytest.approx(1e-3, rel=1e-6)
 
 
 @pytest.mark.parametrize("quota_scale", slow_but(["relative"], ["relative", "absolute"]))
 def test_quota_under_a_schedule(quota_scale, tmp_path):
     """Q follows the learning rate, so that its share of what is reachable is that of the gradients alone."""
-    config = HamuConfig(quota_scale=quota_scale, ratio={"relative": 0.2, "absolute": 1e-3}[quota_scale])
+    config = HamuConfig(
+        quota_scale=quota_scale, ratio={"relative": 0.2, "absolute": 1e-3}[quota_scale], radius="retain"
+    )
     settings = {"lr_scheduler_type": "linear", "max_steps": 6, "learning_rate": 1e-2} | EVERY_STEP
     trainer, record = train(tmp_path, config, **settings)
     assert record.rates == pytest.approx([1e-2 * (1 - step / 6) for step in range(6)])
@@ -171,8 +196,9 @@ def test_quota_under_a_schedule(quota_scale, tmp_path):
         total = sum((r.norm() * f.norm()).item() for r, f in zip(*hand.both(step), strict=True))
         c = 0.2 if quota_scale == "relative" else 1e-3 / total
         assert line["c"] == pytest.approx(c, rel=1e-5) and hardness.c == pytest.approx(c, rel=1e-6)
-        assert line["predicted_forget"] == pytest.approx(hardness.predicted_forget, rel=1e-4, abs=1e-9)
-        assert line["predicted_retain"] == pytest.approx(hardness.predicted_retain, rel=1e-4, abs=1e-9)
+        for name in ("forget", "retain"):  # in the units of the losses, and not of clipped gradients
+            predicted = getattr(hardness, f"predicted_{name}") * hand.unclipped(step, name)
+            assert line[f"predicted_{name}"] == pytest.approx(predicted, rel=1e-4, abs=1e-9)
 
 
 def test_batchnorm_stays(tmp_path):
@@ -250,7 +276,8 @@ def test_slack_is_logged_in_the_units_of_the_losses(tmp_path):
     trainer, record = train(tmp_path, "hamu", max_steps=3, lr_scheduler_type="linear", **EVERY_STEP)
     hand = ByHand(trainer, record, "vit")
     for step, line in enumerate(logged(trainer)):
-        assert line["slack"] == pytest.approx(hand.update(step, HamuConfig())[1].slack, rel=1e-4, abs=1e-10)
+        slack = hand.update(step, HamuConfig())[1].slack * hand.unclipped(step, "forget")
+        assert line["slack"] == pytest.approx(slack, rel=1e-4, abs=1e-10)
 
 
 def test_means_over_steps_between_logs(tmp_path):
@@ -271,11 +298,13 @@ def test_realised_can_be_left_out(tmp_path):
     assert same_bits(record.weights[-1], other.weights[-1])
 
 
-def test_predictions_are_of_first_order(tmp_path):
+@pytest.mark.parametrize(("objective", "clip"), [("ce", 0.0), ("bounded", 0.05)])
+def test_predictions_are_of_first_order(objective, clip, tmp_path):
     errors = []
     for rate in (1e-1, 1e-2, 1e-3):
-        settings = {"learning_rate": rate, "max_steps": 1, "max_grad_norm": 0.0}
-        trainer, record = train(tmp_path / str(rate), HamuConfig(ratio=0.5), **settings, **EVERY_STEP)
+        settings = {"learning_rate": rate, "max_steps": 1, "max_grad_norm": clip}
+        config = HamuConfig(ratio=0.5 if objective == "ce" else 0.1, objective=objective, radius="retain")
+        trainer, record = train(tmp_path / str(rate), config, **settings, **EVERY_STEP)
         hand, (line,) = ByHand(trainer, record, "vit"), logged(trainer)
         realised = [hand.loss(0, name, 1) - hand.loss(0, name, 0) for name in ("forget", "retain")]
         predicted = line["predicted_forget"], line["predicted_retain"]
@@ -333,7 +362,7 @@ def of_same_sets(folder: Path, config: HamuConfig, callbacks=None, **changes):
 
 
 def test_same_sets_are_flagged_at_once(tmp_path, caplog):
-    trainer = of_same_sets(tmp_path, HamuConfig(until="end"))
+    trainer = of_same_sets(tmp_path, HamuConfig(objective="ce", until="end"))
     trainer.train()
     lines = logged(trainer)
     assert lines[0]["unavoidable"] == 1 and lines[0]["hardness01"] == pytest.approx(1, abs=1e-5)
@@ -355,7 +384,7 @@ def test_ratio_0_is_never_flagged(variant, tmp_path):
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_stop(patience, tmp_path):
-    config = HamuConfig(stop="stop", stop_patience=patience, until="end")
+    config = HamuConfig(objective="ce", stop="stop", stop_patience=patience, until="end")
     record = Record()
     trainer = of_same_sets(tmp_path, config, [record])
     trainer.train()
@@ -434,23 +463,44 @@ def test_cap(tmp_path):
     for step, line in enumerate(logged(trainer)):
         retain, forget = hand.both(step)
         reachable = sum((r.norm() * f.norm()).item() for r, f in zip(retain, forget, strict=True))
+        reachable *= hand.unclipped(step, "forget") / torch.cat([r.flatten() for r in retain]).norm().item()
         assert line["infeasible"] == 1 and line["predicted_forget"] == pytest.approx(1e-3 * reachable, rel=1e-3)
     assert "which gains what it can" in trainer.method.notes[0]
 
 
-def test_until_unseen(tmp_path):
-    """The forget samples are known no better than samples like them that were never seen."""
+@pytest.mark.parametrize("objective", ["ce", "bounded"])
+def test_until_unseen(objective, tmp_path):
+    """The forget samples are known no better than samples like them that were never seen: bounded, by accuracy alone."""
     args = arguments(tmp_path, num_train_epochs=10, learning_rate=0.3)
-    result = unlearn(fitted(), **learnt(), method=HamuConfig(look=1, ratio=0.9), args=args)
+    config = HamuConfig(objective=objective, radius="retain", look=1, ratio=0.9)
+    result = unlearn(fitted(), **learnt(), method=config, args=args)
     trainer = result.trainer
     assert 0 < trainer.state.global_step < trainer.state.max_steps
     loss, accuracy = trainer.method.loss_aim, trainer.method.accuracy_aim
     measured = trainer.measure()
     forget = measured["forget"]
-    assert result.metrics["before"]["forget_loss"] < loss < math.inf
+    assert result.metrics["before"]["forget_loss"] < loss
+    assert (loss < math.inf) is (objective == "ce") and accuracy >= 0
     assert forget.mean("loss") >= loss or forget.accuracy <= accuracy
-    whole = unlearn(fitted(), **learnt(), method=HamuConfig(look=1, ratio=0.9, until="end"), args=args).trainer
+    assert not any("used up" in note for note in trainer.method.notes)
+    config = dataclasses.replace(config, until="end")
+    whole = unlearn(fitted(), **learnt(), method=config, args=args).trainer
     assert whole.state.global_step == whole.state.max_steps
+
+
+@pytest.mark.parametrize(("method", "objective"), [("hamu", "bounded"), ("hamu", "ce"), ("neggrad_plus", "bounded")])
+def test_says_that_its_aim_is_missed(method, objective, tmp_path):
+    """With the figures, once, and not where nothing was aimed at."""
+    config = get_method(method).config_class(objective=objective, look=4)
+    args = arguments(tmp_path, max_steps=5, learning_rate=1e-7)
+    result = unlearn(fitted(), **learnt(), method=config, args=args)
+    forget, method = result.trainer.measure()["forget"], result.trainer.method
+    (note,) = method.notes
+    assert note.startswith(f"{method.info.name} has used up its 5 steps") and note in result.summary()
+    assert f"{100 * forget.accuracy:.1f} % of them are right, and the aim is {100 * method.accuracy_aim:.1f} %" in note
+    assert ("their loss is" in note) is (objective == "ce")
+    unaimed = unlearn(fitted(), **learnt(), method=dataclasses.replace(config, until="end"), args=args)
+    assert not unaimed.trainer.method.notes
 
 
 def test_until_unseen_of_a_class(tmp_path):
@@ -478,7 +528,7 @@ def test_nothing_to_do(tmp_path):
 @pytest.mark.parametrize("stop_at", slow_but([3], [2, 3, 4]))
 def test_resumed_among_flagged_steps(stop_at, tmp_path):
     """The count of flagged steps and the weights from before them come back."""
-    config = HamuConfig(stop="stop", stop_patience=5, until="end")
+    config = HamuConfig(objective="ce", stop="stop", stop_patience=5, until="end")
     settings = {"save_strategy": "steps", "save_steps": 1}
     with pytest.raises(UnlearningError, match="killed"):
         of_same_sets(tmp_path, config, [StopAt(stop_at)], **settings).train()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from hf_unlearn import UnlearningError, unlearn
 from hf_unlearn.data.digits import Samples
 from hf_unlearn.methods import Multitask, MultitaskConfig
+from hf_unlearn.methods.ascent import OFFSET
 from hf_unlearn.methods.gradients import blockwise, orthonormal, project, strongest
-from hf_unlearn.methods.multitask import OFFSET, objective, project_out, project_within
+from hf_unlearn.methods.multitask import objective, project_out, project_within
 from hf_unlearn.methods.orthograd import orthograd_update
 from hf_unlearn.metrics import interference, uis
 from hf_unlearn.training.context import Context
@@ -238,12 +239,12 @@ def test_tasks_are_balanced():
 @pytest.mark.parametrize("kind", ["classification", "regression", "segmentation", "depth", "normals", None])
 def test_objective(kind):
     losses = torch.tensor([0.1, 1.0, 2.5], dtype=torch.float64, requires_grad=True)
-    for bounded in (False, True):
-        (slope,) = torch.autograd.grad(objective(losses, kind, 2.0, bounded).sum(), losses)
+    for of_classes in ("ce", "bounded"):
+        (slope,) = torch.autograd.grad(objective(losses, kind, 2.0, of_classes).sum(), losses)
         if kind != "classification":
-            assert objective(losses, kind, 2.0, bounded).tolist() == pytest.approx([-1.9, -1.0, 0.0])
+            assert objective(losses, kind, 2.0, of_classes).tolist() == pytest.approx([-1.9, -1.0, 0.0])
             assert slope.tolist() == [1, 1, 0]
-        elif bounded:
+        elif of_classes == "bounded":
             p = torch.exp(-losses.detach())
             assert slope.tolist() == pytest.approx((p / (1 + OFFSET - p)).tolist())
         else:
@@ -458,7 +459,7 @@ def test_bases_are_taken_every_few_steps(tmp_path):
     )
     method = result.trainer.method
     assert result.trainer.state.global_step == 8
-    assert method.bases_at == [0, 3, 6] and method.looks == [0, 3, 6]
+    assert method.bases_at == [0, 3, 6] and method.looks == [0, 3, 6, 8]  # and at the end
     by_step = [bases["a"] for _, _, bases, _ in method.steps]
     for step in range(1, 8):
         same = all(torch.equal(x, y) for x, y in zip(by_step[step], by_step[step - 1], strict=True))
@@ -511,7 +512,8 @@ class TestStopping:
         method = Multitask(MultitaskConfig(refresh=2))
         method.targets = method.active = list(aims)
         method.aim, method.column = aims, {t: i for i, t in enumerate(aims)}
-        method.context = SimpleNamespace(measure=lambda split: SimpleNamespace(scores=next(found)), log=lambda v: None)
+        measure = lambda split: SimpleNamespace(scores=next(found))  # noqa: E731
+        method.context = SimpleNamespace(measure=measure, log=lambda v: None, schedule=range(100))
         return method
 
     def test_each_task_for_itself(self):
@@ -549,6 +551,13 @@ class TestStopping:
             assert list(bases) == tasks and len(gradients) == len(tasks) + 1
         scores = trainer.evaluator.measure(trainer.model, *trainer.indices["forget"]).scores
         assert all(scores[t] <= method.aim[t] for t in "ab")
+
+    def test_says_that_the_aim_is_missed(self, tmp_path):
+        result = run_own(tmp_path, asked=["a"], args={"learning_rate": 1e-7})
+        aim, score = result.trainer.method.aim["a"], result.metrics["after"]["forget_a"]
+        (note,) = result.trainer.method.notes
+        assert note.startswith("multitask has used up its 3 steps") and note in result.summary()
+        assert f"a is at {score:.3g}, and the aim is {aim:.3g}" in note
 
     def test_a_class(self, tmp_path):
         method = Watched(class_unlearning=True, batches=3)

@@ -1,0 +1,239 @@
+"""Ten steps of methods with published code beside transcriptions of their rules into plain torch, in float64, to 1e-6.
+
+The batches are those of the schedule, and what is drawn is drawn as the library draws it; all else is written out here.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_unlearn.data.randomness import uniform
+from hf_unlearn.data.schedule import Draw
+from hf_unlearn.methods import METHODS, MethodConfig
+from tests.runs import make_trainer, original, rows, weights
+
+STEPS = 10
+FORGET, RETAIN = 8, 32  # so that no batch of 8 is of a single sample, which BatchNorm in training mode refuses
+
+
+def paper(name: str, *setting: str, **changes) -> MethodConfig:
+    return replace(METHODS[name].config_class.paper(*setting), **changes)
+
+
+class Plain:
+    """The original, and what a step trains on."""
+
+    def __init__(self, trainer, train: bool):
+        self.model = original("resnet", torch.float64).train(train)
+        self.weights = list(self.model.parameters())
+        self.start = [p.detach().clone() for p in self.weights]
+        self.schedule, self.seed, self.rows, self.memory = trainer.schedule, trainer.args.seed, rows("resnet"), {}
+
+    def logits(self, draws: list[Draw]) -> Tensor:
+        pixels = [self.rows[draw.source][draw.index]["pixel_values"] for draw in draws]
+        return self.model(pixel_values=torch.stack(pixels).double()).logits
+
+    def labels(self, draws: list[Draw]) -> Tensor:
+        return torch.tensor([self.rows[draw.source][draw.index]["labels"] for draw in draws])
+
+    def loss(self, draws: list[Draw]) -> Tensor:
+        return F.cross_entropy(self.logits(draws), self.labels(draws))
+
+    def gradient(self, loss: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(loss, self.weights, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(self.weights, found, strict=True)]
+
+    def both(self, groups: dict[str, list[Draw]], clip: float = math.inf) -> tuple[list[Tensor], list[Tensor]]:
+        """g_r and g_f, each no longer than `clip`."""
+        both = [self.gradient(self.loss(groups[name])) for name in ("retain", "forget")]
+        return tuple([g * min(1.0, clip / flat(whole).norm().item()) for g in whole] for whole in both)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        return [
+            v.view_as(p) for v, p in zip(vector.split([p.numel() for p in self.weights]), self.weights, strict=True)
+        ]
+
+
+def flat(gradient: list[Tensor]) -> Tensor:
+    return torch.cat([g.flatten() for g in gradient])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rules: (the original, groups of a step, its epoch and number) -> the gradient that SGD steps on
+
+
+def neggrad_small(plain, groups, epoch, step):
+    """α(CE_r + λ/2 ‖θ − θ₀‖²) − (1 − α)CE_f, in eval mode, with α = 0.95 and λ = 0.1."""
+    away = sum((p - s).pow(2).sum() for p, s in zip(plain.weights, plain.start, strict=True))
+    held = plain.loss(groups["retain"]) + 0.1 / 2 * away
+    return plain.gradient(0.95 * held - (1 - 0.95) * plain.loss(groups["forget"]))
+
+
+def neggrad_large(plain, groups, epoch, step):
+    """0.9999·CE_r − 0.0001·CE_f, in training mode."""
+    retain, forget = plain.loss(groups["retain"]), plain.loss(groups["forget"])
+    return plain.gradient(0.9999 * retain - (1 - 0.9999) * forget)
+
+
+def grad_diff(plain, groups, epoch, step):
+    retain, forget = plain.loss(groups["retain"]), plain.loss(groups["forget"])
+    return plain.gradient(retain - forget)
+
+
+def ascent(plain, groups, epoch, step):
+    return plain.gradient(-plain.loss(groups["forget"]))
+
+
+def l1_sparse(plain, groups, epoch, step):
+    """CE_r + γ(1 − epoch/epochs)·‖θ‖₁, with γ = 5e-4."""
+    gamma = 5e-4 * (1 - epoch / len(plain.schedule.epochs))
+    return plain.gradient(plain.loss(groups["retain"]) + gamma * flat(plain.weights).abs().sum())
+
+
+def gru(plain, groups, epoch, step):
+    """−g_f, less its part along ḡ_r ← 0.8·g_r + 0.2·ḡ_r where that would raise the retain loss."""
+    r, f = map(flat, plain.both(groups))
+    r = plain.memory["mean"] = 0.8 * r + 0.2 * plain.memory.get("mean", torch.zeros_like(r))
+    ascent = -f
+    return plain.split(ascent - (ascent @ r) / (r @ r) * r if ascent @ r < 0 else ascent)
+
+
+def pcgrad(plain, groups, epoch, step):
+    """The sum of g_r and −g_f, each projected onto the plane across the other where they conflict."""
+    r, f = map(flat, plain.both(groups))
+    tasks = [r, -f]
+    total = torch.zeros_like(r)
+    for i, g in enumerate(tasks):
+        other = tasks[1 - i]
+        total += g - (g @ other) / (other @ other) * other if g @ other < 0 else g
+    return plain.split(total)
+
+
+def orthograd(plain, groups, epoch, step):
+    """½·mean(g_r) − ½·(g_f without what single retained samples span), tensor by tensor."""
+    single = [plain.gradient(plain.loss([draw])) for draw in groups["retain"]]
+    _, forget = plain.both(groups)
+    update = []
+    for i, g in enumerate(forget):
+        a = torch.stack([row[i].flatten() for row in single])
+        free = g.flatten() - torch.linalg.pinv(a, rtol=1e-10) @ (a @ g.flatten())
+        update.append(0.5 * a.mean(dim=0).view_as(g) - 0.5 * free.view_as(g))
+    return update
+
+
+def hamu(plain, groups, epoch, step):
+    """−Δ/η of HAMU-Q, tensor by tensor, in R = η‖g_r‖ and Q_i ∝ ‖g_r‖‖g_f‖, at Q/η = 1e-3."""
+    eta, update = 1e-4, []
+    retain, forget = plain.both(groups, clip=1.0)
+    total = sum(r.norm() * f.norm() for r, f in zip(retain, forget, strict=True))
+    for r, f in zip(retain, forget, strict=True):
+        radius, kappa = eta * r.norm(), (r * f).sum()
+        quota = 1e-3 * eta * r.norm() * f.norm() / total
+        if kappa <= -quota * r.norm() / radius:
+            delta = -radius / r.norm() * r
+        else:
+            across = r - kappa / f.norm() ** 2 * f
+            rest = (radius**2 - quota**2 / f.norm() ** 2).sqrt()
+            delta = quota / f.norm() ** 2 * f - rest * across / across.norm()
+        update.append(-delta / eta)
+    return update
+
+
+def scrub(plain, groups, epoch, step):
+    """−T²·KL(teacher‖student) in passes over the forget set; 0.99·CE + 0.001·T²·KL in those over the retained set; T = 4."""
+    (kind, draws), t = next(iter(groups.items())), 4.0
+    if "teacher" not in plain.memory:
+        plain.memory["teacher"] = original("resnet", torch.float64).eval()
+    with torch.no_grad():
+        pixels = torch.stack([plain.rows[d.source][d.index]["pixel_values"] for d in draws]).double()
+        teacher = plain.memory["teacher"](pixel_values=pixels).logits
+    student = plain.logits(draws)
+    kl = F.kl_div(F.log_softmax(student / t, 1), F.softmax(teacher / t, 1), reduction="sum") * t**2 / len(draws)
+    if kind == "forget":
+        return plain.gradient(-kl)
+    return plain.gradient(0.99 * F.cross_entropy(student, plain.labels(draws)) + 0.001 * kl)
+
+
+def random_labels(plain, draws: list[Draw]) -> Tensor:
+    labels = plain.labels(draws)
+    index = torch.tensor([d.index if d.source == "forget" else FORGET + d.index for d in draws])
+    u = uniform(plain.seed, torch.tensor([d.epoch for d in draws]), index, 1)[:, 0]
+    wrong = (labels + 1 + (u * (plain.model.config.num_labels - 1)).long()) % plain.model.config.num_labels
+    return torch.where(torch.tensor([d.source == "forget" for d in draws]), wrong, labels)
+
+
+def salun(plain, groups, epoch, step):
+    """Random labels on D_f and the right ones on D_r, where |∇CE(D_f)| of the original is in its upper half."""
+    if "mask" not in plain.memory:
+        plain.model.eval()
+        g = flat(plain.gradient(plain.loss([Draw("forget", "forget", i, 0) for i in range(FORGET)]))).abs()
+        chosen = torch.zeros_like(g).index_fill(0, g.argsort(descending=True)[: round(len(g) / 2)], 1.0)
+        plain.memory["mask"] = plain.split(chosen * (g > 0))  # a weight without a gradient is never chosen
+        plain.model.train()
+    draws = groups["mixed"]
+    gradient = plain.gradient(F.cross_entropy(plain.logits(draws), random_labels(plain, draws)))
+    return [m * g for m, g in zip(plain.memory["mask"], gradient, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    config: MethodConfig
+    rule: Callable
+    rate: float
+    train: bool = False  # the mode of the model
+    momentum: float = 0.0
+    decay: float = 0.0
+    changes: dict = {}  # noqa: RUF012 - of the training arguments, where the paper's are of another optimizer
+
+
+WHOLE = {"learning_rate": 1e-3, "max_grad_norm": 0.0}  # of the gradient rules, which have none of their own
+SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "weight_decay": 0.0, "warmup_steps": 0} | WHOLE
+CASES = {
+    "neggrad_plus, small": Case(paper("neggrad_plus", "small"), neggrad_small, 0.01),
+    "neggrad_plus, large": Case(paper("neggrad_plus", "large"), neggrad_large, 0.01, train=True),
+    "grad_diff": Case(paper("grad_diff"), grad_diff, 1e-3, changes=SGD),
+    "gradient_ascent": Case(paper("gradient_ascent"), ascent, 1e-3, True, 0.9, 5e-4, changes={"learning_rate": 1e-3}),
+    "l1_sparse": Case(paper("l1_sparse"), l1_sparse, 0.01, True, 0.9, 5e-4),
+    "gru": Case(paper("gru"), gru, 1e-3, changes=WHOLE),
+    "pcgrad": Case(paper("pcgrad"), pcgrad, 1e-3, changes=WHOLE),
+    "orthograd": Case(paper("orthograd"), orthograd, 1e-3, changes=WHOLE),
+    "hamu": Case(paper("hamu", ratio=1e-3), hamu, 1e-4),
+    "scrub": Case(paper("scrub", "large"), scrub, 5e-4, True, 0.9, 5e-4),
+    "salun": Case(paper("salun"), salun, 1e-3, True, 0.9, 5e-4, changes={"learning_rate": 1e-3}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ten_steps(name, tmp_path):
+    case = CASES[name]
+    told = {"freeze_batchnorm": not case.train, "num_train_epochs": 4} | case.changes
+    told |= {"max_steps": STEPS, "measure": False}
+    sets = {"forget": rows("resnet")["forget"][:FORGET], "retain": rows("resnet")["retain"][:RETAIN]}
+    if "unseen" in METHODS[case.config.method].info.needs:
+        sets["unseen"] = rows("resnet")["unseen"]
+    trainer = make_trainer(case.config, "resnet", tmp_path, dtype="float64", data=sets, **told)
+    plain = Plain(trainer, case.train)
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+
+    optimizer = torch.optim.SGD(plain.weights, lr=case.rate, momentum=case.momentum, weight_decay=case.decay)
+    for step in range(STEPS):
+        update = case.rule(plain, plain.schedule.step(step), plain.schedule.epoch(step), step)
+        for p, g in zip(plain.weights, update, strict=True):
+            p.grad = g
+        optimizer.step()
+        for p, start, mask in zip(plain.weights, plain.start, plain.memory.get("mask", []), strict=False):
+            p.data = torch.where(mask > 0, p.data, start)  # whatever momentum and decay do
+    before, found, expected = weights(original("resnet", torch.float64)), weights(trainer.model), weights(plain.model)
+    moved = {n: (expected[n] - before[n]).double().norm().item() for n in expected}
+    for n in expected:  # the statistics of BatchNorm as well
+        assert (found[n] - expected[n]).double().norm().item() <= 1e-6 * moved[n] + 1e-12, n
+    assert sum(moved[n] > 0 for n, _ in plain.model.named_parameters()) > len(plain.weights) / 2
