@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from .audits.audit import audit_run
 from .audits.closeness import Closeness, closeness
 from .audits.hardness import HardnessReport, hardness
+from .audits.opening import open_model
 from .audits.report import AuditReport
 from .data.samples import seeded
 from .data.types import Data, DataCollator, ProcessingClass
@@ -25,7 +26,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import table
+from .metrics.tables import Rows, table
 from .models import adapters
 from .models.types import ModelOrName, ModelSource
 from .training import trainer as engine
@@ -92,14 +93,17 @@ class UnlearningResult:
         """The record of the run, which audits and releases are made from."""
         return record(self.trainer)
 
-    def compare(self, retrained: nn.Module) -> dict[str, dict[str, float | None]]:
-        """The figures of the `original`, the `unlearned` and a `retrained` model, with their distances to the last.
+    def compare(self, retrained: nn.Module | str | Path) -> Rows:
+        """The figures of the `original`, the `unlearned` and a `retrained` model, with their distances to the last, by model
+        and name; printed, they are a table. The retrained model may be a Hub id or a folder.
 
         `jsd` and `activation_distance` are means over the forget samples; `avg_gap` and `tow` need retained and unseen
         samples.
         """
         before, after = self._measured()
         trainer, evaluator = self.trainer, self.trainer.evaluator
+        if not isinstance(retrained, nn.Module):
+            retrained = open_model(retrained, "retrained")
         retrained = retrained.to(trainer.args.device)
         measured = {
             "original": trainer.original,
@@ -109,7 +113,7 @@ class UnlearningResult:
         reference, _ = evaluator.figures(
             measured["retrained"], trainer.original, class_request=trainer.request.is_class
         )
-        rows = {"original": before, "unlearned": after, "retrained": reference}
+        rows = Rows({"original": before, "unlearned": after, "retrained": reference})
         forget = trainer.indices["forget"]
         with trainer.original_model() as original:  # under an adapter this is `self.model`, with the adapter off
             distances = {"original": evaluator.compare(original, retrained, *forget)}

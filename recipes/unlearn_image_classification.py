@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hf_unlearn import unlearn
 from hf_unlearn.commands import exit_code
 from hf_unlearn.commands.recipe import parse
-from hf_unlearn.commands.steps import load_data, load_model, save_and_report
+from hf_unlearn.commands.steps import finish, load_data, load_model, settings
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,27 +22,18 @@ def main(argv: Sequence[str]) -> None:
     recipe.task = "image-classification"
 
     # The original, and the image processor that makes its inputs of the images in the dataset
-    model, image_processor = load_model(recipe)
+    model, image_processor = load_model(recipe, args)
 
     # The rows that have to go, the other rows of the training split, and images that the model was never trained on
     data = load_data(recipe, args, model)
 
-    result = unlearn(
-        model,
-        forget=data["forget"],
-        retain=data["retain"],
-        unseen=data["unseen"],
-        test=data["test"],
-        method=config,
-        args=args,
-        processing_class=image_processor,
-        base_model=recipe.base_model,
-        overlap=recipe.overlap,
-        augment=None,  # a transform of the training images, such as torchvision.transforms.v2.RandomHorizontalFlip()
-        resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
-    )
-    save_and_report(result)
-    result.trainer.end()
+    # Adapter, overlap and so on; `unlearn` takes more, as augment=, a transform of the training images such as torchvision's
+    about = settings(recipe, args, model, data)
+    result = unlearn(model, **data, method=config, args=args, processing_class=image_processor, **about)
+
+    # Saved in output_dir; audited and pushed, if the settings say so
+    finish(recipe, result)
+    result.trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

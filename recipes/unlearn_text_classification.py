@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from hf_unlearn import unlearn
 from hf_unlearn.commands import exit_code
 from hf_unlearn.commands.recipe import parse
-from hf_unlearn.commands.steps import load_data, load_model, save_and_report
+from hf_unlearn.commands.steps import finish, load_data, load_model, settings
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,26 +22,18 @@ def main(argv: Sequence[str]) -> None:
     recipe.task = "text-classification"
 
     # The original, and the tokenizer that makes its inputs of the texts in the dataset
-    model, tokenizer = load_model(recipe)
+    model, tokenizer = load_model(recipe, args)
 
     # The rows that have to go, the other rows of the training split, and texts that the model was never trained on
     data = load_data(recipe, args, model)
 
-    result = unlearn(
-        model,
-        forget=data["forget"],
-        retain=data["retain"],
-        unseen=data["unseen"],
-        test=data["test"],
-        method=config,
-        args=args,
-        processing_class=tokenizer,
-        base_model=recipe.base_model,
-        overlap=recipe.overlap,
-        resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
-    )
-    save_and_report(result)
-    result.trainer.end()
+    # Adapter, overlap and so on; `unlearn` takes more, as callbacks= or a data_collator= of your own
+    about = settings(recipe, args, model, data)
+    result = unlearn(model, **data, method=config, args=args, processing_class=tokenizer, **about)
+
+    # Saved in output_dir; audited and pushed, if the settings say so
+    finish(recipe, result)
+    result.trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

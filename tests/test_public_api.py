@@ -274,6 +274,15 @@ class TestCompare:
         assert {name: rows["unlearned"][name] for name in result.metrics["after"]} == result.metrics["after"]
         assert {name: rows["original"][name] for name in result.metrics["before"]} == result.metrics["before"]
 
+    def test_a_folder(self, tmp_path):
+        result = unlearn(fitted(), **learnt(), method="finetune", args=arguments(tmp_path / "out"))
+        tiny_vit(seed=5).save_pretrained(tmp_path / "retrained")
+        rows = result.compare(tmp_path / "retrained")
+        assert rows == result.compare(str(tmp_path / "retrained")) == result.compare(tiny_vit(seed=5))
+        assert str(rows).splitlines()[0].count("|") > 5 and "\n| retrained |" in str(rows)
+        with pytest.raises(UnlearningError, match="retrained is a int; expected a model, a Hub id or a local folder"):
+            result.compare(3)
+
     def test_distances_by_hand(self, tmp_path):
         from hf_unlearn.metrics import jsd
 

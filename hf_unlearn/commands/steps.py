@@ -35,31 +35,35 @@ class Sets(TypedDict):
 
 def run(recipe: RecipeArguments, config: MethodConfig, args: UnlearningArguments) -> UnlearningResult:
     """Load the model and the data, unlearn, save the result in `args.output_dir`, and print what came out."""
-    check_arguments(args)
-    check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
-    model, processing_class = load_model(recipe)
+    model, processing_class = load_model(recipe, args)
     data = load_data(recipe, args, model)
+    about = settings(recipe, args, model, data)
+    result = unlearn(model, **data, method=config, args=args, processing_class=processing_class, **about)
+    finish(recipe, result)
+    return result
+
+
+def settings(recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel, data: Sets) -> dict[str, Any]:
+    """What else `unlearn()` takes of a recipe."""
     _check_audit(recipe, model, data)
-    result = unlearn(
-        model,
-        **data,
-        method=config,
-        args=args,
-        processing_class=processing_class,
-        peft_config=_adapter(recipe, model),
-        merge=recipe.merge,
-        base_model=recipe.base_model,
-        tasks=recipe.tasks,
-        overlap=recipe.overlap,
-        resume_from_checkpoint=args.resume_from_checkpoint or recipe.resume,
-    )
+    return {
+        "peft_config": _adapter(recipe, model),
+        "merge": recipe.merge,
+        "base_model": recipe.base_model,
+        "tasks": recipe.tasks,
+        "overlap": recipe.overlap,
+        "resume_from_checkpoint": args.resume_from_checkpoint or recipe.resume,
+    }
+
+
+def finish(recipe: RecipeArguments, result: UnlearningResult) -> None:
+    """Save the result, audit and push it if the recipe says so, and print what came out."""
     save_and_report(result)
     report = None if recipe.audit is None else audit_and_report(result, recipe.audit)
     if recipe.push_to:
         pushed = result.push_to_hub(recipe.push_to, recipe.push_revision, report=report)
         if pushed:
             print(f"Pushed to {pushed.url}", flush=True)
-    return result
 
 
 def _check_audit(recipe: RecipeArguments, model: PreTrainedModel, data: Sets) -> None:
@@ -87,8 +91,10 @@ def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> PeftConfig | bo
     return adapters.default_config(model, head=recipe.lora_head, **rank)
 
 
-def load_model(recipe: RecipeArguments) -> tuple[PreTrainedModel, ProcessingClass | None]:
-    """The model, and its image processor or tokenizer."""
+def load_model(recipe: RecipeArguments, args: UnlearningArguments) -> tuple[PreTrainedModel, ProcessingClass | None]:
+    """The model, and its image processor or tokenizer, once it is sure that the result can be written."""
+    check_arguments(args)
+    check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
     model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task)
     return model, models.load_processor(recipe.model, model, recipe.revision)
 

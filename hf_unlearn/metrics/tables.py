@@ -30,6 +30,15 @@ NAMES = {
 SCORES = re.compile(r"(forget|retain|unseen)_(?!accuracy$|loss$)(.+)")
 
 
+class Rows(dict[str, dict[str, float | None]]):
+    """Figures by model and name; printed, they are a table."""
+
+    def __str__(self) -> str:
+        return table(self)
+
+    __repr__ = __str__
+
+
 def table(
     rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None
 ) -> str:

@@ -187,10 +187,13 @@ class MultiTaskModel(PreTrainedModel):
         return model.eval()
 
     def forward(self, labels: Mapping[str, Tensor] | None = None, **inputs: Any) -> MultiTaskOutput:
-        """What each head says of the inputs, and with `labels` (task -> its labels, see `stack_labels`) the loss.
+        """What each head says of the inputs, and with `labels` (task -> its labels, see `stack_labels`) the loss. The labels
+        of a task may also come as an input of its name, as a plain Trainer gives the columns of a dataset.
 
         The loss is the sum over tasks of the mean over the samples with a label; a task without any adds 0.
         """
+        if columns := {name: inputs.pop(name) for name in self.config.tasks if name in inputs}:
+            labels = {**(labels or {}), **columns}
         if self.config.pooling == "last":
             inputs.setdefault("use_cache", False)
         features = self.backbone(**inputs)

@@ -48,7 +48,13 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], state_dict: dic
     """
     folder = Path(folder)
     if isinstance(model, PeftModel):
+        card = folder / "README.md"
+        before = card.read_bytes() if card.exists() else None
         model.save_pretrained(str(folder), state_dict=state_dict)
+        if before is not None:
+            card.write_bytes(before)
+        else:
+            card.unlink(missing_ok=True)  # PEFT's, a form with nothing filled in
         return
     if not isinstance(model, PreTrainedModel):
         folder.mkdir(parents=True, exist_ok=True)

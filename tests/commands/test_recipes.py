@@ -93,7 +93,7 @@ def texts(tmp_path_factory) -> Path:
 
 def load(*argv: str) -> dict[str, datasets.Dataset]:
     settings, _, args = recipe.parse(argv)
-    model, _ = steps.load_model(settings)
+    model, _ = steps.load_model(settings, args)
     return steps.load_data(settings, args, model)
 
 
@@ -370,6 +370,19 @@ def test_two_processes_through_accelerate(models, images, tmp_path):
     )
     assert max((one[name] - two[name]).abs().max() for name in one) < 1e-5
     assert max((one[name] - original[name]).abs().max() for name in one) > 1e-4
+
+
+def test_a_script_leaves_out_no_setting(models, images, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    from unlearn_image_classification import main
+
+    settings = [f"--model={models / 'vit'}", f"--dataset={images}", "--forget_fraction=0.25", "--method=finetune"]
+    settings += ["--lora", "--lora_r=2", "--audit=0", "--max_steps=1", f"--output_dir={tmp_path / 'out'}"]
+    main([*settings, *QUICK])
+    assert (tmp_path / "out" / "audit.html").exists()
+    saved = tmp_path / "out" / "model"
+    assert json.loads((saved / "unlearn" / "adapter_config.json").read_text())["r"] == 2
+    assert not (saved / "README.md").exists()  # PEFT's would be an empty form
 
 
 @pytest.mark.slow

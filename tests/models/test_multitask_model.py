@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -322,6 +323,22 @@ def test_loss_is_the_sum_over_tasks_of_means_over_labelled_samples():
     assert torch.allclose(model(**inputs, labels=labels).loss, sum(means))
     some = {name: labels[name] for name in ("seg", "angle")}
     assert torch.allclose(model(**inputs, labels=some).loss, means[1] + means[2])  # angle and seg
+
+
+def test_a_plain_trainer_trains_it(tmp_path):
+    """The lines of docs/multitask.md, on columns as they are in a dataset."""
+    lines = (Path(__file__).parents[2] / "docs" / "multitask.md").read_text().split("```python\n")[1].split("```")[0]
+    args, train = (line for line in lines.splitlines() if line.startswith(("args = ", "Trainer(")))
+    args = args.replace('"trained"', 'folder, max_steps=8, use_cpu=True, report_to="none", learning_rate=1e-2')
+    model, rows = MultiTaskModel.from_backbone(tiny.tiny_vit(), tasks=TASKS), scenes(16)
+    labels = {name: rows[name][:] for name in TASKS}
+    before = model(pixel_values=rows["pixel_values"][:], labels=labels).loss.item()
+    exec(f"{args}\n{train}", {**vars(transformers), "folder": str(tmp_path), "model": model, "train": rows})
+    assert model.eval()(pixel_values=rows["pixel_values"][:], labels=labels).loss.item() < 0.8 * before
+    assert torch.equal(
+        model(pixel_values=rows["pixel_values"][:], **labels).loss,
+        model(pixel_values=rows["pixel_values"][:], labels=labels).loss,
+    )
 
 
 def test_missing_labels_are_as_if_the_samples_were_not_there():
