@@ -2,26 +2,20 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from .base import TASKS, MethodInfo
-from .paired import PairedConfig, PairedLosses
-
-
-def grad_diff_loss(retain_loss: Tensor, forget_loss: Tensor) -> Tensor:
-    """CE(D_r) − CE(D_f). It has no lower bound: the forget loss can rise for ever."""
-    return retain_loss - forget_loss
+from .base import TASKS, MethodInfo, Term
+from .paired import PairedLosses, PairedLossesConfig
 
 
 @dataclass
-class GradDiffConfig(PairedConfig):
+class GradDiffConfig(PairedLossesConfig):
     """Gradient difference: no hyperparameters but when to end, which is ours."""
 
     method = "grad_diff"
 
 
 class GradDiff(PairedLosses):
-    """min CE(D_r) − CE(D_f), from one forget and one retain batch each step."""
+    """min CE(D_r) − CE(D_f), from one forget and one retain batch each step. It has no lower bound: the forget loss can rise
+    for ever."""
 
     info = MethodInfo(
         name="grad_diff",
@@ -34,6 +28,8 @@ class GradDiff(PairedLosses):
     config_class = GradDiffConfig
     adapter_learning_rate = 3e-4
 
-    def losses(self, model, batch) -> dict[str, Tensor]:
-        retain, forget = (self.loss(model, batch[name]) for name in ("retain", "forget"))
-        return {"loss": grad_diff_loss(retain, forget), "retain_loss": retain, "forget_loss": forget}
+    def terms(self, model, batch) -> list[Term]:
+        return [
+            Term("forget", -1.0, lambda: self.loss(model, batch["forget"])),
+            Term("retain", 1.0, lambda: self.loss(model, batch["retain"])),
+        ]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import UnlearningError
 from .base import MethodInfo, Paper
-from .paired import PairedConfig, PairedLosses
+from .paired import PairedLosses, PairedLossesConfig
 
 
 def neggrad_loss(retain_loss: Tensor, forget_loss: Tensor, beta: float) -> Tensor:
@@ -15,7 +15,7 @@ def neggrad_loss(retain_loss: Tensor, forget_loss: Tensor, beta: float) -> Tenso
 
 
 @dataclass
-class NeggradPlusConfig(PairedConfig):
+class NeggradPlusConfig(PairedLossesConfig):
     """NegGrad+. `until` is ours."""
 
     method = "neggrad_plus"
