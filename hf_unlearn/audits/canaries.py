@@ -65,7 +65,7 @@ def canary_tests(ctx: AuditContext, places: np.ndarray) -> dict[str, Matched | N
     kept, tests = wrong >= 0, {}
     for name in ("original", "unlearned"):
         margins = np.empty(len(indices))
-        for positions, _, logits in ctx.evaluator.logits(ctx.models[name], source, indices, (0, 1)):
+        for positions, _, logits in ctx.evaluator.predictions(ctx.models[name], source, indices, (0, 1)):
             labels = np.maximum(wrong[positions], 0)
             statistics = metrics.sample_statistics(logits.cpu(), labels)
             margins[positions] = np.asarray(statistics["margin"])

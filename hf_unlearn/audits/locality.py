@@ -188,7 +188,7 @@ def differences(
 ) -> dict[str, np.ndarray]:
     """Of each sample, reference − model: whether it is right, its probability of the true class; and the TV."""
     found = {measure: np.empty(len(indices)) for measure in MEASURES}
-    passes = evaluator.logits(reference, source, indices), evaluator.logits(model, source, indices)
+    passes = evaluator.predictions(reference, source, indices), evaluator.predictions(model, source, indices)
     for (positions, batch, a), (_, _, b) in zip(*passes, strict=True):
         p, q, true = a.double().softmax(-1), b.double().softmax(-1), batch.labels[:, None]
         right = [(x.argmax(dim=-1) == batch.labels).double() for x in (p, q)]

@@ -14,7 +14,7 @@ from ..data.batches import to_model
 from ..errors import UnlearningError
 from ..methods.local_teacher import similarity
 from ..models.modes import evaluating
-from ..tasks.evaluation import Tally, distances
+from ..tasks.evaluation import Tally
 from .context import AuditContext
 from .locality import Locality, Reference, compare_locally
 
@@ -44,15 +44,13 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
         for name, (source, indices) in ctx.sets.items():
             tallies = {model: Tally(evaluator, name, indices) for model in order}
             for positions, batch in evaluator.batches(source, indices, evaluator.shard, name):
-                logits, similarities = {}, {}
+                predicted, similarities = {}, {}
                 for model in order:
                     ready = to_model(batch, ctx.models[model], device)
-                    with torch.no_grad(), evaluator.accelerator.autocast():
-                        out = ctx.models[model](**ready.inputs).logits
-                    logits[model] = out.to(torch.promote_types(out.dtype, torch.float32))
+                    predicted[model] = evaluator.predict(ctx.models[model], ready)
                     if model == "original" and read:
                         try:
-                            features = read(logits[model]).double()
+                            features = read(predicted[model]).double()
                         except UnlearningError:
                             read = None
                         else:
@@ -61,15 +59,15 @@ def measure(ctx: AuditContext) -> tuple[dict[str, Locality], str | None]:
                                 forget_sum = forget_sum + features[ready.weight > 0].sum(dim=0)
                             else:
                                 similarities = {"similarity": similarity(features, forget_sum[None])}
-                    columns = ctx.task.audit_statistics(logits[model], ready.labels)
+                    columns = ctx.task.audit_statistics(predicted[model])
                     if gone is not None:
-                        columns["forget_classes"] = logits[model].double().softmax(dim=-1)[:, gone].sum(dim=-1)
-                    if name == "forget" and "retrained" in logits and model != "retrained":
-                        columns |= distances(logits[model], logits["retrained"], ready.labels)
+                        columns["forget_classes"] = predicted[model].double().softmax(dim=-1)[:, gone].sum(dim=-1)
+                    if name == "forget" and "retrained" in predicted and model != "retrained":
+                        columns |= evaluator.distances(predicted[model], predicted["retrained"], ready)
                     if model == "unlearned" and ctx.task.has_classes:
-                        p, q = (logits[m].double().softmax(dim=-1) for m in (reference, "unlearned"))
+                        p, q = (predicted[m].double().softmax(dim=-1) for m in (reference, "unlearned"))
                         columns |= similarities | {"total_variation": (p - q).abs().sum(dim=-1) / 2}
-                    tallies[model].add(positions, ready, logits[model], **columns)
+                    tallies[model].add(positions, ready, predicted[model], **columns)
             if name == "forget" and read:
                 forget_sum = cast(Tensor, evaluator.accelerator.reduce(forget_sum, "sum"))
                 tallies["unlearned"].columns["similarity"] = [similarity(torch.cat(forget), forget_sum[None])]

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from .. import models
 from ..data.batches import to_model
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .context import AuditContext
 from .exchange import exchange, stands_out
 from .membership import paired_drop
@@ -134,7 +134,7 @@ def train_reference(ctx: AuditContext, epochs: int = EPOCHS) -> nn.Module:
             for batch in ctx.batches("retain", rows[: n // size * size], batch_size=size):
                 optimizer.zero_grad()
                 batch = to_model(batch, model, device)
-                loss = cross_entropy(model(**batch.inputs).logits, batch.labels).mean()
+                loss = sample_losses(model, batch).mean()
                 loss.backward()
                 optimizer.step()
                 schedule.step()

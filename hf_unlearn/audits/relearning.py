@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .. import models
 from ..data.batches import Batch, to_model
 from ..tasks.figures import Measurement
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .context import AuditContext
 from .exchange import exchange, stands_out
 from .verdict import Finding
@@ -128,7 +128,7 @@ def relearn(ctx: AuditContext, model: nn.Module, steps: int, few: np.ndarray | N
         for batch in batches:
             batch = to_model(batch, model, ctx.evaluator.accelerator.device)
             with torch.enable_grad():
-                loss = cross_entropy(model(**batch.inputs).logits, batch.labels).mean() / len(batches)
+                loss = sample_losses(model, batch).mean() / len(batches)
                 loss.backward()
         optimizer.step()
         yield model

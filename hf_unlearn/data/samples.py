@@ -33,10 +33,11 @@ class DrawnSamples(torch.utils.data.Dataset):
         else:
             rows: list[dict] = [{}] * len(draws)
             for name, source in self.sources.items():
-                places = [i for i, draw in enumerate(draws) if draw.source == name]
-                read = source.rows([draws[i].index for i in places], draws[places[0]].epoch) if places else []
-                for i, row in zip(places, read, strict=True):
-                    rows[i] = row
+                for epoch in sorted({draw.epoch for draw in draws if draw.source == name}):
+                    places = [i for i, draw in enumerate(draws) if (draw.source, draw.epoch) == (name, epoch)]
+                    read = source.rows([draws[i].index for i in places], epoch)
+                    for i, row in zip(places, read, strict=True):
+                        rows[i] = row
         return [(draw, self.sample_index(draw), row) for draw, row in zip(draws, rows, strict=True)]
 
     def sample_index(self, draw: Draw) -> int:

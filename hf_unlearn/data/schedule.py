@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("mixed", "paired", "forget", "retain")
+KINDS = ("mixed", "paired", "forget", "retain", "forget-paired")
 
 
 class Draw(NamedTuple):
@@ -33,6 +33,8 @@ class Schedule:
     - `mixed`: one shuffled pass over forget and retained samples together, forget samples at their natural rate
     - `paired`: each step has `batch_size` retained *and* `batch_size` forget samples; one pass over the retained ones,
       the forget set is cycled
+    - `forget-paired`: the same the other way round, one pass over the forget set; epochs go on with the retained samples
+      where the one before has ended
     - `forget`, `retain`: one shuffled pass over that set alone
 
     The last step of an epoch may be smaller. `retain_fraction` keeps one random subset of the retained samples, drawn
@@ -69,23 +71,27 @@ class Schedule:
             self._append(epochs[-1])
         self.max_steps = self.starts[-1] if max_steps is None else max_steps
 
+    def _size(self, kind: str) -> int:
+        """The samples of an epoch; of a paired one, of each set."""
+        n_retain = len(self.retain_subset)
+        return {"mixed": self.n_forget + n_retain, "paired": n_retain, "retain": n_retain}.get(kind, self.n_forget)
+
     def _append(self, kind: str) -> None:
         n_retain = len(self.retain_subset)
-        samples = {"mixed": self.n_forget + n_retain, "forget": self.n_forget}.get(kind, n_retain)
-        if samples == 0:
+        if not self._size(kind) or (kind == "forget-paired" and not n_retain):
             raise ValueError(f"an epoch of kind {kind!r} has no samples: give it some, or another kind of epoch")
         self.epochs.append(kind)
-        self.starts.append(self.starts[-1] + math.ceil(samples / self.batch_size))
+        self.starts.append(self.starts[-1] + math.ceil(self._size(kind) / self.batch_size))
 
     def __len__(self) -> int:
         return self.max_steps
 
     def samples(self, steps: int | None = None) -> int:
         """How many samples the first so many steps draw, or all of them, each as often as it is drawn."""
-        steps, n_retain, total = self.max_steps if steps is None else steps, len(self.retain_subset), 0
+        steps, total = self.max_steps if steps is None else steps, 0
         for kind, first in zip(self.epochs, self.starts, strict=False):
-            size = {"mixed": self.n_forget + n_retain, "forget": self.n_forget}.get(kind, n_retain)
-            total += min(max(0, steps - first) * self.batch_size, size) * (2 if kind == "paired" else 1)
+            sets = 2 if kind.endswith("paired") else 1
+            total += min(max(0, steps - first) * self.batch_size, self._size(kind)) * sets
         return total
 
     def steps_within(self, samples: int) -> int:
@@ -105,13 +111,19 @@ class Schedule:
         """The global batch of `step`, by group."""
         epoch = self.epoch(step)
         kind, start = self.epochs[epoch], (step - self.starts[epoch]) * self.batch_size
-        order = self._order(epoch, "retain" if kind == "paired" else kind)
-        groups = {kind: order[start : start + self.batch_size]}
+        main = {"paired": "retain", "forget-paired": "forget"}.get(kind, kind)
+        order = self._order(epoch, main)[start : start + self.batch_size]
+        groups = {main: [(epoch, int(i)) for i in order]}
         if kind == "paired":
-            groups = {"forget": self._cycled_forget(epoch, start, len(groups["paired"])), "retain": groups["paired"]}
+            groups["forget"] = [(epoch, i) for _, i in self._cycled("forget", 1000 * epoch, start, len(order))]
+        elif kind == "forget-paired":
+            groups["retain"] = self._cycled("retain", 0, epoch * self.n_forget + start, len(order))
         return {
-            group: [Draw(group, "forget" if i < self.n_forget else "retain", self._index(i), epoch) for i in samples]
-            for group, samples in groups.items()
+            group: [
+                Draw(group, "forget" if i < self.n_forget else "retain", self._index(i), e) for e, i in groups[group]
+            ]
+            for group in ("forget", "retain", "mixed")
+            if group in groups
         }
 
     def micro_batches(self, first_step: int, rank: int, world_size: int, accumulation: int) -> Iterator[list[Draw]]:
@@ -144,8 +156,8 @@ class Schedule:
 
     def used(self) -> np.ndarray:
         """The `sample_index` of all samples that some step can draw: forget samples first, retained ones behind."""
-        forget = np.arange(self.n_forget) if {"mixed", "paired", "forget"} & set(self.epochs) else np.arange(0)
-        retain = self.retain_subset if {"mixed", "paired", "retain"} & set(self.epochs) else self.retain_subset[:0]
+        forget = np.arange(self.n_forget) if set(self.epochs) - {"retain"} else np.arange(0)
+        retain = self.retain_subset if set(self.epochs) - {"forget"} else self.retain_subset[:0]
         return np.concatenate([forget, self.n_forget + retain])
 
     def _index(self, i: int) -> int:
@@ -162,14 +174,16 @@ class Schedule:
             order[retained] = np.sort(order[retained])
         return order
 
-    def _cycled_forget(self, epoch: int, start: int, count: int) -> list[int]:
-        """Samples `start` to `start + count` of an endless shuffled cycle over the forget set."""
-        first, last = start // self.n_forget, (start + count - 1) // self.n_forget
-        # A step holds many rounds of a small set, which would push the order of the retained samples out of the cache.
+    def _cycled(self, group: str, round: int, start: int, count: int) -> list[tuple[int, int]]:
+        """Samples `start` to `start + count` of an endless shuffled cycle over a set, of which this is the first round; each
+        with its round."""
+        size = self._size(group)
+        first, last = start // size, (start + count - 1) // size
+        # A step holds many rounds of a small set, which would push the order of the other samples out of the cache.
         order = Schedule._order if last - first < 3 else Schedule._order.__wrapped__
-        rounds = [order(self, 1000 * epoch + cycle, "forget") for cycle in range(first, last + 1)]
-        places = (divmod(start + i, self.n_forget) for i in range(count))
-        return [rounds[cycle - first][i] for cycle, i in places]
+        rounds = [order(self, round + cycle, group) for cycle in range(first, last + 1)]
+        places = (divmod(start + i, size) for i in range(count))
+        return [(round + cycle, int(rounds[cycle - first][i])) for cycle, i in places]
 
 
 def _padding(draw: Draw) -> Draw:

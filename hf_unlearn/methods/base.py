@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -105,6 +105,14 @@ class Past:
     @property
     def from_scratch(self) -> bool:
         return isinstance(self.base, str) and self.base == "scratch"
+
+
+class Term(NamedTuple):
+    """A part of a loss: `weight` times what `loss` gives, with a forward pass of its own."""
+
+    name: str
+    weight: float
+    loss: Callable[[], Tensor]
 
 
 class Teacher(Protocol):
@@ -272,8 +280,8 @@ def measured(context: Context, split: str) -> Measurement:
 class Method:
     """Base class of all methods; a user's own subclass can be passed wherever a name can.
 
-    A `loss` method implements `losses(model, batch) -> {"loss": ..., parts}`; every loss is made with `batch.mean`, so
-    that it is one sum over the global batch. A `gradient` method *yields* `(name, loss)`, one forward pass each (every
+    A `loss` method implements `losses(model, batch) -> {"loss": ..., parts}`, or `terms` where a step takes several forward
+    passes; every loss is made with `batch.mean`, so that it is one sum over the global batch. A `gradient` method *yields* `(name, loss)`, one forward pass each (every
     gradient is then reduced by itself), and implements `combine`. A `surgery` method implements `edit`.
     """
 
@@ -304,6 +312,9 @@ class Method:
 
     def learn_past(self, past: Past) -> None:
         """Told how the original was trained, before its `arguments` are asked for."""
+
+    def learn_task(self, task: Task) -> None:
+        """Told what the model is for, before its `arguments` and `epochs` are asked for."""
 
     @property
     def retain_fraction(self) -> float:
@@ -348,6 +359,11 @@ class Method:
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
+
+    def terms(self, model: nn.Module, batch: Any) -> list[Term]:
+        """The parts that add up to the loss, in the place of `losses`. Each goes back through the network before the next goes
+        forward, so that memory holds one pass at a time."""
+        return []
 
     def combine(self, gradients: dict[str, list[Tensor]]) -> list[Tensor] | None:
         """The gradient that the optimizer steps on, from the whole, clipped gradients of every named loss; None for no

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo
 
 
@@ -44,4 +44,4 @@ class Finetune(Method):
         return ["retain"] * epochs
 
     def losses(self, model, batch) -> dict[str, Tensor]:
-        return {"loss": batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))}
+        return {"loss": batch.mean(sample_losses(model, batch))}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..models import heads
 from ..models.modes import evaluating
 
 
@@ -25,3 +26,14 @@ class OnlineTeacher:
         with torch.no_grad(), self.frozen(), evaluating(self.model):
             logits = self.model(**batch.inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def places(self, batch: Batch, places: Tensor) -> heads.Places:
+        """Of a language model, what its logits at these places are made of."""
+        with torch.no_grad(), self.frozen(), evaluating(self.model):
+            _, found = heads.read(self.model, batch.inputs, places, heads.states)
+
+        def logits(states: Tensor) -> Tensor:
+            with torch.no_grad(), self.frozen():
+                return found.logits(states)
+
+        return heads.Places(found.states, logits)

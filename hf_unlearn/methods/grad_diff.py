@@ -2,19 +2,13 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from .base import TASKS, MethodInfo
-from .paired import PairedAscentConfig, PairedLosses
-
-
-def grad_diff_loss(retain_loss: Tensor, forget_loss: Tensor) -> Tensor:
-    """CE(D_r) − CE(D_f). It has no lower bound: the forget loss can rise for ever."""
-    return retain_loss - forget_loss
+from .ascent import AscentConfig
+from .base import TASKS, MethodInfo, Term
+from .paired import PairedLosses, PairedLossesConfig
 
 
 @dataclass
-class GradDiffConfig(PairedAscentConfig):
+class GradDiffConfig(AscentConfig, PairedLossesConfig):
     """Gradient difference. `until` and the bounded objective are ours."""
 
     method = "grad_diff"
@@ -28,7 +22,8 @@ class GradDiffConfig(PairedAscentConfig):
 
 
 class GradDiff(PairedLosses):
-    """min CE(D_r) − CE(D_f), from one forget and one retain batch each step."""
+    """min CE(D_r) − CE(D_f), from one forget and one retain batch each step. It has no lower bound: the forget loss can rise
+    for ever."""
 
     info = MethodInfo(
         name="grad_diff",
@@ -41,6 +36,8 @@ class GradDiff(PairedLosses):
     config_class = GradDiffConfig
     adapter_learning_rate = 3e-4
 
-    def losses(self, model, batch) -> dict[str, Tensor]:
-        retain, forget = self.loss(model, batch["retain"]), self.forget_loss(model, batch["forget"])
-        return {"loss": grad_diff_loss(retain, forget), "retain_loss": retain, "forget_loss": forget}
+    def terms(self, model, batch) -> list[Term]:
+        return [
+            Term("forget", -1.0, lambda: self.forget_loss(model, batch["forget"])),
+            Term("retain", 1.0, lambda: self.loss(model, batch["retain"])),
+        ]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .base import Method, MethodConfig, MethodInfo, measured
 
 
@@ -94,5 +94,5 @@ class GradientAscent(Method):
         return self.context.accuracy("forget") <= self.level
 
     def losses(self, model, batch) -> dict[str, Tensor]:
-        loss = batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))
+        loss = batch.mean(sample_losses(model, batch))
         return {"loss": -loss, "forget_loss": loss}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .base import MethodConfig, MethodInfo, Paper
 from .finetune import Finetune
 
@@ -93,7 +93,7 @@ class L1Sparse(Finetune):
         self.gamma = decayed(self.config.gamma, *passed)
 
     def losses(self, model, batch) -> dict[str, Tensor]:
-        retain = cross_entropy(model(**batch.inputs).logits, batch.labels)
+        retain = sample_losses(model, batch)
         penalty = l1_norm(self.context.parameters)
         # The penalty is added to every sample, so that it counts once a step however the batch is split.
         return {"loss": batch.mean(retain + self.gamma * penalty), "retain_loss": batch.mean(retain)}

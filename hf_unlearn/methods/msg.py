@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .gradients import Gradient
 
@@ -119,7 +119,7 @@ class Msg(Method):
             self.masks.append(mask)
 
     def loss(self, model, batch) -> Tensor:
-        return batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))
+        return batch.mean(sample_losses(model, batch))
 
     def losses(self, model, batch):
         yield "retain", self.loss(model, batch)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
+from .ascent import AscentConfig
 from .base import MethodInfo, Paper
-from .paired import PairedAscentConfig, PairedLosses
+from .paired import PairedLosses, PairedLossesConfig
 
 
 def neggrad_loss(retain_loss: Tensor, forget_loss: Tensor, beta: float) -> Tensor:
@@ -22,7 +23,7 @@ def squared_distance(weights: Sequence[Tensor], start: Sequence[Tensor]) -> Tens
 
 
 @dataclass
-class NeggradPlusConfig(PairedAscentConfig):
+class NeggradPlusConfig(AscentConfig, PairedLossesConfig):
     """NegGrad+. `until` and the bounded objective are ours."""
 
     method = "neggrad_plus"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tasks.base import Task
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import sample_losses
 from .ascent import AscentConfig, ascended
 from .base import Method, MethodConfig, measured
 
@@ -40,6 +40,19 @@ class PairedConfig(MethodConfig):
 @dataclass
 class PairedAscentConfig(AscentConfig, PairedConfig):
     """Settings of a method that descends on retained samples and ascends on as many forget samples."""
+
+
+@dataclass
+class PairedLossesConfig(PairedConfig):
+    """Settings of a method that trains on one loss of forget and one of retained samples."""
+
+    epoch: Literal["forget", "retain"] | None = field(
+        default=None,
+        metadata={
+            "help": "the set that an epoch passes through once, while the other is cycled; null: of a language model the forget "
+            "set, of a classifier the retained one"
+        },
+    )
 
 
 class Paired(Method):
@@ -102,11 +115,11 @@ class Paired(Method):
         )
 
     def loss(self, model, part) -> Tensor:
-        return part.mean(cross_entropy(model(**part.inputs).logits, part.labels))
+        return part.mean(sample_losses(model, part))
 
     def forget_loss(self, model, part) -> Tensor:
         """What is ascended on."""
-        return part.mean(ascended(cross_entropy(model(**part.inputs).logits, part.labels), self.objective))
+        return part.mean(ascended(sample_losses(model, part), self.objective))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"aims": torch.tensor([self.loss_aim, self.accuracy_aim], dtype=torch.float64)}
@@ -118,8 +131,16 @@ class Paired(Method):
 class PairedLosses(Paired):
     """A loss on the forget batch and one on the retain batch, trained together."""
 
+    config: PairedLossesConfig
     learning_rate = 0.03  # of Adam, over the number of a transformer's features
     adapter_learning_rate = 1e-3
+    kind = "paired"
+
+    def learn_task(self, task: Task) -> None:
+        self.kind = "forget-paired" if (self.config.epoch or task.epoch) == "forget" else "paired"
+
+    def epochs(self, epochs: int) -> list[str]:
+        return [self.kind] * epochs
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {

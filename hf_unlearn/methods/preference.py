@@ -3,37 +3,41 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..tasks.losses import IGNORED, cross_entropy, divergence, next_tokens
-from .paired import PairedConfig, PairedLosses
+from ..data.batches import Batch
+from ..models import heads
+from ..tasks.losses import divergence, log_likelihood, predicting
+from .base import Term
+from .paired import PairedLosses, PairedLossesConfig
 
 
 def completion_lengths(labels: Tensor) -> Tensor:
     """|y|: how many completion tokens of each sample are predicted."""
-    return (next_tokens(labels) != IGNORED).sum(dim=1)
+    return predicting(labels).sum(dim=1)
 
 
-def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """log π(y|x) of every sample: the sum over its completion tokens."""
-    return -cross_entropy(logits, labels) * completion_lengths(labels)
+def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Tensor:
+    """KL(π_ref ‖ π_θ) of every sample, as in TOFU's code: the mean over the places that predict its completion tokens.
 
-
-def kl_to_original(logits: Tensor, original_logits: Tensor, labels: Tensor) -> Tensor:
-    """KL(π_θ ‖ π_ref) of every sample: the mean over the places that predict its completion tokens."""
-    kept = next_tokens(labels) != IGNORED
-    return torch.where(kept, divergence(logits, original_logits), 0.0).sum(dim=1) / kept.sum(dim=1)
+    Only these places are ours: that code takes all of a text, its prompt too.
+    """
+    places = predicting(batch.labels)
+    difference = heads.compared(original, lambda of_model, of_original: divergence(of_original, of_model))
+    of_tokens, _ = heads.read(model, batch.inputs, places, difference)
+    return heads.padded(of_tokens[:, 0], places).sum(dim=1) / places.sum(dim=1)
 
 
 @dataclass
-class PreferenceConfig(PairedConfig):
+class PreferenceConfig(PairedLossesConfig):
     """Settings of a preference loss."""
 
     beta: float = field(default=1.0, metadata={"help": "β: the higher, the sooner a forgotten sample is left alone"})
     retain: Literal["ce", "kl", "none"] = field(
         default="ce",
-        metadata={"help": "what holds the retained samples: ce: their loss, kl: KL to the original, none: nothing"},
+        metadata={
+            "help": "what holds the retained samples: ce: their loss, kl: KL of the model from the original, none: nothing"
+        },
     )
     retain_weight: float = field(default=1.0, metadata={"help": "weight of the retain term"})
 
@@ -53,22 +57,24 @@ class Preference(PairedLosses):
         if self.config.retain == "kl":
             self.teacher = context.teacher("never")
 
-    def losses(self, model, batch) -> dict[str, Tensor]:
+    def terms(self, model, batch) -> list[Term]:
         forget = batch["forget"]
-        logits = model(**forget.inputs).logits
-        forget_loss = forget.mean_over_samples(self.forget_losses(logits, forget))
-        if self.config.retain == "none":
-            return {"loss": forget_loss}
-        retain_loss = self.retain_loss(model, batch["retain"])
-        loss = forget_loss + self.config.retain_weight * retain_loss
-        return {"loss": loss, "retain_loss": retain_loss, "forget_loss": forget_loss}
+        found = [
+            Term(
+                "forget",
+                1.0,
+                lambda: forget.mean_over_samples(self.forget_losses(log_likelihood(model, forget), forget)),
+            ),
+            Term("retain", self.config.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
+        ]
+        return found[:1] if self.config.retain == "none" else found
 
-    def forget_losses(self, logits: Tensor, forget) -> Tensor:
-        """The loss of every forget sample."""
+    def forget_losses(self, log_p: Tensor, forget) -> Tensor:
+        """The loss of every forget sample, from log π_θ(y|x)."""
         raise NotImplementedError
 
     def retain_loss(self, model, retain) -> Tensor:
         if self.config.retain == "ce":
             return self.loss(model, retain)
-        original = self.teacher.logits(retain)
-        return retain.mean(kl_to_original(model(**retain.inputs).logits, original, retain.labels))
+        original = self.teacher.places(retain, predicting(retain.labels))
+        return retain.mean(kl_to_original(model, retain, original))

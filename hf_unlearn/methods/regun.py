@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
-from ..tasks.losses import cross_entropy, divergence
+from ..tasks.losses import divergence, sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper, measured
 from .neighbours import Neighbours
 
@@ -133,5 +133,5 @@ class Regun(Method):
         q = self.targets[forget.sample_index] if self.config.neighbours else self.q.expand(len(student), -1)
         log_q = q.clamp_min(torch.finfo(q.dtype).tiny).log()  # of a model that is sure, some answers are 0
         gone = forget.mean(divergence(log_q, student))
-        kept = retain.mean(cross_entropy(model(**retain.inputs).logits, retain.labels))
+        kept = retain.mean(sample_losses(model, retain))
         return {"loss": kept + self.config.forget_weight * gone, "retain_loss": kept, "forget_loss": gone}

@@ -1,19 +1,21 @@
 """RMU: representation misdirection for unlearning (ICML 2024, the WMDP benchmark)."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..data.batches import Batch
 from ..errors import UnlearningError
+from ..models import heads
 from ..models.kinds import attends
 from ..models.modes import evaluating
-from ..tasks.losses import IGNORED, next_tokens
-from .base import TASKS, MethodInfo, Paper
-from .paired import PairedConfig, PairedLosses
+from ..tasks.losses import predicting
+from .base import TASKS, MethodInfo, Paper, Term
+from .paired import PairedLosses, PairedLossesConfig
 
 
 def random_direction(size: int, seed: int) -> Tensor:
@@ -57,8 +59,9 @@ def find_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @dataclass
-class RmuConfig(PairedConfig):
-    """RMU. Ours: `until`, a layer a third of the way up, and a retain weight of 10.
+class RmuConfig(PairedLossesConfig):
+    """RMU. Ours: `until`, a layer a third of the way up, a retain weight of 10, and that of a language model only those tokens count
+    that predict the completion.
 
     The paper's 1200 is for a forget set of another kind than the retained texts. Where both are alike, it holds the
     forget activations too.
@@ -72,6 +75,14 @@ class RmuConfig(PairedConfig):
     steering: float = field(default=6.5, metadata={"help": "c: the length of what forget activations are pushed to"})
     retain_weight: float = field(default=10.0, metadata={"help": "α: weight of the retained activations' term"})
 
+    tokens: Literal["completion", "all"] = field(
+        default="completion",
+        metadata={
+            "help": "which of a language model count: completion: those that predict the completion; all: all that are no padding, "
+            "as in a classifier"
+        },
+    )
+
     def __post_init__(self):
         super().__post_init__()
         self.check("layer", self.layer is None or self.layer >= 0, "the number of a block, from 0, or null")
@@ -80,18 +91,19 @@ class RmuConfig(PairedConfig):
 
     @classmethod
     def paper(cls) -> "RmuConfig":
-        """The values for Zephyr-7B (32 blocks), for at most 150 steps (`max_steps`). All MLP weights of the three blocks
-        are trained; the authors' code trains the last matrix of each MLP only. Weight decay is on all that is trained, biases too."""
+        """The values for Zephyr-7B (32 blocks), for at most 150 steps (`max_steps`), on all tokens. All MLP weights of the three
+        blocks are trained; the authors' code trains the last matrix of each MLP only. Weight decay is on all that is trained, biases
+        too."""
         arguments = {"learning_rate": 5e-5, "num_train_epochs": 1, "per_device_train_batch_size": 4}
         arguments |= {"weight_decay": 0.01, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "decay": "all"}
-        return cls(layer=7, retain_weight=1200.0, until="end", arguments=arguments)
+        return cls(layer=7, retain_weight=1200.0, tokens="all", until="end", epoch="forget", arguments=arguments)
 
 
 class Rmu(PairedLosses):
     """Push forget activations of one layer to c·u, and keep retained activations where the frozen original has them.
 
-    min mean‖h(x_f) − c·u‖² + α·mean‖h(x_r) − h_frozen(x_r)‖², on the MLP weights of that layer and the two before. Of a
-    language model those tokens count whose activations predict the completion; of a classifier, all tokens.
+    min mean‖h(x_f) − c·u‖² + α·mean‖h(x_r) − h_frozen(x_r)‖², on the MLP weights of that layer and the two before. The means
+    are over the tokens that count, see `tokens`.
     """
 
     info = MethodInfo(
@@ -133,34 +145,48 @@ class Rmu(PairedLosses):
         blocks = find_blocks(model)
         return blocks[self.layer(blocks)][1]
 
-    def losses(self, model, batch) -> dict[str, Tensor]:
-        forget, retain = batch["forget"], batch["retain"]
-        steered = activations(model, self.block, forget.inputs)
+    def terms(self, model, batch) -> list[Term]:
+        return [
+            Term("forget", 1.0, lambda: self.forget_loss(model, batch["forget"])),
+            Term("retain", self.config.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
+        ]
+
+    def forget_loss(self, model: nn.Module, forget: Batch) -> Tensor:
+        steered = activations(model, self.block, forget)
         target = self.config.steering * random_direction(steered.shape[-1], self.context.seed).to(steered.device)
-        forget_loss = forget.mean(displacement(steered, target, read_tokens(forget, steered)))
+        return self.mean(forget, steered, target)
+
+    def retain_loss(self, model: nn.Module, retain: Batch) -> Tensor:
         with torch.no_grad(), self.teacher.frozen(), evaluating(self.teacher.model):
-            frozen = activations(self.teacher.model, self.frozen_block, retain.inputs)
-        kept = activations(model, self.block, retain.inputs)
-        retain_loss = retain.mean(displacement(kept, frozen, read_tokens(retain, kept)))
-        loss = forget_loss + self.config.retain_weight * retain_loss
-        return {"loss": loss, "retain_loss": retain_loss, "forget_loss": forget_loss}
+            frozen = activations(self.teacher.model, self.frozen_block, retain)
+        return self.mean(retain, activations(model, self.block, retain), frozen)
+
+    def mean(self, batch: Batch, found: Tensor, target: Tensor) -> Tensor:
+        """Of the displacements: over the completion tokens of a step, or over its samples where all tokens count."""
+        whole = self.config.tokens == "all"
+        of_samples = displacement(found, target, read_tokens(batch, found, whole))
+        return batch.mean_over_samples(of_samples) if whole else batch.mean(of_samples)
 
 
-def activations(model: nn.Module, block: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """What a block of the model puts out: [n, L, d]."""
+def activations(model: nn.Module, block: nn.Module, batch: Batch) -> Tensor:
+    """What a block of the model puts out: [n, L, d]. The head of a language model, which nobody asks, is given nothing."""
     found = []
     hook = block.register_forward_hook(lambda module, args, output: found.append(output))
     try:
-        model(**inputs)
+        if batch.labels.ndim == 2:
+            heads.read(model, batch.inputs, torch.zeros_like(batch.labels, dtype=torch.bool), heads.states)
+        else:
+            model(**batch.inputs)
     finally:
         hook.remove()
     return found[0][0] if isinstance(found[0], tuple) else found[0]
 
 
-def read_tokens(batch, found: Tensor) -> Tensor:
-    """Which tokens count: of a language model those that predict the completion, else all that are no padding."""
-    if batch.labels.ndim == 2:
-        return next_tokens(batch.labels) != IGNORED
+def read_tokens(batch: Batch, found: Tensor, whole: bool = False) -> Tensor:
+    """Which tokens count: of a language model those that predict the completion, else (or of `whole` texts) all that are no
+    padding."""
+    if batch.labels.ndim == 2 and not whole:
+        return predicting(batch.labels)
     if "attention_mask" in batch:
         return batch["attention_mask"].bool()
     return torch.ones(found.shape[:2], dtype=torch.bool, device=found.device)

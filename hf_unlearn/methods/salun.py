@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted
 from ..tasks.base import Task
-from ..tasks.losses import cross_entropy
-from .base import Method, MethodConfig, MethodInfo, Paper
+from ..tasks.losses import sample_losses
+from .base import Method, MethodConfig, MethodInfo, Paper, Term
 from .gradients import Gradient
 from .table import get_method
 
@@ -103,6 +103,9 @@ class Salun(Method):
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return self.inner.arguments(family, width) | self.inner.config.arguments
 
+    def learn_task(self, task: Task) -> None:
+        self.inner.learn_task(task)
+
     def trained_modules(self, model: nn.Module) -> list[str] | None:
         return self.inner.trained_modules(model)
 
@@ -135,7 +138,7 @@ class Salun(Method):
         self.inner.prepare(context)
 
     def forget_loss(self, model, batch) -> Tensor:
-        return batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))
+        return batch.mean(sample_losses(model, batch))
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         return self.inner.on_epoch_begin(epoch)
@@ -145,6 +148,9 @@ class Salun(Method):
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         return self.inner.losses(model, batch)
+
+    def terms(self, model, batch) -> list[Term]:
+        return self.inner.terms(model, batch)
 
     @torch.no_grad()
     def on_step_end(self, step: int) -> bool | None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import MethodInfo, Paper
-from .preference import Preference, PreferenceConfig, completion_lengths, log_likelihood
+from .preference import Preference, PreferenceConfig, completion_lengths
 
 
 def simnpo_loss(log_p: Tensor, lengths: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
@@ -21,7 +21,10 @@ class SimnpoConfig(PreferenceConfig):
     method = "simnpo"
 
     beta: float = field(default=2.5, metadata={"help": "β: the higher, the sooner a forgotten sample is left alone"})
-    gamma: float = field(default=0.0, metadata={"help": "γ: the margin; the higher, the later it is left alone"})
+    gamma: float = field(
+        default=0.0,
+        metadata={"help": "γ: the margin; the higher, the later it is left alone (β·δ, where open-unlearning has δ)"},
+    )
 
     @classmethod
     def paper(cls) -> "SimnpoConfig":
@@ -32,7 +35,7 @@ class SimnpoConfig(PreferenceConfig):
         """
         arguments = {"learning_rate": 1e-5, "num_train_epochs": 10, "per_device_train_batch_size": 32}
         arguments |= {"weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.1, "max_grad_norm": 1.0}
-        return cls(retain_weight=1 / 0.1375, until="end", arguments=arguments)
+        return cls(retain_weight=1 / 0.1375, until="end", epoch="forget", arguments=arguments)
 
 
 class Simnpo(Preference):
@@ -56,6 +59,5 @@ class Simnpo(Preference):
     config_class = SimnpoConfig
     config: SimnpoConfig
 
-    def forget_losses(self, logits: Tensor, forget) -> Tensor:
-        log_p, lengths = log_likelihood(logits, forget.labels), completion_lengths(forget.labels)
-        return simnpo_loss(log_p, lengths, self.config.beta, self.config.gamma)
+    def forget_losses(self, log_p: Tensor, forget) -> Tensor:
+        return simnpo_loss(log_p, completion_lengths(forget.labels), self.config.beta, self.config.gamma)

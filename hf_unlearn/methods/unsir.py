@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import models
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import cross_entropy, sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper
 
 ROWS_AT_ONCE = 64  # of noise in one forward pass
@@ -148,12 +148,12 @@ class Unsir(Method):
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         if "retain" not in batch:  # repair
-            return {"loss": batch.mean(cross_entropy(model(**batch.inputs).logits, batch.labels))}
+            return {"loss": batch.mean(sample_losses(model, batch))}
         retain, forget = batch["retain"], batch["forget"]
         rows = torch.searchsorted(self.classes, forget.labels), forget.sample_index % self.config.samples
         dtype = next(model.parameters()).dtype
         impaired = cross_entropy(model(**{self.name: self.noise[rows].to(dtype)}).logits, forget.labels)
-        kept = cross_entropy(model(**retain.inputs).logits, retain.labels)
+        kept = sample_losses(model, retain)
         loss = (forget.mean(impaired) + retain.mean(kept)) / 2  # the mean over both, which are equally many
         return {"loss": loss, "noise_loss": forget.mean(impaired), "retain_loss": retain.mean(kept)}
 

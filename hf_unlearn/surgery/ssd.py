@@ -16,7 +16,7 @@ from ..data.batches import Batch
 from ..errors import UnlearningError
 from ..methods.base import Method, MethodConfig, MethodInfo, Paper
 from ..models.modes import evaluating
-from ..tasks.losses import cross_entropy
+from ..tasks.losses import cross_entropy, sample_losses
 from .checks import check_labels, check_weights, ready
 from .layers import add_squares_by_layers
 
@@ -55,7 +55,7 @@ def add_squares(model: nn.Module, weights: Weights, sums: Weights, parts: Iterab
         for p in weights.values():
             p.grad = None
         for part in parts:
-            cross_entropy(model(**part.inputs).logits, part.labels).mean().backward()
+            sample_losses(model, part).mean().backward()
     finally:
         for hook, (name, p) in zip(hooks, weights.items(), strict=True):
             hook.remove()

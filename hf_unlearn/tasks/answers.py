@@ -15,12 +15,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from .. import models
 from ..data.source import Source
 from ..errors import UnlearningError
-from ..metrics.signals import rows_at_once
 from ..metrics.text_membership import gradient_norm_score
+from ..models import heads
 from ..models.modes import evaluating
 from . import task_of
 from .causal_lm import CausalLM
-from .losses import IGNORED
+from .losses import IGNORED, next_tokens
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,14 @@ class Answers:
                 ids = pad_sequence(texts, batch_first=True).to(self.device)
                 lengths = torch.tensor([[len(text)] for text in texts])
                 attention = (torch.arange(ids.shape[1]) < lengths).long().to(self.device)
-                logits = self.model(input_ids=ids, attention_mask=attention).logits
-                for row, text, of_text, z in zip(rows, texts, ids, logits, strict=True):
-                    prompt, size = samples[row][1], len(text)
-                    found = _of_tokens(z[prompt - 1 : size - 1], of_text[prompt:size], moments)
-                    columns[:, row, : size - prompt], mask[row, : size - prompt] = found.cpu().numpy(), True
+                prompts = torch.tensor([[samples[row][1]] for row in rows])
+                places = torch.arange(ids.shape[1])
+                places = ((places >= prompts - 1) & (places < lengths - 1)).to(self.device)
+                score = heads.scored(next_tokens(ids)[places], heads.token_scores)
+                found, _ = heads.read(self.model, {"input_ids": ids, "attention_mask": attention}, places, score)
+                sizes = places.sum(dim=1).tolist()
+                for row, size, of_row in zip(rows, sizes, found.double().cpu().split(sizes), strict=True):
+                    columns[:, row, :size], mask[row, :size] = of_row.T[: len(columns)].numpy(), True
         log_p, right, *rest = columns
         if not np.isfinite(log_p).all():
             row = int((~np.isfinite(log_p)).any(axis=1).argmax())
@@ -117,7 +120,11 @@ class Answers:
         with evaluating(self.model), torch.enable_grad():
             for ids, prompt in tqdm(samples, desc=description, leave=False, disable=not self.progress):
                 text = ids.to(self.device)
-                log_p, _ = _of_tokens(self.model(input_ids=text[None]).logits[0, prompt - 1 : -1], text[prompt:])
+                places = (torch.arange(len(text), device=self.device)[None] >= prompt - 1) & (
+                    next_tokens(text[None]) != IGNORED
+                )
+                score = heads.scored(text[prompt:], heads.log_probabilities)
+                log_p, _ = heads.read(self.model, {"input_ids": text[None]}, places, score)
                 gradients = torch.autograd.grad(-log_p.mean(), weights, allow_unused=True)
                 found.append(gradient_norm_score(g for g in gradients if g is not None))
         return np.array(found)
@@ -170,22 +177,3 @@ class Answers:
         starts = range(0, len(order), self.batch_size)
         for start in tqdm(starts, desc=description, leave=False, disable=not self.progress):
             yield order[start : start + self.batch_size]
-
-
-def _of_tokens(logits: Tensor, tokens: Tensor, moments: bool = False) -> Tensor:
-    """log p(y_t), and whether y_t is the likeliest, from the logits [T, V] at T places, in float32 at least: [2, T].
-
-    With `moments` also mean and standard deviation of log p(y) over y ~ p: [4, T].
-    """
-    parts = []
-    for z, y in zip(*(x.split(rows_at_once(logits.shape[1])) for x in (logits, tokens)), strict=True):
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        right, norm = z.argmax(dim=1) == y, z.logsumexp(dim=1)
-        columns = [z.gather(1, y[:, None])[:, 0] - norm, right.to(z.dtype)]
-        if moments:
-            log_p = z - norm[:, None]
-            p, finite = log_p.exp(), log_p.clamp(min=torch.finfo(z.dtype).min)  # 0 · log 0 = 0
-            mean = (p * finite).sum(dim=1)
-            columns += [mean, (p * (finite - mean[:, None]) ** 2).sum(dim=1).sqrt()]
-        parts.append(torch.stack(columns))
-    return torch.cat(parts, dim=1).double()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from accelerate import Accelerator
@@ -119,6 +119,8 @@ class Task(Protocol):
         None  # of the adapter that is trained where weights are many; None: no adapter
     )
 
+    epoch: ClassVar[Literal["forget", "retain"]] = "retain"  # the set that an epoch of losses on both passes through
+
     # -- What an audit may ask
 
     is_audited: ClassVar[bool] = True  # whether its samples can be held against unseen ones, one by one
@@ -132,8 +134,8 @@ class Task(Protocol):
     audit_parts: ClassVar[dict[int, tuple[str, ...]]] = {}  # level -> the parts of `audits` that it adds
     conventions: ClassVar[tuple[str, ...]] = ()  # how scores and figures are made
 
-    def audit_statistics(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Further signals of each sample that only an audit reads."""
+    def audit_statistics(self, predicted: Any) -> dict[str, Tensor]:
+        """Further signals of each sample that only an audit reads, from what the evaluator's `predict` says."""
         return {}
 
     # -- What the Hub may ask

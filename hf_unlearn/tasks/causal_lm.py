@@ -1,17 +1,22 @@
 """Language models: a sample is a completion, and every sample counts the same, however long it is."""
 
+from typing import Any
+
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .. import models
+from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
-from ..metrics.signals import rows_at_once
 from ..metrics.text_membership import min_k_score
 from ..metrics.tokens import extraction_strength_rows
-from .base import Task
+from ..models import heads
+from .base import Supervision, Task
 from .completions import COMPLETIONS, CompletionCollator
-from .losses import IGNORED, next_tokens
+from .losses import next_tokens, predicting
+from .token_evaluation import TokenEvaluator, Tokens
 
 MIN_K = 0.2
 
@@ -49,8 +54,18 @@ class CausalLM(Task):
     def eval_batch_size(self, eval_size: int, train_size: int) -> int:
         return min(eval_size, train_size)  # a row of logits over the vocabulary for each token
 
-    def audit_statistics(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return completion_statistics(logits, labels)
+    def evaluator(
+        self,
+        accelerator: Accelerator,
+        samples: DrawnSamples,
+        collator: TrainingCollator,
+        supervision: Supervision | None = None,
+        **about: Any,
+    ) -> TokenEvaluator:
+        return TokenEvaluator(accelerator, samples, collator, self.num_labels, **about)
+
+    def audit_statistics(self, predicted: Tokens) -> dict[str, Tensor]:
+        return known_by_heart(predicted.by_sample(0), predicted.by_sample(1), predicted.places)
 
 
 @torch.no_grad()
@@ -75,18 +90,12 @@ def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) 
         as a metric: Wang et al., *Towards Effective Evaluations and Comparisons for LLM Unlearning Methods*, ICLR 2025,
         arXiv 2406.09179 (extraction strength).
     """
-    labels = next_tokens(labels)
-    kept = labels != IGNORED
-    rows, places = kept.nonzero(as_tuple=True)
-    log_p, right = [], []
-    step = rows_at_once(logits.shape[2])
-    for row, place in zip(rows.split(step), places.split(step), strict=True):
-        z, y = logits[row, place].double(), labels[row, place]
-        log_p.append(z.log_softmax(dim=-1).gather(1, y[:, None])[:, 0])
-        right.append(z.argmax(dim=-1) == y)
-    columns = [
-        torch.zeros(kept.shape, dtype=x[0].dtype, device=kept.device).masked_scatter(kept, torch.cat(x))
-        for x in (log_p, right)
-    ]
-    found = {"min_k": min_k_score(columns[0], kept, share), "extraction": extraction_strength_rows(columns[1], kept)}
+    kept = predicting(labels)
+    scores = heads.in_chunks(heads.token_scores, logits[kept], next_tokens(labels)[kept]).double()
+    return known_by_heart(heads.padded(scores[:, 0], kept), heads.padded(scores[:, 1], kept), kept, share)
+
+
+def known_by_heart(log_p: Tensor, right: Tensor, kept: Tensor, share: float = MIN_K) -> dict[str, Tensor]:
+    """`completion_statistics` from log p(y_t | y_<t) of each token and whether it is the likeliest one: all [n, L]."""
+    found = {"min_k": min_k_score(log_p, kept, share), "extraction": extraction_strength_rows(right != 0, kept)}
     return {name: torch.from_numpy(values).to(kept.device) for name, values in found.items()}

@@ -1,8 +1,6 @@
 """Forward passes over forget, retained and unseen samples, and the figures that are read off them.
 
-A pass keeps a handful of numbers for each sample and one sum of probabilities for each forget class, never all logits. For a
-language model the numbers of a sample are means over its own completion tokens, and every sample counts the same,
-however long it is.
+A pass keeps a handful of numbers for each sample and one sum of probabilities for each forget class, never all logits.
 """
 
 from collections.abc import Iterator
@@ -22,7 +20,6 @@ from ..data.schedule import Draw
 from ..errors import UnlearningError
 from ..models.modes import evaluating
 from .figures import Figures, Measurement, figures
-from .losses import IGNORED, next_tokens
 
 
 class Evaluator:
@@ -64,29 +61,52 @@ class Evaluator:
         for chunk, batch in zip(chunks, bar, strict=True):
             yield positions[chunk] % len(indices), batch
 
-    def logits(
+    def predictions(
         self,
         model: nn.Module,
         name: str,
         indices: np.ndarray,
         shard: tuple[int, int] | None = None,
         description: str = "",
-    ) -> Iterator[tuple[np.ndarray, Batch, Tensor]]:
-        """(positions, batch, logits) of the model in eval mode, on this process's share."""
+    ) -> Iterator[tuple[np.ndarray, Batch, Any]]:
+        """(positions, batch, what `predict` says) of the model in eval mode, on this process's share."""
         device = self.accelerator.device
         with evaluating(model):
             for positions, batch in self.batches(name, indices, shard or self.shard, description or name):
                 batch = to_model(batch, model, device)
-                with torch.no_grad(), self.accelerator.autocast():
-                    logits = model(**batch.inputs).logits
-                yield positions, batch, logits.to(torch.promote_types(logits.dtype, torch.float32))
+                yield positions, batch, self.predict(model, batch)
+
+    # -- What differs for a language model
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """What a model in eval mode says of a batch: logits [n, classes], in float32 at least."""
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = model(**batch.inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def statistics(self, predicted: Any, batch: Batch) -> dict[str, Tensor]:
+        """The signals of each sample; NaN is a ValueError."""
+        return metrics.sample_statistics(predicted, batch.labels)
+
+    def is_finite(self, predicted: Any) -> Tensor:
+        """Of each sample."""
+        return predicted.isfinite().all(dim=-1)
+
+    def correct(self, predicted: Any, batch: Batch) -> Tensor:
+        """1 or 0 for each sample."""
+        return (predicted.argmax(dim=-1) == batch.labels).double()
+
+    def distances(self, a: Any, b: Any, batch: Batch) -> dict[str, Tensor]:
+        """JSD and L2 distance between the predictions of two models, for each sample."""
+        p, q = (predicted.double().softmax(-1) for predicted in (a, b))
+        return {"jsd": jsd(p, q), "activation_distance": (p - q).norm(dim=-1)}
 
     def features(
         self, model: nn.Module, name: str, indices: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
         """(positions, labels, what the model's head reads), batch by batch, of all samples on every process."""
         with models.reading_features(model, self.num_labels) as read:
-            for positions, batch, logits in self.logits(model, name, indices, description=f"features of {name}"):
+            for positions, batch, logits in self.predictions(model, name, indices, description=f"features of {name}"):
                 places = torch.as_tensor(positions, device=logits.device)
                 parts = (places, batch.labels, read(logits), batch.weight > 0)
                 places, labels, features, real = self.accelerator.gather(parts)
@@ -95,7 +115,7 @@ class Evaluator:
     def probabilities(self, model: nn.Module, name: str, indices: np.ndarray) -> Tensor:
         """What the model says of each of these samples, in their order, on every process: [n, classes]."""
         rows = torch.zeros(len(indices), self.num_labels, device=self.accelerator.device)
-        for positions, batch, logits in self.logits(model, name, indices):
+        for positions, batch, logits in self.predictions(model, name, indices):
             rows = rows.to(logits.dtype)
             real = batch.weight > 0
             rows[torch.as_tensor(positions, device=rows.device)[real]] = logits[real].softmax(dim=-1)
@@ -112,22 +132,22 @@ class Evaluator:
     def accuracy(self, model: nn.Module, name: str, indices: np.ndarray) -> float:
         """A ratio of counts, hence the same for any number of processes (to rounding, for a language model)."""
         correct = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        for _, batch, logits in self.logits(model, name, indices):
-            correct += (_share_correct(logits, batch.labels) * (batch.weight > 0)).sum()
+        for _, batch, predicted in self.predictions(model, name, indices):
+            correct += (self.correct(predicted, batch) * (batch.weight > 0)).sum()
         return self.total(correct).item() / len(indices)
 
     def measure(self, model: nn.Module, name: str, indices: np.ndarray) -> Measurement:
         tally = Tally(self, name, indices)
-        for positions, batch, logits in self.logits(model, name, indices):
-            tally.add(positions, batch, logits)
+        for part in self.predictions(model, name, indices):
+            tally.add(*part)
         return tally.result()
 
     def compare(self, model: nn.Module, other: nn.Module, name: str, indices: np.ndarray) -> dict[str, float]:
         """Mean JSD and activation distance between two models on the same samples, see `distances`."""
         totals: dict[str, Tensor] = {}
-        passes = self.logits(model, name, indices), self.logits(other, name, indices)
+        passes = self.predictions(model, name, indices), self.predictions(other, name, indices)
         for (_, batch, a), (_, _, b) in zip(*passes, strict=True):
-            for key, values in distances(a, b, batch.labels).items():
+            for key, values in self.distances(a, b, batch).items():
                 totals[key] = totals.get(key, 0) + (values * batch.weight).sum()
         return {key: self.total(total).item() / len(indices) for key, total in totals.items()}
 
@@ -152,14 +172,12 @@ class Tally:
         self.classes = torch.as_tensor(np.unique(evaluator.samples.sources["forget"].labels), device=device)
         self.sums = torch.zeros(len(self.classes), evaluator.num_labels, dtype=torch.float64, device=device)
 
-    def add(self, positions: np.ndarray, batch: Batch, logits: Tensor, **columns: Tensor) -> None:
+    def add(self, positions: np.ndarray, batch: Batch, predicted: Any, **columns: Tensor) -> None:
         """`columns` are further numbers of each sample, for `Measurement.signals`."""
-        per_token = logits.ndim == 3
         try:
-            compute = metrics.token_statistics if per_token else metrics.sample_statistics
-            statistics = compute(logits, batch.labels) | columns
+            statistics = self.evaluator.statistics(predicted, batch) | columns
         except ValueError:
-            bad = (~logits.isfinite()).flatten(1).any(dim=-1)
+            bad = ~self.evaluator.is_finite(predicted)
             if not bad.any():
                 raise
             row = self.indices[positions[int(bad.int().argmax())]]
@@ -169,12 +187,13 @@ class Tally:
             ) from None
         for key, value in statistics.items():
             self.columns.setdefault(key, []).append(value.double())
-        labels = torch.zeros_like(batch.labels[:, 0]) if per_token else batch.labels
+        classes = self.evaluator.num_labels
+        labels = batch.labels if classes else torch.zeros_like(batch.labels[:, 0])
         self.columns.setdefault("labels", []).append(labels)
-        self.columns.setdefault("positions", []).append(torch.as_tensor(positions, device=logits.device))
-        if not per_token:
+        self.columns.setdefault("positions", []).append(torch.as_tensor(positions, device=labels.device))
+        if classes:
             kept = torch.isin(batch.labels, self.classes)
-            p = logits[kept].double().softmax(dim=-1) * batch.weight[kept, None]
+            p = predicted[kept].double().softmax(dim=-1) * batch.weight[kept, None]
             self.sums.index_add_(0, torch.searchsorted(self.classes, batch.labels[kept]), p)
 
     def result(self) -> Measurement:
@@ -193,29 +212,6 @@ class Tally:
         return Measurement(labels, ordered, dict(zip(self.classes.tolist(), sums, strict=True)))
 
 
-def distances(a: Tensor, b: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """JSD and L2 distance between the predictions of two models, for each sample, from their logits.
-
-    Of a language model, the mean over the predictions of the sample's completion tokens.
-    """
-    rows = torch.arange(len(a), device=a.device)
-    if a.ndim == 3:
-        kept = next_tokens(labels) != IGNORED
-        a, b, rows = a[kept], b[kept], kept.nonzero()[:, 0]
-    found = torch.zeros(2, len(labels), dtype=torch.float64)
-    for row, *pair in zip(*(x.split(metrics.rows_at_once(a.shape[1])) for x in (rows, a, b)), strict=True):
-        p, q = (x.double().softmax(-1).cpu() for x in pair)
-        values = torch.stack([torch.as_tensor(metrics.jsd_rows(p, q)), (p - q).norm(dim=-1)])
-        found.index_add_(1, row.cpu(), values)
-    jsd, distance = found.to(a.device) / torch.bincount(rows)
-    return {"jsd": jsd, "activation_distance": distance}
-
-
-def _share_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 or 0 for each sample; of a language model, the share of the sample's completion tokens that is predicted."""
-    right = logits.argmax(dim=-1)
-    if logits.ndim == 2:
-        return (right == labels).double()
-    labels = next_tokens(labels)
-    kept = labels != IGNORED
-    return ((right == labels) & kept).sum(dim=1).double() / kept.sum(dim=1)
+def jsd(p: Tensor, q: Tensor) -> Tensor:
+    """`metrics.jsd_rows` of rows of probabilities in float64."""
+    return torch.as_tensor(metrics.jsd_rows(p.cpu(), q.cpu())).to(p.device)

@@ -2,7 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..data.batches import Batch
+from ..models import heads
 
 IGNORED = -100  # the label of a token that is no part of the completion, in transformers too
 
@@ -16,18 +19,37 @@ def next_tokens(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
+def predicting(labels: Tensor) -> Tensor:
+    """The places that predict a completion token: bool [n, L]."""
+    return next_tokens(labels) != IGNORED
+
+
+def log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
+    """log π(y|x) of every sample of a language model: the sum over its completion tokens."""
+    places, tokens = predicting(batch.labels), next_tokens(batch.labels)
+    of_tokens, _ = heads.read(model, batch.inputs, places, heads.scored(tokens[places], heads.log_probabilities))
+    return heads.padded(of_tokens[:, 0], places).sum(dim=1)
+
+
+def sample_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """`cross_entropy` of what the model says of a batch; of a language model without making all of its logits."""
+    if batch.labels.ndim == 1:
+        return cross_entropy(model(**batch.inputs).logits, batch.labels)
+    return -log_likelihood(model, batch) / predicting(batch.labels).sum(dim=1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every sample, in float32 at least.
 
     Of a classifier: logits [n, classes] and labels [n]. Of a language model: logits [n, L, V] and labels [n, L], -100
     outside the completion; the mean over the sample's own completion tokens.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if logits.ndim == 2:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, labels, reduction="none")
-    labels = next_tokens(labels)
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
+    places = predicting(labels)
+    log_p = heads.log_probabilities(logits[places], next_tokens(labels)[places])
+    return -heads.padded(log_p, places).sum(dim=1) / places.sum(dim=1)
 
 
 def divergence(p_logits: Tensor, q_logits: Tensor, temperature: float = 1.0) -> Tensor:

@@ -14,6 +14,8 @@ from transformers.training_args import OptimizerNames
 from ..errors import UnlearningError, in_one_sentence
 from ..methods import Method
 from ..models import adapters
+from ..tasks import task_of
+from ..tasks.base import Task
 from .arguments import UnlearningArguments
 from .output import check_folder
 from .request import Request
@@ -287,12 +289,16 @@ def _unread(args: UnlearningArguments, settings: str, model: nn.Module) -> str |
 # The method and the model
 
 
-def check_task(method: Method, task: str) -> None:
-    if task not in method.info.applies_to:
+def task_for(method: Method, model: nn.Module) -> Task:
+    """The model's task, if the method works on it; the method is told of it."""
+    task = task_of(model, method.own_losses, method.own_tasks)
+    if task.name not in method.info.applies_to:
         raise UnlearningError(
-            f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task}; "
-            f"list_methods(task={task!r}) names the methods for it."
+            f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task.name}; "
+            f"list_methods(task={task.name!r}) names the methods for it."
         )
+    method.learn_task(task)
+    return task
 
 
 def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:

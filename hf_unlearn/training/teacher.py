@@ -45,7 +45,7 @@ class TableTeacher:
         for name, indices, offset in (("forget", forget, 0), ("retain", retain, n_forget)):
             if len(indices) == 0:
                 continue
-            for positions, batch, logits in evaluator.logits(model, name, indices, shard, f"teacher on {name}"):
+            for positions, batch, logits in evaluator.predictions(model, name, indices, shard, f"teacher on {name}"):
                 self.table[offset + indices[positions]] = logits.cpu().numpy()
                 if name == "forget":
                     correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()

@@ -21,14 +21,14 @@ from ..data.batches import to_model
 from ..data.types import Data, DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
+from ..methods.base import Term
 from ..models import adapters
 from ..models.types import ModelOrName, ModelSource
-from ..tasks import task_of
 from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, for_trainer, with_defaults
 from .border import border
 from .checkpoints import ResumableTrainer
-from .checks import check_call, check_resolved, check_sharding, check_steering_figure, check_surgery, check_task
+from .checks import check_call, check_resolved, check_sharding, check_steering_figure, check_surgery, task_for
 from .context import Context
 from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
@@ -106,8 +106,7 @@ class UnlearningTrainer(ResumableTrainer):
             model, processing_class, args
         )
 
-        self.task = task_of(model, self.method.own_losses, self.method.own_tasks)
-        check_task(self.method, self.task.name)
+        self.task = task_for(self.method, model)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
@@ -240,12 +239,34 @@ class UnlearningTrainer(ResumableTrainer):
         return self.lr_scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        losses = self.method.losses(model, self._ready(inputs))
+        batch = self._ready(inputs)
+        if terms := self.method.terms(model, batch):
+            return self._last_loss(model, terms)
+        losses = self.method.losses(model, batch)
         loss = losses.pop("loss")
         for name, value in losses.items():
             self.watch.add(name, value)
         self.watch.see(loss)
         return loss
+
+    def _last_loss(self, model: nn.Module, terms: list[Term]) -> Tensor:
+        """That of the last term; the others have gone back through the network, and `_earlier` is the sum of their losses.
+
+        Processes share the gradients with the last one's. Those of FSDP do at once, or each would keep them whole.
+        """
+        *earlier, last = terms
+        for term in earlier:
+            with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
+                loss = self._weighted(term)
+                self.accelerator.backward(loss)
+            self._earlier += loss.detach()
+        return self._weighted(last)
+
+    def _weighted(self, term: Term) -> Tensor:
+        loss = term.loss()
+        self.watch.add(f"{term.name}_loss", loss)
+        self.watch.see(loss)
+        return term.weight * loss
 
     def _ready(self, inputs: Any) -> Any:
         for module in self.frozen_batchnorm:
@@ -262,7 +283,8 @@ class UnlearningTrainer(ResumableTrainer):
         are whole: each is clipped by itself, and what the method makes of them is exactly what the optimizer gets.
         """
         if self.method.info.kind != "gradient":
-            return super().training_step(model, inputs, num_items_in_batch)
+            self._earlier = torch.zeros((), device=self.args.device)
+            return super().training_step(model, inputs, num_items_in_batch) + self._earlier
         model.train()
         if self.is_fsdp_enabled:
             reduce_every_micro_batch(model)

@@ -747,6 +747,7 @@ def test_sums_are_of_forget_classes_only():
     size, labels = 21_841, torch.tensor([3, 3, 21_840, 7])
     samples = SimpleNamespace(sources={"forget": SimpleNamespace(labels=np.array([21_840, 3, 3]))})
     alone = {"accelerator": Accelerator(cpu=True), "total": lambda tensor: tensor}
+    alone["statistics"] = lambda predicted, batch: metrics.sample_statistics(predicted, batch.labels)
     evaluator = SimpleNamespace(num_labels=size, samples=samples, **alone)
     tally = Tally(evaluator, "unseen", np.arange(4))
     assert tally.sums.shape == (2, size)

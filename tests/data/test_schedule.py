@@ -13,7 +13,7 @@ from hf_unlearn.data.randomness import gumbel, uniform
 from hf_unlearn.data.schedule import Schedule
 from tests.runs import make_trainer
 
-KINDS = ["mixed", "paired", "forget", "retain"]
+KINDS = ["mixed", "paired", "forget", "retain", "forget-paired"]
 N_FORGET, N_RETAIN = 13, 41
 
 
@@ -38,7 +38,9 @@ RETAIN = [("retain", i) for i in range(N_RETAIN)]
 EVERY = {"mixed": FORGET + RETAIN, "forget": FORGET, "retain": RETAIN}
 
 
-@pytest.mark.parametrize("epochs", [["retain"], ["mixed", "paired"], ["retain", "forget", "retain"], ["paired"] * 2])
+@pytest.mark.parametrize(
+    "epochs", [["retain"], ["forget-paired"], ["mixed", "paired"], ["retain", "forget", "retain"], ["paired"] * 2]
+)
 def test_how_many_samples_steps_draw(epochs):
     plan = schedule(*epochs, retain_fraction=0.5)
     drawn = np.cumsum([sum(map(len, plan.step(step).values())) for step in range(len(plan))]).tolist()
@@ -94,6 +96,24 @@ class TestEpochs:
         rounds = [tuple(cycled[i : i + 2]) for i in range(0, N_RETAIN - 1, 2)]
         assert set(rounds) == {(0, 1), (1, 0)}
 
+    def test_pairs_by_the_forget_set(self):
+        """One pass over the forget set; the retained samples go on from epoch to epoch, round after round."""
+        plan = schedule(*4 * ["forget-paired"])
+        assert plan.starts == [0, 2, 4, 6, 8] and plan.samples() == 8 * N_FORGET
+        assert plan.used().tolist() == list(range(N_FORGET + N_RETAIN))
+        for epoch in range(4):
+            assert sorted(samples(draws(plan, epoch), "forget")) == FORGET
+        retained = [draw for draw in draws(plan) if draw.group == "retain"]
+        assert len(retained) == 4 * N_FORGET
+        for start in range(0, len(retained), N_RETAIN):
+            part = retained[start : start + N_RETAIN]
+            assert len({draw.index for draw in part}) == len(part) and {draw.epoch for draw in part} == {
+                start // N_RETAIN
+            }
+        for step in range(len(plan)):
+            groups = plan.step(step)
+            assert list(groups) == ["forget", "retain"] and len(groups["forget"]) == len(groups["retain"])
+
     def test_phases(self):
         plan = schedule("forget", "retain", "mixed")
         assert plan.starts == [0, 2, 8, 15]
@@ -101,7 +121,9 @@ class TestEpochs:
         assert [next(iter(plan.step(step))) for step in range(15)] == 2 * ["forget"] + 6 * ["retain"] + 7 * ["mixed"]
         assert [plan.progress(step) for step in (0, 1, 2, 5, 8, 15)] == [0, 0.5, 1, 1.5, 2, 3]
 
-    @pytest.mark.parametrize("kind, n_forget, n_retain", [("forget", 0, 4), ("retain", 4, 0), ("paired", 4, 0)])
+    @pytest.mark.parametrize(
+        "kind, n_forget, n_retain", [("forget", 0, 4), ("retain", 4, 0), ("paired", 4, 0), ("forget-paired", 4, 0)]
+    )
     def test_an_epoch_without_samples_is_refused(self, kind, n_forget, n_retain):
         with pytest.raises(ValueError, match=f"{kind!r} has no samples"):
             schedule(kind, n_forget=n_forget, n_retain=n_retain)

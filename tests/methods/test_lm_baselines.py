@@ -12,11 +12,13 @@ import stories
 import torch
 from peft import LoraConfig, PeftModel
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import ConcatDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_unlearn import (
     GradDiffConfig,
+    HamuConfig,
     NpoConfig,
     RmuConfig,
     SalunConfig,
@@ -29,10 +31,15 @@ from hf_unlearn import (
 from hf_unlearn.data.batches import Batch
 from hf_unlearn.data.schedule import Schedule
 from hf_unlearn.methods import METHODS, create_method, rmu
+from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.methods.npo import npo_loss
-from hf_unlearn.methods.preference import completion_lengths, kl_to_original, log_likelihood
+from hf_unlearn.methods.preference import completion_lengths, kl_to_original
+from hf_unlearn.methods.salun import Salun
 from hf_unlearn.methods.simnpo import simnpo_loss
-from hf_unlearn.tasks.losses import cross_entropy
+from hf_unlearn.models import heads, pretrained
+from hf_unlearn.tasks import task_of
+from hf_unlearn.tasks.causal_lm import CausalLM
+from hf_unlearn.tasks.losses import cross_entropy, log_likelihood, predicting
 from tests.marks import slow_but
 from tests.runs import make_trainer, original, weights
 from tests.samples import arguments, fitted, for_trainer, learnt
@@ -104,17 +111,22 @@ class TestOfSamples:
     def test_log_likelihood(self):
         log_p = LOGITS.log_softmax(-1)
         expected = [sum(log_p[i, t - 1, LABELS[i, t]] for t in places) for i, places in enumerate(PLACES)]
-        torch.testing.assert_close(log_likelihood(LOGITS, LABELS), torch.stack(expected))
+        found = -cross_entropy(LOGITS, LABELS) * completion_lengths(LABELS)
+        torch.testing.assert_close(found, torch.stack(expected))
         assert completion_lengths(LABELS).tolist() == [4, 2, 1]
 
     def test_kl(self):
-        other = LOGITS.flip(0)
-        p, q = LOGITS.softmax(-1), other.softmax(-1)
-        expected = [
-            np.mean([(p * (p / q).log()).sum(-1)[i, t - 1] for t in places]) for i, places in enumerate(PLACES)
-        ]
-        np.testing.assert_allclose(kl_to_original(LOGITS, other, LABELS), expected)
-        assert kl_to_original(LOGITS, LOGITS, LABELS).tolist() == [0, 0, 0]
+        """From the original's predictions to the model's, as the papers' code has it."""
+        model, other = tiny_llama_lm().double(), tiny_llama_lm(seed=1).double()
+        batch = Batch(input_ids=LABELS.clamp(min=0), labels=LABELS)
+        with torch.no_grad():
+            original = OnlineTeacher(other).places(batch, predicting(LABELS))
+            q, p = (m(**batch.inputs).logits.softmax(-1) for m in (model, other))
+            expected = [
+                np.mean([(p * (p / q).log()).sum(-1)[i, t - 1] for t in places]) for i, places in enumerate(PLACES)
+            ]
+            np.testing.assert_allclose(kl_to_original(model, batch, original), expected)
+            assert kl_to_original(other, batch, original).abs().max() < 1e-12
 
     @pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (1, 2), (2, 2), (2, 4)])
     def test_means_over_samples(self, world, accumulation):
@@ -171,7 +183,7 @@ class TestRuns:
     @pytest.mark.parametrize("config", slow_but([GradDiffConfig], EACH[:3]))
     def test_directions(self, tmp_path, config):
         """The forget loss rises to that of unseen samples, and the retain loss holds."""
-        trainer = language_trainer(tmp_path, config(look=1), num_train_epochs=12, learning_rate=3e-3)
+        trainer = language_trainer(tmp_path, config(look=1, epoch="retain"), num_train_epochs=12, learning_rate=3e-3)
         trainer.train()
         before, after = trainer.metrics["before"], trainer.metrics["after"]
         gained, lost = (after[f"{name}_loss"] - before[f"{name}_loss"] for name in ("forget", "retain"))
@@ -193,7 +205,7 @@ class TestRuns:
             values = []
             for batch in (trainer.collate([row]) for row in rows):
                 with torch.no_grad():
-                    log_p = log_likelihood(model(**batch.inputs).logits, batch.labels)
+                    log_p = log_likelihood(model, batch)
                 values.append((log_p.item(), completion_lengths(batch.labels).item()))
             loss[group] = np.array(values).T
         (log_p, lengths), retain = loss["forget"], -loss["retain"][0].sum() / loss["retain"][1].sum()
@@ -244,6 +256,36 @@ class TestRuns:
         before, after = trainer.metrics["before"], trainer.metrics["after"]
         assert after["forget_loss"] > before["forget_loss"] + 0.5
         assert after["retain_accuracy"] > 0.9
+
+
+class Widest(TorchDispatchMode):
+    """The most rows over the vocabulary that any operation gives, forwards or backwards, but for the head's own weights."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.vocabulary, self.width = model.config.vocab_size, model.config.hidden_size
+        self.rows = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            shape = tensor.shape if isinstance(tensor, Tensor) else ()
+            if len(shape) > 1 and shape[-1] == self.vocabulary and shape[-2] != self.width:
+                self.rows = max(self.rows, math.prod(shape[:-1]))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("config", "peft_config"),
+    [(NpoConfig(retain="kl"), None), *((c(), False) for c in (SimnpoConfig, GradDiffConfig, RmuConfig, HamuConfig))],
+)
+def test_no_logits_of_all_places(tmp_path, monkeypatch, config, peft_config):
+    """Neither while it is measured nor trained is there a row over the vocabulary for each token, but for a few at a time."""
+    monkeypatch.setattr(heads, "CHUNK", 8)
+    trainer = language_trainer(tmp_path, config, max_steps=2, peft_config=peft_config)
+    with Widest(pretrained(trainer.model)) as found:
+        trainer.train()
+    assert 0 < found.rows <= 8
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:
@@ -325,7 +367,7 @@ class TestRmu:
             source = trainer.sources[group]
             batch = trainer.collate(source.rows(range(len(source))))
             with torch.no_grad():
-                found = [rmu.activations(m, method.steered(m), batch.inputs) for m in (frozen, trainer.model)]
+                found = [rmu.activations(m, method.steered(m), batch) for m in (frozen, trainer.model)]
             read = rmu.read_tokens(batch, found[0])
             target = method.config.steering * rmu.random_direction(found[0].shape[-1], trainer.args.seed)
             means.append([rmu.displacement(h, target, read).mean().item() for h in found])
@@ -402,12 +444,42 @@ class TestRefused:
             trainer.train()
 
 
+@pytest.mark.parametrize("name", ["npo", "simnpo"])
+def test_steps_of_the_papers(name):
+    """On TOFU's forget01, in batches of 32; and by default epochs of a classifier are those of its retained samples."""
+    method = create_method(METHODS[name].config_class.paper())
+    method.learn_task(CausalLM(tiny_llama_lm()))
+    assert len(Schedule(method.epochs(10), n_forget=40, n_retain=3960, batch_size=32)) == 20
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "kind"),
+    [
+        (tiny_llama_lm, "retain", "paired"),
+        (tiny_vit, None, "paired"),
+        (tiny_vit, "forget", "forget-paired"),
+    ],
+)
+def test_what_an_epoch_passes_through(model, given, kind):
+    for config in (GradDiffConfig, RmuConfig):
+        for method in (create_method(config(epoch=given)), Salun(SalunConfig(inner=config(epoch=given)))):
+            method.learn_task(task_of(model()))
+            assert method.epochs(2) == [kind] * 2
+
+
+def test_tokens_that_rmu_reads():
+    batch = Batch(labels=LABELS, attention_mask=(torch.arange(6) < 5).long().repeat(3, 1))
+    read = rmu.read_tokens(batch, torch.zeros(3, 6, 4))
+    assert read.sum(dim=1).tolist() == [4, 2, 1]
+    assert rmu.read_tokens(batch, torch.zeros(3, 6, 4), whole=True).sum(dim=1).tolist() == [5, 5, 5]
+
+
 def test_the_papers_values():
     assert (NpoConfig.paper().beta, NpoConfig.paper().arguments["learning_rate"]) == (0.1, 1e-5)
     paper = SimnpoConfig.paper()
     assert (paper.beta, paper.gamma, 1 / paper.retain_weight) == (2.5, 0.0, pytest.approx(0.1375))
     paper = RmuConfig.paper()
-    assert (paper.layer, paper.steering, paper.retain_weight) == (7, 6.5, 1200.0)
+    assert (paper.layer, paper.steering, paper.retain_weight, paper.tokens) == (7, 6.5, 1200.0, "all")
     for config in EACH:
         assert METHODS[config.method].config_class is config
 

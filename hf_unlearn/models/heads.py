@@ -1,0 +1,151 @@
+"""The head of a language model, at the places that predict a completion and nowhere else, and never at all of them at once.
+
+A head makes a number for each word of the vocabulary at each place, which is more than all else that a training step keeps. What
+a loss or a figure needs of them is a few numbers a token. Inside `read` the head is given the places that count only, and
+answers with these few; what it makes of `CHUNK` places in between is dropped, and made again for the gradient.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .kinds import pretrained
+
+CHUNK = 128  # places; without a gradient a quarter, which spares memory and costs no time
+# Whether what a head says is what its model says: some scale or cap it once more, as their first forward pass shows.
+_IS_LAST: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Places:
+    """T places of a batch, one for each token that is predicted there.
+
+    Attributes:
+        states: what the model's head reads, [T, d].
+        logits: of some of these states, [t, d] -> [t, V].
+    """
+
+    states: Tensor
+    logits: Callable[[Tensor], Tensor]
+
+
+def read(
+    model: nn.Module, inputs: Mapping[str, Tensor], places: Tensor, of: Callable[[Places], Tensor]
+) -> tuple[Tensor, Places]:
+    """What `of` makes of the marked places of a batch, [T, C], in one forward pass; and these places.
+
+    The head answers within the forward pass of the model, whatever wraps it, so that gradients and sharded weights are
+    where they always are. A model that changes what its head has said gives logits at the marked places, and `of` reads
+    those.
+
+    Args:
+        places: bool [n, L].
+    """
+    head = pretrained(extract_model_from_parallel(model)).get_output_embeddings()
+    if head is None:
+        return _from_logits(model(**inputs).logits[places], of)
+    if _IS_LAST.get(head, True):
+        found: list[Places] = []
+
+        def few(own: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+            found.append(Places(states[places], own))
+            columns = of(found[0])
+            return torch.cat([columns, columns.new_ones(len(columns), 1)], dim=1)[None]
+
+        with _answering(head, few):
+            columns = model(**inputs).logits
+        if head not in _IS_LAST and columns.shape[1]:  # of no place it cannot be told
+            _IS_LAST[head] = bool((columns[..., -1] == 1).all())
+        if _IS_LAST.get(head, True):
+            return columns[0, :, :-1], found[0]
+    with _answering(head, lambda own, states: own(states[places])[None]):
+        logits = model(**inputs).logits
+    return _from_logits(logits[0], of)
+
+
+def _from_logits(logits: Tensor, of: Callable[[Places], Tensor]) -> tuple[Tensor, Places]:
+    found = Places(logits, lambda rows: rows)
+    return of(found), found
+
+
+@contextmanager
+def _answering(head: nn.Module, answer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `head(states)` gives `answer(what it does by itself, states)`. Its hooks run as ever."""
+    own, patched = head.forward, vars(head).get("forward")
+    head.forward = lambda states: answer(own, states)
+    try:
+        yield
+    finally:
+        if patched is None:
+            del head.forward
+        else:
+            head.forward = patched
+
+
+def in_chunks(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """`function` of rows that belong together, a chunk at a time. Nothing of a chunk is kept but its inputs and result."""
+    with_gradient = torch.is_grad_enabled()
+    chunks = zip(*(part.split(CHUNK if with_gradient else CHUNK // 4) for part in parts), strict=True)
+    if not with_gradient:
+        return torch.cat([function(*rows) for rows in chunks])
+    return torch.cat([cast(Tensor, checkpoint(function, *rows, use_reentrant=False)) for rows in chunks])
+
+
+def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p(y_t) of each token, in float32 at least: [T] from [T, V] and [T]."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
+
+
+def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and mean and standard deviation of log p(y) over
+    y ~ p: [T, 4], in float32 at least."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    norm = z.logsumexp(dim=1)
+    right, log_p_y = (z.argmax(dim=1) == tokens).to(z.dtype), z.gather(1, tokens[:, None])[:, 0] - norm
+    log_p = z - norm[:, None]
+    p = log_p.exp()
+    log_p = log_p.where(p > 0, 0.0)  # 0 · log 0 = 0
+    mean = torch.linalg.vecdot(p, log_p)
+    deviation = torch.linalg.vecdot(p, (log_p - mean[:, None]).square()).sqrt()
+    return torch.stack([log_p_y, right, mean, deviation], dim=1)
+
+
+def scored(tokens: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Places], Tensor]:
+    """For `read`: a score of the tokens that the places predict, from their logits, a chunk of them at a time."""
+
+    def of(found: Places) -> Tensor:
+        columns = in_chunks(lambda states, y: score(found.logits(states), y), found.states, tokens)
+        return columns if columns.ndim == 2 else columns[:, None]
+
+    return of
+
+
+def compared(other: Places, difference: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Places], Tensor]:
+    """For `read`: a difference between the predictions of two models at the same places, from the logits of both."""
+
+    def of(found: Places) -> Tensor:
+        def function(states: Tensor, of_other: Tensor) -> Tensor:
+            return difference(found.logits(states), other.logits(of_other))
+
+        columns = in_chunks(function, found.states, other.states)
+        return columns if columns.ndim == 2 else columns[:, None]
+
+    return of
+
+
+def states(found: Places) -> Tensor:
+    """For `read`, where only the places themselves are asked for."""
+    return found.states[:, :0]
+
+
+def padded(values: Tensor, places: Tensor) -> Tensor:
+    """[T] as [n, L], 0 where no place is marked."""
+    return values.new_zeros(places.shape).masked_scatter(places, values)
