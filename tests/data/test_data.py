@@ -98,7 +98,7 @@ class TestSplitDataset:
             split_dataset(sentences(4), labels="cat")
 
     @pytest.mark.parametrize(
-        "dataset", [datasets.DatasetDict(train=named()), named().to_iterable_dataset(), np.zeros(3)]
+        "dataset", [datasets.DatasetDict(train=named(), test=named()), named().to_iterable_dataset(), np.zeros(3)]
     )
     def test_needs_a_dataset(self, dataset):
         with pytest.raises(UnlearningError, match=f"is a {type(dataset).__name__}|got a {type(dataset).__name__}"):

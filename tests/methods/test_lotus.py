@@ -314,13 +314,13 @@ class TestRuns:
     @pytest.mark.parametrize("measure", [True, False])
     def test_passes_over_the_data(self, tmp_path, monkeypatch, measure):
         """The forget accuracy before the first epoch comes with the teacher's table, or with the first measurement."""
-        passes, logits = [], Evaluator.logits
+        passes, predictions = [], Evaluator.predictions
 
         def counted(self, model, name, *args):
             passes.append(name)
-            return logits(self, model, name, *args)
+            return predictions(self, model, name, *args)
 
-        monkeypatch.setattr(Evaluator, "logits", counted)
+        monkeypatch.setattr(Evaluator, "predictions", counted)
         args = arguments(tmp_path, measure=measure, num_train_epochs=3)
         result = unlearn(fitted(), **learnt(), method="lotus", args=args)
         assert result.trainer.state.global_step == 6
