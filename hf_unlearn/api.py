@@ -26,7 +26,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import Rows, table
+from .metrics.tables import NAMES, Rows, Summarised, table
 from .models import adapters
 from .models.types import ModelOrName, ModelSource
 from .training import trainer as engine
@@ -72,8 +72,8 @@ class UnlearningTrainer(engine.UnlearningTrainer):
         )
 
 
-@dataclass
-class UnlearningResult:
+@dataclass(repr=False)
+class UnlearningResult(Summarised):
     """What `unlearn()` gives back.
 
     Attributes:
@@ -133,6 +133,17 @@ class UnlearningResult:
                 f"closeness() compares single samples with unseen ones, which {trainer.task.name} has not."
             )
         return closeness(trainer.original, trainer.unlearned, trainer.request.is_class)
+
+    def in_a_line(self) -> str:
+        """The method, and the accuracies before and after."""
+        before, after = self.metrics.get("before", {}), self.metrics.get("after", {})
+        keys = [
+            f"{split}_accuracy"
+            for split in ("forget", "retain", "unseen")
+            if after.get(f"{split}_accuracy") is not None
+        ]
+        changes = [f"{NAMES[key]} {before[key]:.3f} → {after[key]:.3f}" for key in keys]
+        return ", ".join([self.trainer.method.info.name, *changes])
 
     def summary(self) -> str:
         """The figures before and after, as text."""

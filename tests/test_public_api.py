@@ -1,6 +1,7 @@
 """The public names, `unlearn()` from and to folders, comparison with a retrained model, and logging to trackio."""
 
 import functools
+import html
 import importlib
 import inspect
 import json
@@ -330,3 +331,12 @@ def test_trackio(tmp_path):
     assert evaluated[0]["eval/forget_accuracy"] == metrics["before"]["forget_accuracy"] == 1
     assert evaluated[6]["eval/retain_accuracy"] == metrics["after"]["retain_accuracy"]
     assert sum("train/loss" in entry for entry in logs) == 6
+
+
+def test_results_are_a_line_and_a_summary_in_a_notebook(tmp_path):
+    result = unlearn(fitted(), **learnt(), method="finetune", args=arguments(tmp_path, num_train_epochs=1))
+    report = result.audit()
+    assert repr(result).startswith("UnlearningResult(finetune, forget acc. ") and "\n" not in repr(result)
+    assert repr(report) == f"AuditReport({report.content['verdict']['headline']})"
+    for one in (result, report):
+        assert html.unescape(one._repr_html_()) == f"<pre>{one.summary()}</pre>"

@@ -13,6 +13,7 @@ from ..errors import UnlearningError
 from ..methods.base import Context
 from ..methods.gradients import Gradient, clip_, dots
 from ..methods.hamu import Hamu, HamuConfig, Hardness, explain, solve
+from ..metrics.tables import Summarised
 
 EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° between them
 PAPER_RATIO = 0.5
@@ -35,8 +36,8 @@ class Conflict:
     share: float
 
 
-@dataclass(frozen=True)
-class HardnessReport:
+@dataclass(frozen=True, repr=False)
+class HardnessReport(Summarised):
     """How hard it is to forget one set without harm to the other.
 
     Attributes:

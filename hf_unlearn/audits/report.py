@@ -15,6 +15,7 @@ from string import Template
 from typing import Any, cast, overload
 
 from ..errors import UnlearningError
+from ..metrics.tables import Summarised
 from ..training.output import check_file
 from . import plots
 from .content import NO_VALUE, At, Cell, Line, Plot, Range, Section, Table, number, plain, samples, value
@@ -33,8 +34,8 @@ SAID = ("plain", "headline", "tested")  # of a verdict; older reports have the h
 GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
 
 
-@dataclass
-class AuditReport:
+@dataclass(repr=False)
+class AuditReport(Summarised):
     """What an audit has found.
 
     Attributes:
@@ -51,6 +52,9 @@ class AuditReport:
     def verdict(self) -> Verdict:
         """What the audit comes to, as an object."""
         return Verdict.from_dict(self.content["verdict"])
+
+    def in_a_line(self) -> str:
+        return plain(self.content["verdict"]["headline"])
 
     def summary(self) -> str:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""

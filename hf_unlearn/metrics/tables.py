@@ -1,5 +1,6 @@
-"""Tables of figures, as text and Markdown."""
+"""How figures are shown: as tables of text and Markdown, in a line, in a notebook."""
 
+import html
 import re
 
 NAMES = {
@@ -63,3 +64,19 @@ def _format(key: str, value: float | None, deviation: float | None) -> str:
         return "-"
     digits = 1 if key == "seconds" else 4 if key.endswith("jsd") else 3
     return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+class Summarised:
+    """What has a `summary()` for a terminal, which a notebook shows too, and prints as one line."""
+
+    def summary(self) -> str:
+        raise NotImplementedError
+
+    def in_a_line(self) -> str:
+        return self.summary().partition("\n")[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.in_a_line()})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"

@@ -1,5 +1,6 @@
 """How the samples of a request are read: as batches of model inputs, checked, counted, the same every time or not."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +23,7 @@ class Reading:
         collate: rows to model inputs.
         sizes: how much each sample counts in a mean, by `sample_index`; None: all count the same.
         deterministic: whether training reads a sample the same in every epoch.
-        workers: processes that read. A stream is read in one: each worker would read all of it, or, worse, a part of its
+        workers: processes that read, no more than there are cores. A stream is read in one: each worker would read all of it, or, worse, a part of its
             shards.
     """
 
@@ -50,7 +51,7 @@ class Reading:
                 f"The samples are different every time they are read (augment, or a random transform), and {task.counted} are "
                 "counted before the first step; expected fixed texts."
             )
-        self.workers = 0 if request.has_stream else args.dataloader_num_workers
+        self.workers = 0 if request.has_stream else min(args.dataloader_num_workers, os.cpu_count() or 1)
 
     def training_samples(self) -> DrawnSamples:
         """As training reads them."""
