@@ -3,7 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -207,11 +207,12 @@ class HamuConfig(PairedAscentConfig):
             "(ours); absolute: Q = ratio·η (the paper)"
         },
     )
-    radius: Literal["unit", "retain"] = field(
-        default="unit",
+    radius: Literal["unit", "retain"] | None = field(
+        default=None,
         metadata={
             "help": "how far a step may go: retain: η times the length of the retain gradient (the paper), which is next to "
-            "nothing where the retained samples are fitted; unit: η in all, shared out over blocks in the same way (ours)"
+            "nothing where the retained samples are fitted; unit: η in all, shared out over blocks in the same way; null: unit of "
+            "a classifier, retain of a language model (ours)"
         },
     )
     block: Literal["tensor", "module", "global"] = field(
@@ -293,10 +294,13 @@ class Hamu(PairedGradients):
     )
     config_class = HamuConfig
     config: HamuConfig
-    learning_rate = 0.03
+
+    def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
+        return super().arguments(family, width) | {"learning_rate": 0.02 if family == "convolutional" else 0.06}
 
     def prepare(self, context) -> None:
         super().prepare(context)
+        self.radius = self.config.radius or ("unit" if context.task.right_or_wrong else "retain")
         self.flags, self.before, self.ended = 0, [], False
         self.seen: list = []  # the micro-batches of this step
         self.groups = blocks(context.parameter_names, self.config.block)
@@ -318,7 +322,7 @@ class Hamu(PairedGradients):
     def combine(self, gradients: dict[str, Gradient]) -> Gradient | None:
         config, retain, forget = self.config, gradients["retain"], gradients["forget"]
         how = config.ratio, config.variant, self.groups, config.on_infeasible, config.quota, config.quota_scale
-        coefficients, hardness = solve(retain, forget, 1.0, *how, config.radius)
+        coefficients, hardness = solve(retain, forget, 1.0, *how, self.radius)
         self._log(hardness)
         if hardness.infeasible and config.on_infeasible == "stop":
             return self._end(explain(hardness, config))

@@ -22,6 +22,8 @@ from hf_unlearn import UnlearningArguments, UnlearningTrainer
 from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.methods import HamuConfig
 
+PLAIN = {"objective": "ce", "radius": "retain", "until": "end"}
+
 
 def steps(
     model: PreTrainedModel, parts: dict[str, Samples], config: HamuConfig, n: int, rate: float
@@ -61,7 +63,7 @@ def quota(name: str, seed: int, rate: float = 1e-4) -> dict[str, Any]:
     rows = []
     for c in np.linspace(0.1, 0.9, 9):
         model.load_state_dict(weights)
-        found = steps(model, parts, HamuConfig(ratio=float(c), until="end"), 5, rate)
+        found = steps(model, parts, HamuConfig(ratio=float(c), **PLAIN), 5, rate)
         reachable = np.mean([line["hamu_asked"] / line["hamu_c"] for line in found["logs"]])
         blocks = {
             branch: np.mean([line[f"hamu_{branch}"] for line in found["logs"]]) for branch in ("direct", "rectified")
@@ -78,9 +80,9 @@ def quota(name: str, seed: int, rate: float = 1e-4) -> dict[str, Any]:
         )
     binds = [row for row in rows if row["rectified"] > row["direct"]]
     model.load_state_dict(weights)
-    both = steps(model, parts | {"retain": parts["forget"]}, HamuConfig(until="end"), 1, rate)
+    both = steps(model, parts | {"retain": parts["forget"]}, HamuConfig(**PLAIN), 1, rate)
     whole = {key: part for key, part in load_digits(seed, flipped=0.0, forget_class=seed).items() if key != "unseen"}
-    easy = steps(young(whole), whole, HamuConfig(until="end"), 10, 0.003)
+    easy = steps(young(whole), whole, HamuConfig(**PLAIN), 10, 0.003)
     print(
         name,
         seed,

@@ -59,6 +59,7 @@ class ByHand:
         self.schedule, self.record = trainer.schedule, record
         self.names = [name for name, _ in self.model.named_parameters()]
         self.objective = {"retain": "ce", "forget": trainer.method.objective}
+        self.radius = getattr(trainer.method, "radius", None)
 
     def samples(self, step: int, name: str) -> list[dict]:
         return [self.sets[name][draw.index] for draw in self.schedule.step(step)[name]]
@@ -92,7 +93,7 @@ class ByHand:
         groups = {"tensor": None, "module": by_module(self.names), "global": [[*range(len(self.names))]]}
         options = {"groups": groups[config.block], "on_infeasible": config.on_infeasible, "quota": config.quota}
         options |= {"variant": config.variant, "quota_scale": config.quota_scale, "ratio": config.ratio}
-        options["radius"] = config.radius
+        options["radius"] = self.radius
         return hamu_update(*self.both(step), lr=self.record.rates[step], **options)
 
     def check(self, step: int, delta: list[Tensor]) -> None:

@@ -804,7 +804,7 @@ class TestFigures:
 # What it is for: three tasks on a shared perceptron, which knows noisy labels by heart
 
 TOY = ("a", "b", "c")
-NEGGRAD = {"energy": 0.0, "samples": 0}
+NEGGRAD = {"energy": 0.0, "samples": 0, "objective": "ce", "refresh": 10}
 
 
 class Looking(Multitask):
@@ -846,22 +846,22 @@ def toy_original(seed: int) -> Net:
     return net
 
 
-def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: float = 0.03, batch: int = 32, **config):
+def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: float = 0.01, **config):
     net = Net(TOY, d=20, h=128, classes=4)
     net.load_state_dict(toy_original(seed).state_dict())
     method = Looking(MultitaskConfig(**config), losses=losses_of, tasks=dict.fromkeys(TOY, "classification"))
-    args = arguments(folder, seed=seed, learning_rate=learning_rate, max_steps=1500, per_device_train_batch_size=batch)
+    args = arguments(folder, seed=seed, learning_rate=learning_rate, max_steps=1500, per_device_train_batch_size=32)
     return unlearn(net, **toy_data(seed), tasks=list(targets), method=method, args=args, overlap="allow")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("targets", "rate"), [(("a",), 0.08), (TOY, 0.03)], ids=["partial", "full"])
 def test_behaviour(targets, rate, tmp_path):
-    """At equal forgetting, less is lost than by NegGrad+. Of 60 samples one is 1.7 percentage points."""
+    """At equal forgetting, less is lost than by NegGrad+, at its rate. Of 60 samples one is 1.7 percentage points."""
     scores = {"joint": [], "neggrad": []}
     for seed in range(3):
-        for name, config in (("joint", {}), ("neggrad", NEGGRAD)):
-            result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, rate, **config)
+        for name, config in (("joint", {}), ("neggrad", NEGGRAD | {"learning_rate": rate})):
+            result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, **config)
             method, before, after = result.trainer.method, result.metrics["before"], result.metrics["after"]
             scores[name].append(after["uis"])
             assert method.active == [] and method.notes == []
