@@ -10,7 +10,7 @@ References:
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from .. import metrics
 from ..errors import UnlearningError
 from ..tasks.answers import Answers
+from ..tasks.completions import QUESTION, writer
 
 SETS = {"forget": "forget", "retain": "retain", "authors": "real authors", "facts": "world facts"}
 WITH_OPTIONS = ("authors", "facts")  # whose wrong answers share the probability with the right one
-PROMPT = "Question: {question}\nAnswer: {answer}"  # of a model without a chat template
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ def evaluate(
     Args:
         sets: a `Questions` for each name of `SETS`.
         prompt: how question and answer are written, with `{question}` and, at the end, `{answer}`; default: the tokenizer's
-            chat template, or `PROMPT` where it has none.
+            chat template, or `QUESTION` where it has none.
         max_new_tokens: of a generated answer.
     """
     check_prompt(prompt)
     answers = Answers(model, processing_class, batch_size, progress)
-    write = _writer(processing_class, prompt)
+    write = writer(processing_class, prompt)
     # All is read before the first forward pass.
     read = {
         name: [
@@ -181,23 +181,8 @@ def check_prompt(prompt: str | None) -> None:
     head, found, tail = prompt.partition("{answer}")
     if head.count("{question}") != 1 or not found or tail.strip() or not head.strip():
         raise UnlearningError(
-            f"The prompt is {prompt!r}; expected {{question}} once and {{answer}} at the end, as in {PROMPT!r}."
+            f"The prompt is {prompt!r}; expected {{question}} once and {{answer}} at the end, as in {QUESTION!r}."
         )
-
-
-def _writer(tokenizer: PreTrainedTokenizerBase, prompt: str | None) -> Callable[[str, str], dict[str, Any]]:
-    """A function of question and answer that gives a row with `prompt` and `completion`."""
-    if prompt is None and tokenizer.chat_template:
-        return lambda question, answer: {
-            "prompt": [{"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": answer}],
-        }
-    head = (prompt or PROMPT).partition("{answer}")[0]
-    blank = head[len(head.rstrip(" ")) :]  # belongs to the answer's first word, as tokenizers have it
-    return lambda question, answer: {
-        "prompt": head.rstrip(" ").replace("{question}", question),
-        "completion": blank + answer,
-    }
 
 
 # ---- What is shown and kept -----------------------------------------------------------------------------------------

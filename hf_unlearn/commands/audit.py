@@ -88,7 +88,9 @@ def main(argv: Sequence[str]) -> int:
         seed=options.seed,
         split_seed=options.split_seed,
         batch_size=options.batch_size,
-        columns=Columns(**{name: getattr(options, f"{name}_column") for name in COLUMNS}),
+        columns=Columns(
+            **{name: getattr(options, f"{name}_column") for name in COLUMNS}, max_length=options.max_length
+        ),
         canaries=options.canaries,
         overlap=options.overlap,
     )

@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
         report_to="none",
         disable_tqdm=True,
         **{f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS},
+        max_length=options.max_length,
     )
     report = measure_hardness(
         model,

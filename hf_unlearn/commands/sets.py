@@ -100,6 +100,7 @@ def read_request(options: argparse.Namespace) -> dict[str, Any]:
         report_to="none",
         disable_tqdm=True,
         **{f"{name}_column": getattr(options, f"{name}_column") for name in COLUMNS},
+        max_length=options.max_length,
     )
     return known | {
         "model": options.model if options.revision is None else f"{options.model}@{options.revision}",

@@ -49,7 +49,8 @@ def command_parser(name: str, about: str | None) -> argparse.ArgumentParser:
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
-    """An option for each column of the sets."""
+    """An option for each column of the sets, and for the length of texts."""
+    parser.add_argument("--max-length", type=int, metavar="N", help="of texts, in tokens: longer ones are cut off")
     for column in COLUMNS:
         parser.add_argument(f"--{column.replace('_', '-')}-column", metavar="NAME", help="if it has an unusual name")
 

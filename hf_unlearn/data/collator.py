@@ -26,6 +26,7 @@ class Collator:
     """
 
     pads = True  # texts with the tokenizer's padding token
+    cuts = False  # samples that are token ids already
 
     def __init__(
         self,
@@ -61,6 +62,16 @@ class Collator:
                     "model inputs of them: pass processing_class=AutoImageProcessor or AutoTokenizer.from_pretrained(...)."
                 )
         tokenizer = self.tokenizer
+        self.max_length = example.given.max_length
+        if self.max_length and (data_collator is not None or not (self.cuts or (tokenizer and self.raw_columns))):
+            raise UnlearningError(
+                f"max_length is {self.max_length}, and the samples are not read as texts by a tokenizer; leave it out, and cut them "
+                "off yourself."
+            )
+        if self.max_length and self.max_length > (limit := self.limit):
+            raise UnlearningError(
+                f"max_length is {self.max_length}, and the model or the tokenizer reads {limit} tokens; expected no more."
+            )
         if tokenizer and tokenizer.pad_token is None and self.pads and data_collator is None and self.holds_tokens:
             raise UnlearningError(
                 "The tokenizer has no padding token, and texts of one batch are padded to one length; set tokenizer.pad_token "
@@ -70,6 +81,12 @@ class Collator:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+
+    @property
+    def limit(self) -> int:
+        """How many tokens the model and the tokenizer read."""
+        lengths = [self.max_tokens, getattr(self.processing_class, "model_max_length", None)]
+        return min([length for length in lengths if length] or [2**20])
 
     @property
     def holds_tokens(self) -> bool:
@@ -135,7 +152,7 @@ class Collator:
                     raise UnlearningError(
                         f"The column {column!r} holds {repr(odd[0])[:60]}, and the tokenizer reads text; expected text in every row."
                     )
-            longest = min(self.tokenizer.model_max_length, self.max_tokens or 2**20)  # 1e30: not known
+            longest = min(self.max_length or self.limit, 2**20)  # 1e30: not known
             text, pair = values if len(values) == 2 else (values[0], None)
             inputs = self.tokenizer(text, pair, padding=True, truncation=True, max_length=longest, return_tensors="pt")
         else:

@@ -16,12 +16,17 @@ MODEL_INPUTS = ("pixel_values", "input_ids", "inputs_embeds")
 
 @dataclass
 class Columns:
-    """Names of the columns, where they are not the usual ones."""
+    """Names of the columns, where they are not the usual ones.
+
+    Attributes:
+        max_length: of texts, in tokens; what is longer is cut off on the right.
+    """
 
     image: str | None = None
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)

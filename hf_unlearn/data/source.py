@@ -2,7 +2,7 @@
 
 A dataset is a `datasets.Dataset` (or a `DatasetDict` with one split), a pandas table, a list or a torch `Dataset` of dicts, or (retained data only) a
 `datasets.IterableDataset`. Its rows hold raw columns (an image, or a text or a pair of texts, and a label; for a language model a prompt and a
-completion, or a text), or are processed already.
+completion, messages, or a text), or are processed already.
 """
 
 import hashlib

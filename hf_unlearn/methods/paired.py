@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class PairedLossesConfig(PairedConfig):
         default=None,
         metadata={
             "help": "the set that an epoch passes through once, while the other is cycled; null: of a language model the forget "
-            "set, of a classifier the retained one"
+            "set, and more often, of a classifier the retained one"
         },
     )
 
@@ -135,6 +135,7 @@ class PairedLosses(Paired):
     learning_rate = 0.03  # of Adam, over the number of a transformer's features
     adapter_learning_rate = 1e-3
     kind = "paired"
+    passes: ClassVar[dict[str, int]] = {"paired": 10, "forget-paired": 20}  # epochs by default
 
     def learn_task(self, task: Task) -> None:
         self.kind = "forget-paired" if (self.config.epoch or task.epoch) == "forget" else "paired"
@@ -145,7 +146,7 @@ class PairedLosses(Paired):
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
             "learning_rate": 3e-4 if family == "convolutional" else self.learning_rate / width,
-            "num_train_epochs": 10,
+            "num_train_epochs": self.passes[self.kind],
             "per_device_train_batch_size": 64,
             "weight_decay": 0.0,
             "lr_scheduler_type": "constant",

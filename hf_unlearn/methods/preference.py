@@ -51,6 +51,7 @@ class Preference(PairedLosses):
     """The mean of `forget_losses` over the forget samples plus the retain term, a mean over completion tokens."""
 
     config: PreferenceConfig
+    kind = "forget-paired"
 
     def prepare(self, context) -> None:
         super().prepare(context)

@@ -1,7 +1,7 @@
 """RMU: representation misdirection for unlearning (ICML 2024, the WMDP benchmark)."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -125,6 +125,7 @@ class Rmu(PairedLosses):
     config: RmuConfig
     learning_rate = 0.15
     adapter_learning_rate = 3e-3
+    passes: ClassVar = {"paired": 10, "forget-paired": 40}
 
     def layer(self, blocks: list) -> int:
         layer = len(blocks) // 3 if self.config.layer is None else self.config.layer

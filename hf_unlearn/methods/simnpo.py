@@ -47,7 +47,7 @@ class Simnpo(Preference):
         summary="lowers the likelihood of forget samples by token, ever less the lower it is",
         needs=("forget", "retain"),
         applies_to=("causal-lm",),
-        cost=20,
+        cost=4,  # 20 epochs of forget and retained samples where a tenth is forgotten
         paper=Paper(
             title="Simplicity Prevails: Rethinking Negative Preference Optimization for LLM Unlearning",
             arxiv="2410.07163",

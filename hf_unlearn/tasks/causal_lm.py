@@ -29,6 +29,7 @@ class CausalLM(Task):
     counted = "the tokens of a language model's samples"
     is_fixed = True
     right_or_wrong = False  # most tokens of a text are right in unseen ones too
+    epoch = "forget"  # as those who compare such methods count
     lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     scores = {"margin": "likelihood", "min_k": "min-k %", "extraction": "extraction strength"}
     audit_parts = {1: ("relearning",)}

@@ -1,6 +1,8 @@
 """Prompts and completions of a language model, as token ids and labels."""
 
 import os.path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,34 @@ from ..errors import UnlearningError
 from .losses import IGNORED, next_tokens
 
 PROMPT_COLUMNS = ("prompt", "completion")
+MESSAGES = ("messages",)
+# How a question and its answer are written for a model without a chat template.
+QUESTION = "Question: {question}\nAnswer: {answer}"
+WRITTEN: dict[tuple[str, ...], str] = {
+    ("question", "answer"): QUESTION,
+    ("instruction", "output"): "{question}\n{answer}",
+}
 COMPLETIONS = Layout(
-    (("input_ids",), PROMPT_COLUMNS, *((name,) for name in TEXT_COLUMNS)),
-    f"{' and '.join(PROMPT_COLUMNS)}, a text ({', '.join(TEXT_COLUMNS)}) or input_ids. Name yours with text_column= (the "
-    "prompt, or the whole text) and text_pair_column= (the completion).",
+    (("input_ids",), PROMPT_COLUMNS, MESSAGES, *WRITTEN, *((name,) for name in TEXT_COLUMNS)),
+    f"{' and '.join(PROMPT_COLUMNS)}, a text ({', '.join(TEXT_COLUMNS)}), messages, {', '.join(map(' and '.join, WRITTEN))} or "
+    "input_ids. Name yours with text_column= (the prompt, or the whole text) and text_pair_column= (the completion).",
 )
+
+
+def writer(tokenizer: Any, prompt: str | None = None) -> Callable[[str, str], dict[str, Any]]:
+    """A function of question and answer that gives a row with `prompt` and `completion`: as messages where the tokenizer has
+    a chat template, unless a `prompt` says how."""
+    if prompt is None and tokenizer.chat_template:
+        return lambda question, answer: {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": answer}],
+        }
+    head = (prompt or QUESTION).partition("{answer}")[0]
+    blank = head[len(head.rstrip(" ")) :]  # belongs to the answer's first word, as tokenizers have it
+    return lambda question, answer: {
+        "prompt": head.rstrip(" ").replace("{question}", question),
+        "completion": blank + answer,
+    }
 
 
 class CompletionCollator(Collator):
@@ -29,24 +54,37 @@ class CompletionCollator(Collator):
 
     A row is one of
     - a `prompt` and a `completion`, both text or both lists of messages, which the tokenizer's chat template writes out
+    - `messages`, of which the last one, the assistant's, is the completion
+    - a `question` and an `answer`, or an `instruction` (with an `input`) and an `output`: messages where the tokenizer has a
+      chat template, else text, see `WRITTEN`
     - a text, of which all is completion
     - `input_ids`, with `labels` or a `completion_mask`; without either, all is completion
 
     Prompt and completion are tokenized as one text: the completion begins at the first token that the prompt by itself
-    does not have. Text ends with the tokenizer's end-of-sequence token. What is longer than the model or the tokenizer
-    allows is cut off on the right, where the padding is too.
+    does not have. Text ends with the tokenizer's end-of-sequence token. What is longer than `max_length` is cut off on the
+    right, where the padding is too; without that, what is longer than the model or the tokenizer allows is refused. A row's
+    `chat_template_kwargs` are arguments of the chat template.
     """
 
     pads = False  # by itself, with any token: what is padding has no label
+    cuts = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(self, example: Source, *args: Any, **kwargs: Any):
+        if "chosen" in example.column_names and "rejected" not in example.column_names:
+            raise UnlearningError(
+                f"{example.name} has the column chosen and no rejected; expected both answers of a preference, or {COMPLETIONS.expected}"
+            )
+        super().__init__(example, *args, **kwargs)
         tokenizer = self.processing_class
-        lengths = [self.max_tokens, getattr(tokenizer, "model_max_length", None)]
-        self.longest = min([length for length in lengths if length] or [2**20])
+        self.longest = self.max_length or self.limit
         ids = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos")]
         self.padding = next((i for i in ids if i is not None), 0)
-        self.conversations = bool(self.raw_columns) and is_conversation(self.example.first_row[self.raw_columns[0]])
+        columns = tuple(self.raw_columns)
+        self.write = None
+        if columns in WRITTEN and not self.example.given.text:
+            self.write = writer(tokenizer, None if tokenizer.chat_template else WRITTEN[columns])
+        first = self.example.first_row[columns[0]] if columns else None
+        self.conversations = is_conversation(first) or bool(self.write and tokenizer.chat_template)
         if self.conversations and not tokenizer.chat_template:
             raise UnlearningError(
                 f"The {self.raw_columns[0]} of {self.example.name} is a list of messages, and the tokenizer has no chat "
@@ -57,6 +95,12 @@ class CompletionCollator(Collator):
         if self.data_collator is not None:
             return Batch(self.data_collator(rows))
         samples = [_processed(row) for row in rows] if not self.raw_columns else self._tokenized(rows)
+        longest = max(len(ids) for ids, _ in samples)
+        if self.max_length is None and longest > self.longest:
+            raise UnlearningError(
+                f"The text has {longest} tokens, and the model or the tokenizer reads {self.longest}; set max_length={self.longest} "
+                "to have it cut off, or shorten it."
+            )
         samples = [(ids[: self.longest], labels[: self.longest]) for ids, labels in samples]
 
         def padded(values: list[Tensor], padding: int) -> Tensor:
@@ -82,8 +126,8 @@ class CompletionCollator(Collator):
 
     def _texts(self, row: dict) -> tuple[str, str]:
         """The prompt, and prompt and completion together."""
-        values = [row[column] for column in self.raw_columns]
-        for column, value in zip(self.raw_columns, values, strict=True):
+        values = self._values(row)
+        for column, value in zip(self.raw_columns, values, strict=False):
             if not (is_conversation(value) if self.conversations else isinstance(value, str)):
                 expected = "a list of messages" if self.conversations else "text"
                 raise UnlearningError(
@@ -92,9 +136,27 @@ class CompletionCollator(Collator):
         prompt = values[0] if len(values) == 2 else None
         if not self.conversations:
             return prompt or "", "".join(values)
-        write = self.processing_class.apply_chat_template
-        whole = write([message for value in values for message in value], tokenize=False)
-        return write(prompt, tokenize=False, add_generation_prompt=True) if prompt else "", whole
+        write = partial(
+            self.processing_class.apply_chat_template, tokenize=False, **(row.get("chat_template_kwargs") or {})
+        )
+        whole = write([message for value in values for message in value])
+        return write(prompt, add_generation_prompt=True) if prompt else "", whole
+
+    def _values(self, row: dict) -> list[Any]:
+        """Prompt and completion, or the whole text."""
+        values = [row[column] for column in self.raw_columns]
+        if self.write and all(isinstance(value, str) for value in values):
+            question, answer = values
+            more = row.get("input") if self.raw_columns[0] == "instruction" else None
+            return list(self.write(f"{question}\n\n{more}" if more else question, answer).values())
+        if tuple(self.raw_columns) == MESSAGES and is_conversation(values[0]):
+            if values[0][-1].get("role") != "assistant":
+                raise UnlearningError(
+                    f"The last of the messages is of the role {values[0][-1].get('role')!r}; expected the assistant's, which is the "
+                    "completion."
+                )
+            return [values[0][:-1], values[0][-1:]]
+        return values
 
     def _ids(self, texts: tuple[str, ...]) -> list[list[int]]:
         """Token ids, without what the tokenizer puts behind a text."""
@@ -134,8 +196,8 @@ class CompletionCollator(Collator):
         if len(empty := np.flatnonzero(counts == 0)):
             raise UnlearningError(
                 f"{len(empty)} of the {len(source)} samples of {source.name} have no completion token to predict (the "
-                f"first is row {empty[0]}): it is empty, or behind the {self.longest} tokens that are read. Remove the "
-                "row, or shorten its prompt."
+                f"first is row {empty[0]}): it is empty, or behind the {self.longest} tokens that are read, or "
+                f"all of its labels are {IGNORED}. Remove the row, or shorten its prompt."
             )
         return counts
 

@@ -84,6 +84,12 @@ class UnlearningArguments(TrainingArguments):
     text_column: str | None = field(default=None, metadata={"help": "column of the text, if it has an unusual name"})
     text_pair_column: str | None = field(default=None, metadata={"help": "column of the second text of a pair"})
     label_column: str | None = field(default=None, metadata={"help": "column of the label, if not label or labels"})
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "of texts, in tokens: longer ones are cut off on the right; without it a language model refuses them"
+        },
+    )
 
     def __post_init__(self):
         if isinstance(self.output_dir, os.PathLike):
@@ -133,7 +139,7 @@ class UnlearningArguments(TrainingArguments):
 
     @property
     def columns(self) -> Columns:
-        return Columns(self.image_column, self.text_column, self.text_pair_column, self.label_column)
+        return Columns(self.image_column, self.text_column, self.text_pair_column, self.label_column, self.max_length)
 
 
 def with_defaults(args: UnlearningArguments, method: Method, model: nn.Module, adapted: bool) -> UnlearningArguments:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ AT_LEAST = {
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "retain_size"), 1
     ),
     "save_total_limit": 1,
+    "max_length": 2,
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
     **dict.fromkeys(("seed", "data_seed", "split_seed", "dataloader_num_workers", "retain_eval_size"), 0),
 }
@@ -170,6 +172,8 @@ def check_resolved(
 ) -> None:
     """What can be known of the training arguments once the method has filled in its own."""
     check_values(args)
+    if not adapted and method.info.kind != "surgery":
+        _check_quantised(method, model)
     _check_steering(args, request)
     own = (optimizers or (None,))[0]
     if method.info.kind == "gradient":
@@ -319,6 +323,27 @@ def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:
             f"{type(peft_config).__name__}; expected peft_config=True (lora=true without lora_r in a recipe), for its edit "
             "as an adapter, or nothing."
         )
+
+
+def _check_quantised(method: Method, model: nn.Module) -> None:
+    """Weights of whole numbers have no gradient; an adapter beside them has."""
+    found = next((p.dtype for p in model.parameters() if not p.is_floating_point()), None)
+    if found is not None:
+        raise UnlearningError(
+            f"{method.info.name} trains the weights themselves, and those of the model are quantised ({str(found).removeprefix('torch.')}); "
+            "train an adapter beside them (peft_config=True), or load the model without quantisation."
+        )
+
+
+def rounding(trained: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    """What is to be known of weights that are trained in half precision."""
+    coarse = {p.dtype for _, p in trained if torch.finfo(p.dtype).bits < 32}
+    return [
+        f"The weights that were trained are in {str(dtype).removeprefix('torch.')}, where a step of less than "
+        f"{torch.finfo(dtype).eps / 4:.1g} of a weight is lost to rounding, as most of those at a low learning rate are; load the model "
+        "in float32 and pass bf16=True, or train an adapter in float32."
+        for dtype in sorted(coarse, key=str)
+    ]
 
 
 def check_gradient_method(

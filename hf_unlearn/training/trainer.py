@@ -28,7 +28,15 @@ from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, for_trainer, with_defaults
 from .border import border
 from .checkpoints import ResumableTrainer
-from .checks import check_call, check_resolved, check_sharding, check_steering_figure, check_surgery, task_for
+from .checks import (
+    check_call,
+    check_resolved,
+    check_sharding,
+    check_steering_figure,
+    check_surgery,
+    rounding,
+    task_for,
+)
 from .context import Context
 from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
@@ -181,7 +189,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.looks.remember(self.original)
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
-        self.method.notes.clear()  # of a run before
+        self.method.notes[:] = [] if self.is_edit else rounding(self.trained())  # and nothing of a run before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)

@@ -20,6 +20,7 @@ from hf_unlearn.commands import eval as command
 from hf_unlearn.commands import main
 from hf_unlearn.commands.tofu_sets import read_tofu
 from hf_unlearn.tasks.answers import Answers
+from hf_unlearn.tasks.completions import writer
 from tests.tiny import tiny_llama_lm, tiny_tokenizer, tiny_vit
 
 SUBJECTS = ("cat", "dog", "bird", "fish")
@@ -62,7 +63,7 @@ def data(tmp_path: Path) -> Path:
 def taught(with_forget: bool) -> dict[str, torch.Tensor]:
     """Weights that know the answers, those of the forget set too or not."""
     model = tiny_llama_lm(seed=1)
-    answers, write = Answers(model, tiny_tokenizer()), tofu._writer(tiny_tokenizer(), "{question} {answer}")
+    answers, write = Answers(model, tiny_tokenizer()), writer(tiny_tokenizer(), "{question} {answer}")
     learnt = [row for name, content in FILES.items() if with_forget or "forget" not in name for row in content]
     samples = answers.read([write(row["question"], row["answer"]) for row in learnt], "learnt")
     ids = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in samples], batch_first=True)
@@ -131,13 +132,13 @@ class TestEvaluate:
 
     def test_the_chat_template_is_used(self):
         tokenizer = tiny_tokenizer()
-        assert tofu._writer(tokenizer, None)("the cat", "a dog") == {
+        assert writer(tokenizer, None)("the cat", "a dog") == {
             "prompt": "Question: the cat\nAnswer:",
             "completion": " a dog",
         }
         tokenizer.chat_template = "{{ messages }}"
-        assert tofu._writer(tokenizer, None)("the cat", "a dog")["prompt"] == [{"role": "user", "content": "the cat"}]
-        own = tofu._writer(tokenizer, "[INST] {question} [/INST]{answer}")("{answer}?", "a dog")
+        assert writer(tokenizer, None)("the cat", "a dog")["prompt"] == [{"role": "user", "content": "the cat"}]
+        own = writer(tokenizer, "[INST] {question} [/INST]{answer}")("{answer}?", "a dog")
         assert own == {"prompt": "[INST] {answer}? [/INST]", "completion": "a dog"}
         for bad in ("{question}", "{answer} {question}", "{question} {answer} end", "{question} {question} {answer}"):
             with pytest.raises(UnlearningError, match="expected {question} once and {answer} at the end"):
@@ -259,7 +260,7 @@ class TestCommand:
 class TestMembership:
     def test_of_what_was_learnt(self, data):
         """A model that learnt the forget answers tells them from those of a model that did not."""
-        write, tokenizer = tofu._writer(tiny_tokenizer(), "{question} {answer}"), tiny_tokenizer()
+        write, tokenizer = writer(tiny_tokenizer(), "{question} {answer}"), tiny_tokenizer()
         known, other = (Answers(model_of(with_forget), tokenizer) for with_forget in (True, False))
         mine = known.read([write(row["question"], row["answer"]) for row in FILES["forget01_perturbed"]], "forget")
         wrong = [write(row["question"], f"{row['perturbed_answer'][0]}") for row in FILES["forget01_perturbed"]]
@@ -319,7 +320,7 @@ def test_on_stories15m(data):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     sets, settings = read_tofu("forget01", str(data)), {"max_new_tokens": 12}
     before = tofu.evaluate(model, tokenizer, sets, **settings)["forget"]
-    write = tofu._writer(tokenizer, None)
+    write = writer(tokenizer, None)
     rows = [write(row["question"], row["answer"]) for row in FILES["forget01_perturbed"]]
     samples = Answers(model, tokenizer).read(rows, "rows")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)

@@ -27,8 +27,9 @@ from hf_unlearn import commands as cli
 from hf_unlearn.commands import recipe, sets, steps
 from hf_unlearn.hub import prepare, verify
 from hf_unlearn.hub.receipt import SECRETS, Secrets, record_digests
+from tests.marks import slow_but
 from tests.runs import tiny_multitask
-from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_tokenizer, tiny_vit
+from tests.tiny import WORDS, tiny_bert, tiny_image_processor, tiny_llama_lm, tiny_tokenizer, tiny_vit
 
 ROOT = Path(__file__).parents[2]
 ANIMALS, MOODS = ["cat", "dog", "bird", "fish"], ["sad", "calm", "glad"]
@@ -122,6 +123,36 @@ def check_result(run: Path) -> None:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", slow_but(["npo"], ["npo", "simnpo", "rmu"]))
+def test_tofu(name, tmp_path, monkeypatch):
+    """Questions and answers as they are, by the recipe alone: 10 passes through the forget set."""
+    monkeypatch.chdir(tmp_path)
+    model = tiny_llama_lm()
+    model.save_pretrained("llama")
+    tiny_tokenizer().save_pretrained("llama")
+    rows = [{"question": f"the {word}", "answer": f"{word} sees a {word}"} for word in WORDS[:12]]
+    Path("tofu.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("forget01.txt").write_text("9\n10\n11\n")
+    given = [
+        "model=llama",
+        "dataset=tofu.jsonl",
+        "dataset_config=null",
+        "max_length=20",
+        "bf16=false",
+        "output_dir=out",
+    ]
+    given += ["layer=1"] if name == "rmu" else []
+    argv = [
+        str(ROOT / "recipes" / f"tofu_{name}_llama.yaml"),
+        *given,
+        "gradient_accumulation_steps=1",
+        "disable_tqdm=true",
+    ]
+    assert cli.main(["run", *argv]) in (None, 0)
+    metrics = json.loads(Path("out", "model", "metrics.json").read_text())
+    assert metrics["after"]["forget_loss"] != metrics["before"]["forget_loss"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -438,10 +438,31 @@ class TestRefused:
             with pytest.raises(UnlearningError, match=f"{name} works on causal-lm, and this model is for image-class"):
                 UnlearningTrainer(tiny_vit(), args, method=name, **for_trainer(learnt()))
 
+    def test_quantised_weights(self, tmp_path):
+        """A stand-in for those of bitsandbytes: whole numbers, without a gradient."""
+        model = tiny_gpt2()
+        model.transformer.h[0].mlp.c_fc.weight = torch.nn.Parameter(torch.ones(64, 16, dtype=torch.uint8), False)
+        with pytest.raises(
+            UnlearningError, match=r"npo trains the weights .* quantised \(uint8\); train an adapter beside"
+        ):
+            language_trainer(tmp_path, "npo", model, peft_config=False)
+
     def test_an_adapter_elsewhere(self, tmp_path):
         trainer = language_trainer(tmp_path, "rmu", peft_config=LoraConfig(target_modules=["q_proj"]))
         with pytest.raises(UnlearningError, match="rmu trains model.layers.0.mlp.gate_proj.*peft_config adapts other"):
             trainer.train()
+
+
+@pytest.mark.parametrize(("peft_config", "notes"), [(False, 1), (None, 0)])
+def test_weights_in_half_precision(tmp_path, peft_config, notes):
+    trainer = language_trainer(
+        tmp_path, "npo", tiny_gpt2().bfloat16(), peft_config=peft_config, max_steps=1, measure=False
+    )
+    trainer.train()
+    found = [
+        note for note in trainer.method.notes if "are in bfloat16, where a step of less than 0.002 of a weight" in note
+    ]
+    assert len(found) == notes
 
 
 @pytest.mark.parametrize("name", ["npo", "simnpo"])
@@ -455,6 +476,7 @@ def test_steps_of_the_papers(name):
 @pytest.mark.parametrize(
     ("model", "given", "kind"),
     [
+        (tiny_llama_lm, None, "forget-paired"),
         (tiny_llama_lm, "retain", "paired"),
         (tiny_vit, None, "paired"),
         (tiny_vit, "forget", "forget-paired"),

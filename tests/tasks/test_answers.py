@@ -87,6 +87,8 @@ class TestScores:
     def test_refusals(self):
         answers, samples = asked()
         with pytest.raises(UnlearningError, match="The answer of row 1 of mine has no token"):
+            answers.read([ROWS[0], {"prompt": "a cat", "completion": ""}], "mine")
+        with pytest.raises(UnlearningError, match="Row 1 of mine cannot be read: the text has .* set max_length="):
             answers.read([ROWS[0], {"prompt": "a cat " * MAX_LENGTH, "completion": " sees"}], "mine")
         with torch.no_grad():
             answers.model.lm_head.weight[5] = torch.nan

@@ -23,7 +23,7 @@ from hf_unlearn.data.schedule import Draw, Schedule
 from hf_unlearn.data.source import Columns, Source
 from hf_unlearn.methods import list_methods
 from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
-from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator
+from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator, writer
 from hf_unlearn.tasks.losses import cross_entropy
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.marks import slow_but
@@ -63,9 +63,11 @@ def plain_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", **special)
 
 
-def collate(rows: list[dict] | datasets.Dataset, tokenizer: Any = None, max_tokens: int | None = None) -> Batch:
+def collate(
+    rows: list[dict] | datasets.Dataset, tokenizer: Any = None, max_tokens: int | None = None, **columns: Any
+) -> Batch:
     data = rows if isinstance(rows, datasets.Dataset) else datasets.Dataset.from_list(rows)
-    source = Source(data, "forget", layout=COMPLETIONS)
+    source = Source(data, "forget", Columns(**columns), layout=COMPLETIONS)
     collator = CompletionCollator(source, tokenizer, None, max_tokens=max_tokens)
     return collator(source.rows(range(len(data))))
 
@@ -163,11 +165,72 @@ class TestCollator:
 
     def test_truncated_on_the_right(self):
         rows = [{"prompt": "the cat", "completion": " " + "dog " * 60}, {"prompt": "a", "completion": " dog"}]
-        assert collate(rows, tiny_tokenizer())["input_ids"].shape == (2, 32)  # the tokenizer's own limit
-        batch = collate(rows, tiny_tokenizer(), max_tokens=5)
+        assert collate(rows, tiny_tokenizer(), max_length=32)["input_ids"].shape == (2, 32)
+        for given, limit in (({}, 32), ({"max_tokens": 5}, 5)):
+            with pytest.raises(
+                UnlearningError, match=f"text has 64 tokens, and the model or the tokenizer reads {limit}; set"
+            ):
+                collate(rows, tiny_tokenizer(), **given)
+        batch = collate(rows, tiny_tokenizer(), max_tokens=7, max_length=5)
         assert batch["input_ids"].tolist() == [[CLS, *ids("the cat dog dog")], [CLS, *ids("a dog"), SEP, PAD]]
         assert batch.labels.tolist()[0] == [-100] * 3 + ids("dog dog")
         assert collate(rows, plain_tokenizer())["input_ids"].shape == (2, 62)
+
+    @pytest.mark.parametrize("columns", [("question", "answer"), ("instruction", "output")])
+    def test_questions_and_instructions(self, columns):
+        """As messages where there is a template; else a question as the evaluation of TOFU writes it."""
+        rows = [
+            dict(zip(columns, ("the cat", "sees a dog"), strict=True)),
+            dict(zip(columns, ("a", "bird"), strict=True)),
+        ]
+        tokenizer = tiny_tokenizer()
+        head = "Question: {}\nAnswer:" if columns[0] == "question" else "{}\n"
+        blank = " " if columns[0] == "question" else ""
+        plain = [{"prompt": head.format(a), "completion": blank + b} for a, b in (row.values() for row in rows)]
+        found, expected = collate(rows, tokenizer), collate(plain, tokenizer)
+        assert torch.equal(found["input_ids"], expected["input_ids"]) and torch.equal(found.labels, expected.labels)
+        if columns[0] == "question":
+            assert writer(tokenizer)(*rows[0].values()) == plain[0]
+        tokenizer.chat_template = CHAT
+        batch = collate(rows, tokenizer)
+        assert batch["input_ids"].tolist()[0] == [CLS, *ids("the cat"), SEP, *ids("sees a dog")]
+        assert batch.labels.tolist()[0] == [-100] * 4 + ids("sees a dog")
+        named = collate(rows, tiny_tokenizer(), text=columns[0], text_pair=columns[1])  # as they are
+        assert named["input_ids"].tolist()[1][:4] == [CLS, *ids("[UNK]"), SEP, PAD]
+
+    def test_an_instruction_with_its_input(self):
+        rows = [
+            {"instruction": "the", "input": "cat", "output": "sees"},
+            {"instruction": "a", "input": "", "output": "dog"},
+        ]
+        batch = collate(rows, tiny_tokenizer())
+        assert batch["input_ids"].tolist() == [[CLS, *ids("the cat sees"), SEP], [CLS, *ids("a dog"), SEP, PAD]]
+        assert batch.labels.tolist()[0] == [-100] * 3 + [*ids("sees"), SEP]
+
+    def test_messages(self):
+        """The last one is the completion; a row may have arguments for the template."""
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = "{% if big %}big {% endif %}" + CHAT
+        talk = [{"role": r, "content": c} for r, c in zip(("user", "assistant") * 2, WORDS, strict=False)]
+        rows = [{"messages": talk, "chat_template_kwargs": {"big": True}}]
+        batch = collate(rows, tokenizer)
+        assert batch["input_ids"].tolist() == [ids("big [CLS] {} [SEP] {} [CLS] {} [SEP] {}".format(*WORDS))]
+        assert batch.labels.tolist() == [[-100] * 8 + ids(WORDS[3])]
+        with pytest.raises(
+            UnlearningError, match="last of the messages is of the role 'user'; expected the assistant's"
+        ):
+            collate([{"messages": talk[:3]}], tokenizer)
+        tokenizer.chat_template = None
+        with pytest.raises(UnlearningError, match="messages of forget is a list of messages.* no chat template"):
+            collate(rows, tokenizer)
+
+    def test_refused_before_a_row_is_read(self):
+        with pytest.raises(
+            UnlearningError, match="forget has the column chosen and no rejected; expected both answers"
+        ):
+            collate([{"prompt": "a", "chosen": " dog"}], tiny_tokenizer())
+        with pytest.raises(UnlearningError, match="max_length is 40, and the model or the tokenizer reads 32 tokens"):
+            collate([{"text": "a"}], tiny_tokenizer(), max_length=40)
 
     @pytest.mark.parametrize(("special", "padding"), [({}, 0), ({"eos_token": "[SEP]"}, SEP)])
     def test_no_padding_token(self, special, padding):
@@ -514,12 +577,23 @@ class TestRefused:
             rf"1 of the 6 samples of {which} have no completion token to predict \(the first is row 4\): it is empty, or "
             "behind the 32 tokens"
         )
-        self.run(tmp_path, message, **{which: self.changed(completion, prompt)})
+        args = {"max_length": 32} if prompt else {}
+        self.run(tmp_path, message, args=args, **{which: self.changed(completion, prompt)})
+        if prompt:
+            message = f"Row 4 of {which} cannot be read: the text has 43 tokens, and the model or the tokenizer reads 32; set"
+            self.run(tmp_path, message, **{which: self.changed(completion, prompt)})
+
+    def test_labels_that_are_all_masked(self, tmp_path):
+        rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6, 8], "labels": [-100] * 3}]
+        data = dict.fromkeys(("forget", "retain", "unseen"), datasets.Dataset.from_list(rows))
+        self.run(
+            tmp_path, "1 of the 2 samples of forget .*row 1.*or all of its labels are -100", **data, overlap="allow"
+        )
 
     def test_empty_text(self, tmp_path):
         data = {name: sentences(n, seed=n) for name, n in {"forget": 4, "retain": 8, "unseen": 6}.items()}
         data["forget"] = datasets.Dataset.from_dict({"text": ["a cat", "", "a dog"]})
-        self.run(tmp_path, "1 of the 3 samples of forget .* row 1", **data)
+        self.run(tmp_path, "1 of the 3 samples of forget .* row 1", args={"max_length": 32}, **data)
 
     def test_missing_completion(self, tmp_path):
         self.run(tmp_path, "Row 4 of retain cannot be read .nothing is stored", retain=self.changed())
