@@ -40,8 +40,8 @@ and have to go. A small ResNet has learnt them all by heart. Unseen samples are
 others of the same annotator, which no model was trained on."""
 READ = """\
 Forget, retain and unseen are accuracies. AUC tells forget samples from unseen
-ones; 0.5 is no trace. Distance is that of the answers on forget samples to those
-of two retrained models (JSD); of a retrained model, to those of the other one."""
+ones; 0.5 is no trace. Distance is that of the answers on forget samples to
+those of two retrained models (JSD); of a retrained model, to the other's."""
 NEXT = """\
 Next: your own model and data, in ten lines: README.md, "In a script".
 What to take for a request: hf-unlearn choose; all methods: hf-unlearn methods."""
