@@ -102,18 +102,21 @@ def request(work: Path, folder: Path, seed: int, epochs: int) -> tuple[dict[str,
         known = {"original_epochs": epochs, "original_learning_rate": LEARNING_RATE} if method == "auto" else {}
         result = unlearn(original, **data, method=method, args=args, **known)
         compared = [result.compare(model) for model in retrained]
-        rows["original"] = _mean(compared, "original")
-        rows[method] = _mean(compared, "unlearned") | {"seconds": result.runtime["unlearn"]}
-    rows["retrained"] = _mean(compared, "retrained") | {"seconds": seconds}
-    rows["retrained"]["jsd"] = result.trainer.evaluator.compare(*retrained, *result.trainer.indices["forget"])["jsd"]
+        found = {name: _mean([rows_of[name] for rows_of in compared]) for name in compared[0]}
+        rows["original"] = found["original"]
+        rows[method] = found["unlearned"] | {"seconds": result.runtime["unlearn"]}
+        rows["retrained"] = found["retrained"] | {"seconds": seconds}
+    source, indices = result.trainer.indices["forget"]
+    between = result.trainer.evaluator.compare(retrained[0], retrained[1], source, indices)["jsd"]
+    rows["retrained"] = rows.pop("retrained") | {"jsd": between}  # which stands last
     print(f"{len(METHODS) + 3}. result.audit(level=1)", flush=True)
     report = result.audit(level=1)
     return rows, report, prepare(result, folder / RELEASE, report=report)
 
 
-def _mean(compared: list[dict[str, dict[str, Any]]], which: str) -> dict[str, Any]:
+def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a model, with its mean distance to the retrained ones."""
-    return compared[0][which] | {"jsd": sum(one[which]["jsd"] for one in compared) / len(compared)}
+    return rows[0] | {"jsd": sum(row["jsd"] for row in rows) / len(rows)}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -128,9 +131,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 def picture(rows: dict[str, dict[str, Any]]) -> str:
     """Distance over time, every model that took some a point."""
     places = {name: (row["seconds"], row["jsd"]) for name, row in rows.items() if row.get("seconds") is not None}
-    about = {
-        "title": "How far from a retrained model, over what it costs",
-        "x_label": "seconds",
-        "y_label": "distance",
-    }
-    return points("quickstart", places, ("original", rows["original"]["jsd"]), **about)
+    return points(
+        "quickstart",
+        places,
+        ("original", rows["original"]["jsd"]),
+        title="How far from a retrained model, over what it costs",
+        x_label="seconds",
+        y_label="distance",
+    )

@@ -265,7 +265,12 @@ class HamuConfig(PairedAscentConfig):
         batch_size, epochs = (5000, 25) if setting == "resnet20-cifar10" else (50, 10)
         arguments = {"learning_rate": 1e-4, "num_train_epochs": epochs, "per_device_train_batch_size": batch_size}
         arguments |= {"lr_scheduler_type": "constant", "max_grad_norm": 1.0, "freeze_batchnorm": True, "optim": "sgd"}
-        ours = {"objective": "ce", "radius": "retain", "quota_scale": "absolute", "on_infeasible": "stop"}
+        ours: dict[str, Any] = {
+            "objective": "ce",
+            "radius": "retain",
+            "quota_scale": "absolute",
+            "on_infeasible": "stop",
+        }
         return cls(ratio=0.5, stop_patience=1, until="end", arguments=arguments, **ours)
 
 
