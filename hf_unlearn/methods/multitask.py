@@ -133,7 +133,7 @@ class Multitask(Method):
         summary="forgets an instance on some tasks or on all, orthogonally to the other tasks and to retained instances",
         needs=("forget", "retain", "unseen"),
         applies_to=("multi-task",),
-        cost=250,
+        cost=365,
         paper=Paper(
             title="Interference-Aware Multi-Task Unlearning",
             arxiv="2605.19042",

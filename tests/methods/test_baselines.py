@@ -36,6 +36,7 @@ from hf_unlearn.methods.salun import Salun, saliency_mask
 from hf_unlearn.methods.scrub import max_loss, min_loss
 from hf_unlearn.methods.unsir import learn_noise, noise_loss
 from hf_unlearn.tasks.losses import cross_entropy, divergence
+from hf_unlearn.training.context import Context
 from tests import groups
 from tests.marks import slow_but
 from tests.runs import StopAt, make_trainer
@@ -652,6 +653,16 @@ class TestUnsir:
         again = create_method(config)
         run(tmp_path, again, fitted(flipped=False), one_class(2), max_steps=1, per_device_train_batch_size=3)
         assert torch.equal(again.noise, method.noise)
+
+    def test_noise_in_training_mode(self, tmp_path):
+        """All noise of a class goes through BatchNorm together; the model is in eval mode after."""
+        trainer = make_trainer(UnsirConfig(samples=4, steps=2, noise_mode="train"), "resnet", tmp_path, measure=False)
+        before = weights(trainer.model)
+        trainer.method.prepare(Context(trainer))
+        after = weights(trainer.model)
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed and all("running" in name or "num_batches" in name for name in changed)
+        assert not any(module.training for module in trainer.model.modules())
 
     def test_of_texts_in_the_embeddings(self, tmp_path):
         trainer = make_trainer(UnsirConfig(samples=5, tokens=7), "bert", tmp_path)
