@@ -36,7 +36,7 @@ from .training.context import Context
 from .training.disk import clear_write_errors as clear_write_errors
 from .training.facts import describe_run
 from .training.glance import set_up
-from .training.output import METRICS, check_result_folder, taken_back
+from .training.output import METRICS, check_result_folder, read_original, taken_back
 from .training.record import Run
 from .training.recording import record
 from .training.request import AskedTasks
@@ -296,7 +296,7 @@ def unlearn(
         budget: of `auto` and `rewind`, the share of the original's training that they may spend, in samples seen.
         original_epochs, original_learning_rate: for these two, how long and at what rate (its peak) the original was trained;
             default: as its `trainer_state.json` or its card says, else an assumption that the result's notes repeat.
-        args: training arguments; what they leave unset is chosen by the method.
+        args: training arguments; what they leave unset is the method's, and without `output_dir` each request has a folder.
         processing_class: image processor or tokenizer that makes model inputs of raw columns.
         peft_config: unlearn in a PEFT adapter instead of in the weights; True chooses one (see `adapters.default_config`), and
             of a method that edits weights once gives its edit as an adapter. Dropping an adapter brings back what was forgotten.
@@ -313,7 +313,6 @@ def unlearn(
 
     Example:
         >>> result = unlearn(model, forget=forget, retain=retain, unseen=validation)  # doctest: +SKIP
-        >>> print(result.summary())  # doctest: +SKIP
     """
     if isinstance(model, nn.Module) and not any(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(True)  # merge_and_unload() leaves a model with nothing to train
@@ -325,11 +324,26 @@ def unlearn(
         trainer = UnlearningTrainer(model, args, method=method, tasks=tasks, overlap=overlap, **sets, **rows, **others)
         if merge:
             _check_mergeable(trainer)
+        _tell(trainer, isinstance(model, nn.Module))
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
     if merge:
         result.merge()
     return result
+
+
+def _tell(trainer: engine.UnlearningTrainer, was_given: bool) -> None:
+    """Say what is about to happen to a model that `was_given` in person, and where the run goes."""
+    if not trainer.is_world_process_zero():
+        return
+    forget, folder = len(trainer.sources["forget"]), trainer.args.output_dir
+    change = "gets an adapter" if trainer.adapter else "is changed in place"
+    told = f" The model you passed {change}." if was_given else ""
+    again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
+    print(
+        f"{trainer.method.info.name}: {forget:,} forget samples.{told} What the run keeps goes to {folder}/{again}.",
+        flush=True,
+    )
 
 
 def _check_mergeable(trainer: engine.UnlearningTrainer) -> None:

@@ -21,6 +21,11 @@ from ..methods.fields import check_fields, field_types
 from ..models import adapters
 from ..tasks.base import Task
 
+
+class Unnamed(str):
+    """An output folder that nobody named: of another request or original it gets a number."""
+
+
 # What a method has its own defaults for. None means: not set by the user, the method decides.
 METHOD_DEFAULTS = (
     "learning_rate",
@@ -45,7 +50,10 @@ class UnlearningArguments(TrainingArguments):
     method brings values that work without tuning (see its datasheet), and what you set wins.
     """
 
-    output_dir: str = field(default="unlearned", metadata={"help": "where checkpoints and results go"})
+    output_dir: str = field(
+        default=Unnamed("unlearned"),
+        metadata={"help": "where checkpoints and results go; of another request, unlearned-2 and so on"},
+    )
     learning_rate: float | None = field(default=None, metadata={"help": "default: the method's"})
     num_train_epochs: float | None = field(default=None, metadata={"help": "default: the method's"})
     per_device_train_batch_size: int | None = field(default=None, metadata={"help": "default: the method's"})

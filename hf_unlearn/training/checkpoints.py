@@ -1,5 +1,6 @@
 """Complete checkpoints only: saving, finding and resuming them, and the original that they belong to."""
 
+import functools
 import json
 import logging
 import os
@@ -22,9 +23,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from .. import models
 from ..errors import UnlearningError
 from . import identity
+from .arguments import UnlearningArguments, Unnamed
 from .checksums import check_whole, checksums
 from .disk import check_disk, clear_write_errors
-from .output import COMPLETE, ORIGINAL, check_same_request, keep_request, read_original, request_digest
+from .output import (
+    COMPLETE,
+    ORIGINAL,
+    check_same_request,
+    folder_of_request,
+    keep_request,
+    read_original,
+    request_digest,
+)
 from .parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -58,11 +68,21 @@ class ResumableTrainer(Parts):
 
     def _check_output(self, checkpoint: str | None, digest: str) -> str:
         """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
-        mask = self.request.mask
-        request = request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+        request = self._request_digest()
         if not self._claimed and not self._is_own(checkpoint):  # or of this very trainer, which may train again
             check_same_request(self.private, self._original_note(digest), request)
         return request
+
+    def _request_digest(self) -> str:
+        mask = self.request.mask
+        return request_digest(self.sources["forget"].digests(), b"" if mask is None else mask.tobytes())
+
+    def _folder(self, args: UnlearningArguments, model: nn.Module) -> Path:
+        """Where the run goes: where none was named, a folder for each request and original."""
+        if isinstance(args.output_dir, Unnamed):
+            note = functools.cache(lambda: self._original_note(models.weights_digest(model)))
+            args.output_dir = folder_of_request(args.output_dir, note, self._request_digest())
+        return Path(args.output_dir)
 
     @contextmanager
     def together(self) -> Iterator[None]:

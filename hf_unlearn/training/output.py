@@ -2,6 +2,7 @@
 failed has written is taken away again."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -141,19 +142,27 @@ def check_same_request(private: Path, original: Mapping[str, Any], request: str)
     Args:
         original: what would be noted of it (see `ORIGINAL`): its digest, where it is on the Hub, whether there is an adapter.
     """
+    if other := _other_run(private, lambda: original, request):
+        raise UnlearningError(
+            f"{private.parent} holds a run {other}, whose original and receipts it keeps; choose another output_dir."
+        )
+
+
+def folder_of_request(name: str, original: Callable[[], Mapping[str, Any]], request: str) -> str:
+    """The output folder where none was named: `name`, or `name-2` and so on, the first one without another run in it."""
+    numbered = (str(name) if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(folder for folder in numbered if not _other_run(Path(folder, PRIVATE), original, request))
+
+
+def _other_run(private: Path, original: Callable[[], Mapping[str, Any]], request: str) -> str | None:
+    """In words, which other run has this folder."""
     about, kept = read_original(private), private / "request.json"
     if about is None:
-        return
+        return None
     before = kept.read_text().strip() if kept.exists() else None
-    if _is_another(original, about):
-        other = "on another original model"
-    elif before and before != request:  # nothing is noted yet by a run that was killed at once
-        other = "of another request"
-    else:
-        return
-    raise UnlearningError(
-        f"{private.parent} holds a run {other}, whose original and receipts it keeps; choose another output_dir."
-    )
+    if before and before != request:  # nothing is noted yet by a run that was killed at once
+        return "of another request"
+    return "on another original model" if _is_another(original(), about) else None
 
 
 def _is_another(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from ..methods.base import Term
 from ..models import adapters
 from ..models.types import ModelOrName, ModelSource
 from .adapter import attach, choose_adapter, only_trained
-from .arguments import UnlearningArguments, for_trainer, with_defaults
+from .arguments import UnlearningArguments, Unnamed, for_trainer, with_defaults
 from .border import border
 from .checkpoints import ResumableTrainer
 from .checks import (
@@ -104,7 +104,7 @@ class UnlearningTrainer(ResumableTrainer):
         **kwargs: Any,
     ):
         self.method = create_method(method)
-        args = UnlearningArguments(output_dir=f"unlearned-{self.method.info.name}") if args is None else args
+        args = UnlearningArguments(Unnamed(f"unlearned-{self.method.info.name}")) if args is None else args
         read = {"processing_class": processing_class, "data_collator": data_collator, "augment": augment}
         others = {"base_model": base_model, "teacher": teacher, "peft_config": peft_config, "callbacks": callbacks}
         check_call(model, args, self.method, **read, **others, **kwargs)
@@ -132,7 +132,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.given_optimizer = kwargs.get("optimizers") or kwargs.get("optimizer_cls_and_kwargs")
         self.frozen_batchnorm = models.batchnorm_modules(model) if args.freeze_batchnorm or self.adapter else []
         self.named_gradients = NamedGradients(args.max_grad_norm if self.method.info.kind == "gradient" else 0.0)
-        self._made = missing(Path(args.output_dir))
+        self._made = missing(self._folder(args, model))
         super().__init__(
             model,
             for_trainer(args, self.method, self.task),

@@ -3,7 +3,7 @@ others wrote is not overwritten."""
 
 import pytest
 
-from hf_unlearn import UnlearningError, models, unlearn
+from hf_unlearn import UnlearningArguments, UnlearningError, UnlearningTrainer, models, unlearn
 from tests.releases import contents, write_release
 from tests.samples import arguments, request
 from tests.tiny import tiny_image_processor, tiny_vit
@@ -96,3 +96,28 @@ def test_original_note_of_a_model_in_memory(tmp_path):
     trainer = run(tmp_path, save_strategy="no").trainer
     digest = models.weights_digest(tiny_vit())
     assert trainer._about() == {"digest": digest, "adapter": False, "run": trainer.run_id(), "folder": "original"}
+
+
+def test_a_folder_for_each_request_where_none_is_named(tmp_path, monkeypatch, capsys):
+    """Another request, or another original, has another folder; the same has its own again. The first line says which."""
+    monkeypatch.chdir(tmp_path)
+    quick = {"max_steps": 1, "save_strategy": "no", "measure": False, "report_to": "none"}
+
+    def first_line(model, data, **about):
+        unlearn(model, **data, method="finetune", args=UnlearningArguments(**quick), **about)
+        return capsys.readouterr().out.splitlines()[0]
+
+    changed = tiny_vit()
+    said = "finetune: 8 forget samples. The model you passed is changed in place. What the run keeps goes to "
+    assert first_line(changed, request()) == f"{said}unlearned/."
+    assert first_line(tiny_vit(), request()) == f"{said}unlearned/ (again: a run of this request is there)."
+    assert first_line(changed, request()) == f"{said}unlearned-2/."  # which is another original by now
+    assert first_line(tiny_vit(), other_request()) == f"{said}unlearned-3/.".replace("8", "7")
+    adapted = first_line(tiny_vit(), request(), peft_config=True)
+    assert "The model you passed gets an adapter. What the run keeps goes to unlearned/" in adapted
+    tiny_vit().save_pretrained("model")
+    trainer = UnlearningTrainer("model", method="finetune", **{f"{k}_dataset": v for k, v in request().items()})
+    assert trainer.args.output_dir == "unlearned-finetune"
+    named = UnlearningArguments("unlearned", **quick)
+    with pytest.raises(UnlearningError, match="unlearned holds a run of another request"):
+        unlearn(tiny_vit(), **other_request(), method="finetune", args=named)
