@@ -804,7 +804,7 @@ class TestFigures:
 # What it is for: three tasks on a shared perceptron, which knows noisy labels by heart
 
 TOY = ("a", "b", "c")
-NEGGRAD = {"energy": 0.0, "samples": 0, "objective": "ce", "refresh": 10}
+NEGGRAD = {"energy": 0.0, "samples": 0}
 
 
 class Looking(Multitask):
@@ -854,13 +854,21 @@ def toy_run(folder: Path, seed: int, targets: tuple[str, ...], learning_rate: fl
     return unlearn(net, **toy_data(seed), tasks=list(targets), method=method, args=args, overlap="allow")
 
 
+# With the bounded objective, which forgets in fewer steps, a task may rest further below its aim than is asked for here.
+CROSS_ENTROPY = {"objective": "ce", "refresh": 10}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("targets", "rate"), [(("a",), 0.08), (TOY, 0.03)], ids=["partial", "full"])
-def test_behaviour(targets, rate, tmp_path):
+@pytest.mark.parametrize(
+    ("targets", "rate", "settings"),
+    [(("a",), 0.08, {}), (TOY, 0.03, CROSS_ENTROPY | {"learning_rate": 0.03})],
+    ids=["partial", "full"],
+)
+def test_behaviour(targets, rate, settings, tmp_path):
     """At equal forgetting, less is lost than by NegGrad+, at its rate. Of 60 samples one is 1.7 percentage points."""
     scores = {"joint": [], "neggrad": []}
     for seed in range(3):
-        for name, config in (("joint", {}), ("neggrad", NEGGRAD | {"learning_rate": rate})):
+        for name, config in (("joint", settings), ("neggrad", NEGGRAD | CROSS_ENTROPY | {"learning_rate": rate})):
             result = toy_run(tmp_path / f"{name}-{seed}", seed, targets, **config)
             method, before, after = result.trainer.method, result.metrics["before"], result.metrics["after"]
             scores[name].append(after["uis"])
