@@ -160,12 +160,13 @@ class UnlearningResult(Summarised):
         reference: nn.Module | str | Path | None = None,
         canaries: str | Sequence[int] | Sequence[bool] | None = None,
         base_model: str | None = None,
+        minutes: float | None = None,
     ) -> AuditReport:
         """What is left of the forget samples, on the sets of this run; see `hf_unlearn.audit` for the arguments.
 
         Of the unseen samples only those are read that could not steer the run: the evidence half, or `test`.
         """
-        return audit_run(self.run, self.model, level, retrained, reference, canaries, base_model)
+        return audit_run(self.run, self.model, level, retrained, reference, canaries, base_model, minutes)
 
     def _measured(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
         if not self.metrics:

@@ -39,6 +39,7 @@ def audit(
     columns: Columns | None = None,
     canaries: str | Sequence[int] | Sequence[bool] | None = None,
     overlap: str = "error",
+    minutes: float | None = None,
 ) -> AuditReport:
     """Look for what is left of `forget` in `unlearned`, and for what that has cost. Nothing is unlearned here.
 
@@ -67,16 +68,15 @@ def audit(
         canaries: forget samples whose labels were planted wrong: their places, true or false for each, or the column that
             says so. They are held against unseen samples with wrong labels.
         overlap: `"error"` refuses samples that stand in two of the sets, `"allow"` does not look.
+        minutes: from level 1 on, leave out what is expected not to fit; the report names it. None: nothing.
 
     Example:
         >>> report = audit("me/vit", "me/vit-unlearned", forget=forget, retain=retain, unseen=test)  # doctest: +SKIP
         >>> print(report.summary())  # doctest: +SKIP
     """
     started = time.perf_counter()
-    check_level(level, reference, base_model)
-    check_settings(seed, batch_size, columns)
-    if overlap not in ("error", "allow"):
-        raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
+    check_level(level, reference, base_model, minutes)
+    check_settings(seed, batch_size, columns, overlap)
     given = {"original": original, "unlearned": unlearned, "retrained": retrained, "reference": reference}
     loaded = {name: open_model(model, name) for name, model in given.items() if model is not None}
     check_models(loaded)
@@ -88,7 +88,7 @@ def audit(
     split = split_of(unlearned, split_seed, samples.sources)
     ctx = make_context(loaded, task, samples, collator, split, seed, batch_size, base_model)
     names = {name: name_of(given[name], loaded[name]) for name in ctx.models}
-    return report(ctx, level, names, canaries, started)
+    return report(ctx, level, names, canaries, started, minutes)
 
 
 @border("The audit")
@@ -100,10 +100,11 @@ def audit_run(
     reference: nn.Module | str | Path | None = None,
     canaries: str | Sequence[int] | Sequence[bool] | None = None,
     base_model: str | None = None,
+    minutes: float | None = None,
 ) -> AuditReport:
     """The audit of a run, with its own samples, collator, evidence half and, if it has a name, starting point."""
     started = time.perf_counter()
-    check_level(level, reference, base_model)
+    check_level(level, reference, base_model, minutes)
     if level == 2 and reference is None and isinstance(run.base_model, str) and run.base_model != "scratch":
         base_model = base_model or run.base_model
     if not run.task.is_audited or run.is_sharded:
@@ -123,7 +124,7 @@ def audit_run(
     names |= {name: name_of(others.get(name), loaded[name]) for name in ctx.models if name != "unlearned"}
     if run.origin:
         names["original"] = f"{run.origin['repo']}@{run.origin['revision']}"
-    found = report(ctx, level, names, canaries, started)
+    found = report(ctx, level, names, canaries, started, minutes)
     found.content["cost"]["seconds"]["unlearning"] = run.runtime["unlearn"]
     found.content["verdict"]["cannot"].append(
         f"How much this depends on chance: one run of {run.method.name} was audited. "

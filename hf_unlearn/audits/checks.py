@@ -14,7 +14,12 @@ from . import passes
 AUDITED = tuple(name for name, kind in TASKS.items() if kind.is_audited)
 
 
-def check_level(level: int, reference: nn.Module | str | Path | None = None, base_model: str | None = None) -> None:
+def check_level(
+    level: int,
+    reference: nn.Module | str | Path | None = None,
+    base_model: str | None = None,
+    minutes: float | None = None,
+) -> None:
     if level not in (0, 1, 2):
         raise UnlearningError(
             f"level is {level!r}; expected 0 (forward passes), 1 (probes, relearning) or 2 (attacks)."
@@ -29,8 +34,18 @@ def check_level(level: int, reference: nn.Module | str | Path | None = None, bas
             "reference, or leave base_model out."
         )
 
+    if minutes is not None and not (isinstance(minutes, (int, float)) and minutes > 0):
+        raise UnlearningError(f"minutes is {minutes!r}; expected a number above 0, or none.")
+    if minutes is not None and level == 0:
+        raise UnlearningError(
+            f"minutes is {minutes:g}, and level 0 has forward passes only, of which none is left out; pass level=1 or 2, or leave "
+            "minutes out."
+        )
 
-def check_settings(seed: Any, batch_size: Any, columns: Any) -> None:
+
+def check_settings(seed: Any, batch_size: Any, columns: Any, overlap: Any) -> None:
+    if overlap not in ("error", "allow"):
+        raise UnlearningError(f"overlap is {overlap!r}; expected 'error' or 'allow'.")
     for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole and value >= least or name == "batch_size" and value is None):

@@ -58,6 +58,13 @@ def quantized(model: nn.Module, bits: int) -> Iterator[None]:
             weight.copy_(kept)
 
 
+def samples(ctx: AuditContext) -> int:
+    """How many go forward."""
+    sizes = {name: len(labels) for name, labels in ctx.labels.items()}
+    models = sum(name in ctx.models for name in ("unlearned", "retrained"))
+    return len(BITS) * models * (sizes["forget"] + sizes["unseen"] + min(SAMPLES, sizes["retain"]))
+
+
 def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """Accuracies and margins at 8 and 4 bits, of the unlearned model and, as `control`, of the retrained one."""
     rng = np.random.default_rng([ctx.seed, 8])

@@ -165,6 +165,13 @@ def _again(
     return {"low": low, "high": high}
 
 
+def samples(ctx: AuditContext) -> int:
+    """How many go forward, the way back of a training step counted as two more."""
+    trained = ctx.reference is None and "retrained" not in ctx.models
+    sizes = {name: len(labels) for name, labels in ctx.labels.items()}
+    return sizes["forget"] + sizes["unseen"] + (3 * EPOCHS * sizes["retain"] if trained else 0)
+
+
 def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """RMIA of forget against unseen samples, and IAM.
 

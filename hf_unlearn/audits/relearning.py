@@ -141,6 +141,15 @@ def _drawn(ctx: AuditContext, name: str, rows: np.ndarray, steps: int) -> Iterat
     return ctx.batches(name, order, batch_size=BATCH)
 
 
+def samples(ctx: AuditContext) -> int:
+    """How many go forward, the way back of a training step counted as two more."""
+    sizes = {name: min(SAMPLES, len(labels)) for name, labels in ctx.labels.items()}
+    models = sum(name in ctx.models for name in ("unlearned", "retrained"))
+    looked = len(KINDS) * len(STEPS) * (sizes["forget"] + sizes["unseen"])
+    trained = 3 * STEPS[-1] * BATCH * sum(range(1, len(KINDS) + 1))  # k-shot: on twice as many
+    return models * (looked + trained) + len(ALPHAS) * (sizes["forget"] + sizes["retain"])
+
+
 def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """The curves of relearning, of the unlearned and the retrained model, and the path from the original."""
     rng = np.random.default_rng([ctx.seed, 11])

@@ -88,6 +88,11 @@ def stage_features(ctx: AuditContext, model: nn.Module, plan: Plan, name: str, r
     return [torch.cat(found[i]) for i in last.values()]
 
 
+def samples(ctx: AuditContext) -> int:
+    """How many go forward."""
+    return len(ctx.models) * sum(min(SAMPLES, len(labels)) for labels in ctx.labels.values())
+
+
 def examine(ctx: AuditContext) -> tuple[dict[str, Any], list[Finding]]:
     """CKA to the original and a probe of the labels at each stage, the control being unseen samples of the same classes.
 

@@ -27,6 +27,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--level", type=int, default=0, help="0: forward passes; 1: also probes, rounding, relearning; 2: also attacks"
     )
+    parser.add_argument(
+        "--minutes", type=float, help="from level 1 on: leave out what is expected not to fit, which the report names"
+    )
     parser.add_argument("--canaries", metavar="COLUMN", help="true or false: forget samples with planted wrong labels")
     parser.add_argument(
         "--overlap", choices=("error", "allow"), default="error", help="allow: samples may be in two sets"
@@ -63,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     fail_on = [] if options.fail_on is None else [word.strip() for word in options.fail_on.split(",")]
     if bad := [word for word in fail_on if word not in FAIL_ON]:
         raise UnlearningError(f"--fail-on names {bad[0]!r}; expected some of {', '.join(FAIL_ON)}.")
-    check_level(options.level, options.reference, options.base_model)
+    check_level(options.level, options.reference, options.base_model, options.minutes)
     read = ("before", "after", "retrained", "reference", "base_model", "forget", "retain", "unseen", "test")
     check_files((getattr(options, name) for name in read), json=options.json, html=options.html, junit=options.junit)
     repo, revision = models.split_revision(options.before)
@@ -93,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
         ),
         canaries=options.canaries,
         overlap=options.overlap,
+        minutes=options.minutes,
     )
     print(report.summary())
     written = ((options.json, report.to_json), (options.html, report.to_html), (options.junit, report.to_junit))

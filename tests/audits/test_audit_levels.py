@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_unlearn import UnlearningError
-from hf_unlearn.audits import quantization, reference, relearning, representation
+from hf_unlearn import UnlearningError, audit
+from hf_unlearn.audits import levels, quantization, reference, relearning, representation
 from hf_unlearn.audits.context import AuditContext
 from hf_unlearn.audits.exchange import exchange
 from hf_unlearn.audits.passes import distance
@@ -426,3 +426,32 @@ class TestReference:
 
         monkeypatch.setattr(reference, "train_reference", lambda ctx: tiny_vit(seed=4))
         assert reference.examine(untouched)[0]["membership"]["reference"] == "trained"
+
+
+class TestMinutes:
+    def test_what_does_not_fit_is_left_out(self, untouched, capsys):
+        """The dearest goes first, and what is left out is named, with why."""
+        untouched.passes = 1000
+        made, why = levels.plan(untouched, 1, 1.0, None)
+        costs = {name: levels.PARTS[name].samples(untouched) / 1000 for name in made}
+        assert made == ["representation", "quantization", "relearning"] and why == {}
+        assert max(costs, key=costs.get) == "relearning" and min(costs.values()) > 0
+        assert levels.plan(untouched, 1, 1.0, sum(costs.values()) - 0.001)[0] == made[:2]
+        assert capsys.readouterr().err.splitlines()[-1].endswith("; left out: relearning.")
+        made, why = levels.plan(untouched, 1, 1.0, 0.0)
+        assert made == [] and set(why) == set(costs)
+        assert levels.plan(untouched, 0, 1.0, None) == ([], {})
+
+    def test_in_the_report(self):
+        data = learnt()
+        report = audit(fitted(), tiny_vit(seed=3), **data, level=1, minutes=1e-9)
+        content = report.content
+        assert "relearning" not in content and content["reasons"]["relearning"].startswith("left out, as about ")
+        assert sum(one.startswith("What ") and "left out" in one for one in content["verdict"]["cannot"]) == 3
+        assert "relearning: left out" in report.summary()
+        for given, message in (
+            ({"level": 0, "minutes": 5}, "minutes is 5, and level 0"),
+            ({"level": 1, "minutes": 0}, "minutes is 0"),
+        ):
+            with pytest.raises(UnlearningError, match=message):
+                audit(fitted(), tiny_vit(seed=3), **data, **given)
