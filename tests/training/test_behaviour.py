@@ -26,7 +26,9 @@ def test_instances():
     # The way from the original to the distance between two retrained models.
     assert lotus["closed"] >= 0.2
     assert all(run["closed"] > 0 for run in results["lotus"]["runs"])
-    assert abs(lotus["unseen_accuracy"] - retrained["unseen_accuracy"]) <= 0.02
+    # Nothing is lost on unseen samples. Of retrained models the mean of three, on 399 samples each, has a standard error of 0.012.
+    assert abs(lotus["unseen_accuracy"] - original["unseen_accuracy"]) <= 0.02
+    assert abs(lotus["unseen_accuracy"] - retrained["unseen_accuracy"]) <= 0.036
     assert abs(lotus["mia"] - retrained["mia"]) < abs(original["mia"] - retrained["mia"])
     assert lotus["avg_gap"] < original["avg_gap"]
 
