@@ -145,25 +145,32 @@ def _panel(panel: Group) -> str:
             elif not is_x and room.y <= at <= room.y + room.height:
                 parts.append(f'<path class="rule" d="M{LEFT} {at:.1f}h{room.width}"/>')
                 parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g} ×</text>')
+    labels = [Label("retrained", "retrained", x(1), floor)]
+    labels += [
+        Label(one.name, one.method if one.method in LOUD else "dot", x(one["share_of_training"]), y(one["ratio"]))
+        for one in sorted(methods, key=lambda one: one.method not in LOUD)
+    ]
+    name = _free(Box(WIDTH - RIGHT - 52, original - 16, 52, 14), room, [label.dot for label in labels])
     parts += [
         f'<path class="original" d="M{LEFT} {original:.1f}h{room.width}"/>',
-        f'<text x="{WIDTH - RIGHT - 4}" y="{original - 5:.1f}" text-anchor="end">original</text>',
+        f'<text x="{name.x + 48:.1f}" y="{original - 5:.1f}" text-anchor="end">original</text>',
         f'<text x="{LEFT + 6}" y="{HEIGHT - BOTTOM - 6}">{BAND}</text>',
         f'<text x="{LEFT + room.width / 2:.0f}" y="{HEIGHT - 12}" text-anchor="middle">cost, as a share of retraining</text>',
         f'<text transform="translate(12 {TOP + room.height / 2:.0f}) rotate(-90)" text-anchor="middle">'
         "distance to a retrained model</text>",
     ]
     taken = [
-        Box(WIDTH - RIGHT - 52, original - 16, 52, 14),
+        name,
         Box(LEFT, HEIGHT - BOTTOM - 18, len(BAND) * SIZE * LETTER, 16),
         Box(LEFT, original - 1, room.width, 2),
     ]
-    labels = [Label("retrained", "retrained", x(1), floor)]
-    labels += [
-        Label(one.name, one.method if one.method in LOUD else "dot", x(one["share_of_training"]), y(one["ratio"]))
-        for one in sorted(methods, key=lambda one: one.method not in LOUD)
-    ]
     return "\n".join([*parts, *_marks(placed(labels, room, taken))]) + "\n"
+
+
+def _free(box: Box, room: Box, dots: list[Box]) -> Box:
+    """The box, moved to the left along its line until it covers no dot."""
+    places = [replace(box, x=box.x - step) for step in range(0, int(box.x - room.x), 4)]
+    return next((place for place in places if not any(map(place.overlap, dots))), box)
 
 
 def _axis(values: list[float], first: float, last: float):

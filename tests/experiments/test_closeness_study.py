@@ -134,6 +134,12 @@ class TestPicture:
         assert covered < 0.02 * sum(box.width * box.height for box in boxes)
         assert all(box.overlap(room) == pytest.approx(box.width * box.height) for box in boxes)
 
+    def test_the_name_of_the_line_covers_no_point(self):
+        room = closeness_picture.Box(0, 0, 370, 320)
+        dots = [closeness_picture.Box(x, 100, 8, 8) for x in (320, 340)]
+        free = closeness_picture._free(closeness_picture.Box(310, 95, 52, 14), room, dots)
+        assert not any(map(free.overlap, dots)) and free.x > 250 and free.y == 95
+
     @pytest.mark.slow
     @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
     def test_in_a_browser_names_are_inside_and_apart(self, tmp_path):
