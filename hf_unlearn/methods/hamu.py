@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
+from ..tasks.base import Task
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, blocks, combination, combine_, dots
 from .paired import PairedAscentConfig, PairedGradients
@@ -299,13 +300,18 @@ class Hamu(PairedGradients):
     )
     config_class = HamuConfig
     config: HamuConfig
+    radius = "unit"
+
+    def learn_task(self, task: Task) -> None:
+        super().learn_task(task)
+        self.radius = self.config.radius or ("unit" if task.right_or_wrong else "retain")
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
-        return super().arguments(family, width) | {"learning_rate": 0.02 if family == "convolutional" else 0.06}
+        unit = 0.02 if family == "convolutional" else 0.06
+        return super().arguments(family, width) | {"learning_rate": unit if self.radius == "unit" else 0.03}
 
     def prepare(self, context) -> None:
         super().prepare(context)
-        self.radius = self.config.radius or ("unit" if context.task.right_or_wrong else "retain")
         self.flags, self.before, self.ended = 0, [], False
         self.seen: list = []  # the micro-batches of this step
         self.groups = blocks(context.parameter_names, self.config.block)
@@ -369,7 +375,8 @@ class Hamu(PairedGradients):
         gained = "forget" if self.config.variant == "q" else "retain"
         for name, of in (("slack", gained), ("predicted_forget", "forget"), ("predicted_retain", "retain")):
             # In the units of the losses: of the coming step, and of gradients as long as they were before clipping.
-            values[name] *= self.context.learning_rate / self.context.clipped[of]
+            clipped = self.context.clipped[of]  # 0 of a gradient whose norm is no number any more
+            values[name] *= self.context.learning_rate / clipped if clipped else math.nan
         self.context.log_step({f"hamu_{name}": torch.tensor(float(value)) for name, value in values.items()})
 
     def on_step_end(self, step: int) -> bool | None:

@@ -227,7 +227,7 @@ class Multitask(Method):
             found = "; ".join(f"{t} is at {scores[t]:.3g}, and the aim is {self.aim[t]:.3g}" for t in self.active)
             self.notes.append(
                 f"multitask has used up its {step} steps, and not all is forgotten that was asked (scores on forget samples: "
-                f"{found}). Raise num_train_epochs or learning_rate."
+                f"{found}). Raise learning_rate, or num_train_epochs and, where it is set, max_steps."
             )
         return going_on
 

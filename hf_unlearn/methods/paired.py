@@ -111,7 +111,7 @@ class Paired(Method):
             found.append(f"their loss is {forget.mean('loss'):.3g}, and the aim is {self.loss_aim:.3g}")
         return (
             f"{self.info.name} has used up its {steps} steps, and forget samples are still known better than unseen ones were: "
-            f"{'; '.join(found)}. Raise num_train_epochs or learning_rate."
+            f"{'; '.join(found)}. Raise learning_rate, or num_train_epochs and, where they are set, max_steps or a budget."
         )
 
     def loss(self, model, part) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .kinds import pretrained
 
 CHUNK = 128  # places; without a gradient a quarter, which spares memory and costs no time
+MARK = 1000.0  # a whole number in half precision too, and far above every cap
 # Whether what a head says is what its model says: some scale or cap it once more, as their first forward pass shows.
 _IS_LAST: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 
@@ -57,12 +58,12 @@ def read(
         def few(own: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             found.append(Places(states[places], own))
             columns = of(found[0])
-            return torch.cat([columns, columns.new_ones(len(columns), 1)], dim=1)[None]
+            return torch.cat([columns, columns.new_full((len(columns), 1), MARK)], dim=1)[None]
 
         with _answering(head, few):
             columns = model(**inputs).logits
         if head not in _IS_LAST and columns.shape[1]:  # of no place it cannot be told
-            _IS_LAST[head] = bool((columns[..., -1] == 1).all())
+            _IS_LAST[head] = bool((columns[..., -1] == MARK).all())
         if _IS_LAST.get(head, True):
             return columns[0, :, :-1], found[0]
     with _answering(head, lambda own, states: own(states[places])[None]):

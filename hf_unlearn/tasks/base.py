@@ -73,6 +73,7 @@ class Task(Protocol):
     has_classes: ClassVar[bool] = False  # whether every sample has one
     counted: ClassVar[str | None] = None  # what of samples is counted before the first step, which no stream allows
     is_fixed: ClassVar[bool] = False  # whether they must be the same whenever they are read
+    is_whole: ClassVar[bool] = False  # whether a forward pass must see its whole batch, on one device
 
     def collator(
         self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None

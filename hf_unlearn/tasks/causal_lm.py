@@ -28,6 +28,7 @@ class CausalLM(Task):
     layout = COMPLETIONS
     counted = "the tokens of a language model's samples"
     is_fixed = True
+    is_whole = True  # of which the head is told the places that count
     right_or_wrong = False  # most tokens of a text are right in unseen ones too
     epoch = "forget"  # as those who compare such methods count
     lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
@@ -53,7 +54,7 @@ class CausalLM(Task):
         return CompletionCollator(example, processing_class, data_collator, **self.limits)
 
     def eval_batch_size(self, eval_size: int, train_size: int) -> int:
-        return min(eval_size, train_size)  # a row of logits over the vocabulary for each token
+        return min(eval_size, train_size)  # activations of long texts
 
     def evaluator(
         self,

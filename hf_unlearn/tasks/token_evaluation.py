@@ -80,5 +80,6 @@ class TokenEvaluator(Evaluator):
             p, q = (z.double().softmax(-1) for z in logits)
             return torch.stack([jsd(p, q), (p - q).norm(dim=-1)], dim=1)
 
-        found = heads.compared(b.found, difference)(a.found)
+        with self.accelerator.autocast():
+            found = heads.compared(b.found, difference)(a.found)
         return {"jsd": a.mean(found[:, 0]), "activation_distance": a.mean(found[:, 1])}

@@ -172,6 +172,11 @@ def check_resolved(
 ) -> None:
     """What can be known of the training arguments once the method has filled in its own."""
     check_values(args)
+    if request.task.is_whole and args.n_gpu > 1:
+        raise UnlearningError(
+            f"{args.n_gpu} GPUs would share the batches of one process (DataParallel), which {request.task.noun} cannot; expected one "
+            "process for each (accelerate launch, or torchrun), or one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
     if not adapted and method.info.kind != "surgery":
         _check_quantised(method, model)
     _check_steering(args, request)

@@ -1,13 +1,21 @@
 """The head at the places that count: the values and gradients of the plain computation, without its tensors."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, GraniteConfig, GraniteForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from hf_unlearn.data.batches import Batch
 from hf_unlearn.methods.frozen import OnlineTeacher
@@ -106,7 +114,7 @@ class TestAsThePlainComputation:
     def test_statistics(self, name):
         model, batch = family(name), texts()
         predicted = tokens_of(model, batch)
-        evaluator = TokenEvaluator(SimpleNamespace(is_local_main_process=True), None, None, 0)
+        evaluator = TokenEvaluator(SimpleNamespace(is_local_main_process=True, autocast=nullcontext), None, None, 0)
         with torch.no_grad():
             expected = token_statistics(model(**batch.inputs).logits, batch.labels)
         torch.testing.assert_close(evaluator.statistics(predicted, batch), expected, rtol=1e-10, atol=1e-12)
@@ -149,3 +157,15 @@ def test_dtypes():
     places = predicting(batch.labels)
     score = heads.scored(next_tokens(batch.labels)[places], heads.log_probabilities)
     assert heads.read(model, batch.inputs, places, score)[0].shape == (int(places.sum()), 1)
+
+
+def test_a_cap_is_seen_in_half_precision_too():
+    """Of small numbers it is the identity there: 30·tanh(1/30) is 1 in bfloat16."""
+    size = SIZE | {"head_dim": 8, "num_key_value_heads": 2}
+    model = Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=30.0, **size, **TEXT)).eval().bfloat16()
+    model.get_output_embeddings().weight.data.mul_(100)  # logits that the cap changes
+    batch = texts()
+    with torch.no_grad():
+        heads.read(model, batch.inputs, predicting(batch.labels), heads.states)
+        plain = cross_entropy(model(**batch.inputs).logits, batch.labels)
+        assert torch.allclose(sample_losses(model, batch), plain, rtol=0.02)
