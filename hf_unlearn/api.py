@@ -325,7 +325,7 @@ def unlearn(
         trainer = UnlearningTrainer(model, args, method=method, tasks=tasks, overlap=overlap, **sets, **rows, **others)
         if merge:
             _check_mergeable(trainer)
-        _tell(trainer, isinstance(model, nn.Module))
+        _tell(trainer, isinstance(model, nn.Module), peft_config is True and not merge)
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
     if merge:
@@ -333,12 +333,12 @@ def unlearn(
     return result
 
 
-def _tell(trainer: engine.UnlearningTrainer, was_given: bool) -> None:
+def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter: bool) -> None:
     """Say what is about to happen to a model that `was_given` in person, and where the run goes."""
     if not trainer.is_world_process_zero():
         return
     forget, folder = len(trainer.sources["forget"]), trainer.args.output_dir
-    change = "gets an adapter" if trainer.adapter else "is changed in place"
+    change = "gets an adapter" if trainer.adapter or (trainer.is_edit and asked_for_adapter) else "is changed in place"
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
     print(
