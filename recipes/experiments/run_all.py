@@ -23,6 +23,7 @@ EXPERIMENTS = (
     "locality.py",
     "audits.py",
     "closeness.py",
+    "memory.py",
     "tables.py",
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import memory
 
 from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
@@ -113,6 +114,16 @@ def _surgery_cost(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _memory(results: dict) -> str:
+    """The most first, beside the plain Trainer of the same model."""
+    plain = {row["model"]: row["peak"] for row in results["rows"] if row["method"] == memory.PLAIN}
+    lines = ["| model | method | peak, in copies of the weights | beyond the plain Trainer |", "|---|---|---|---|"]
+    for row in sorted(results["rows"], key=lambda row: (row["model"], -row["peak"])):
+        beyond = (row["peak"] - plain[row["model"]]) / row["weights"]
+        lines.append(f"| {row['model']} | {row['method']} | {row['peak'] / row['weights']:.2f} | {beyond:+.2f} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -127,6 +138,8 @@ def render(name: str) -> str:
         return report(results["rows"])
     if name == "quickstart":
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
+    if name == "memory":
+        return _memory(results)
     if name == "engine":
         return _engine(results)
     if name == "quota":

@@ -1,0 +1,110 @@
+"""How much memory each method takes beside plain fine-tuning, in copies of the weights.
+
+    python recipes/experiments/memory.py [--models resnet18 vit bert] [--methods rewind auto]
+
+Every run is a process of its own, on random data whose labels are the model's answers, so that there is something to forget: a
+few steps at a batch of 8, through `unlearn()` with everything it does before, between and after the steps. Counted is what the
+process holds at most, files left out, beyond what it held when the model and the data stood ready.
+"""
+
+import argparse
+import os
+import tempfile
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from study import record
+from torch.utils.data import ConcatDataset, Subset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_unlearn import UnlearningArguments, list_methods, unlearn
+from hf_unlearn.commands import speed
+from hf_unlearn.methods import get_method
+
+WITHOUT = ("multitask", "retrain")  # other models; and training itself, on fewer samples
+PLAIN = "plain Trainer"
+SIZES = {"forget": 32, "retain": 96, "unseen": 64}
+ARGUMENTS = {
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
+def model_of(name: str) -> PreTrainedModel:
+    if name == "bert":
+        return speed.bert(0, 10, layers=4, width=256)
+    return speed.resnet18(32, 10) if name == "resnet18" else speed.vit(32, 10)
+
+
+def sets(model: PreTrainedModel, whole_class: bool) -> dict[str, Any]:
+    found = {part: speed.RandomSamples(n, model, 32, seed) for seed, (part, n) in enumerate(SIZES.items())}
+    for part in ("forget", "retain"):  # what the model says is right there, and hardly ever of the unseen samples
+        inputs = {name: column for name, column in found[part].columns.items() if name != "labels"}
+        with torch.no_grad():
+            found[part].columns["labels"] = model.eval()(**inputs).logits.argmax(-1)
+    if whole_class:
+        gone = found["forget"].columns["labels"][0]
+        for part in ("forget", "retain"):
+            forgotten = (found[part].columns["labels"] == gone) == (part == "forget")
+            found[part] = Subset(found[part], forgotten.nonzero().flatten().tolist())
+    return found
+
+
+class Peak:
+    """The most that this process has held since, sampled every millisecond."""
+
+    def __enter__(self):
+        self.start = self.most = speed._own_memory()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.over.wait(0.001):
+            self.most = max(self.most, speed._own_memory())
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+
+def run(job: tuple[str, str]) -> dict[str, Any]:
+    name, method = job
+    speed.quiet()
+    model = model_of(name)
+    data = sets(model, method != PLAIN and get_method(method).whole_classes)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    with tempfile.TemporaryDirectory() as folder, Peak() as peak:
+        if method == PLAIN:
+            args = TrainingArguments(folder, **ARGUMENTS)
+            Trainer(model, args, train_dataset=ConcatDataset([data["forget"], data["retain"]])).train()
+        else:
+            config = get_method(method).config_class()
+            if hasattr(config, "original_epochs"):
+                config.original_epochs = 30
+            unlearn(model, **data, method=config, args=UnlearningArguments(folder, **ARGUMENTS), overlap="allow")
+    row = {"model": name, "method": method, "weights": weights, "peak": peak.most - peak.start}
+    print(*job, f"{row['peak'] / weights:.2f} times the weights", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # what is freed is given back
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["resnet18", "vit", "bert"])
+    parser.add_argument("--methods", nargs="+")
+    options = parser.parse_args()
+    jobs = []
+    for name in options.models:
+        task = "text-classification" if name == "bert" else "image-classification"
+        known = [one for one in list_methods(task=task) if one not in WITHOUT]
+        jobs += [(name, one) for one in (PLAIN, *(options.methods or known))]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        record("memory", {"rows": list(pool.map(run, jobs))})
