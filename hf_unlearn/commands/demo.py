@@ -71,9 +71,7 @@ def run(output: str = "quickstart", seed: int = 0, epochs: int = EPOCHS) -> dict
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)  # a model this small gains nothing from more, and waits for them where cores are busy
     started, folder = time.perf_counter(), Path(output)
-    with (
-        tempfile.TemporaryDirectory() as work
-    ):  # holds what runs write, such as the original, which nobody needs after it
+    with tempfile.TemporaryDirectory() as work:  # what runs write, such as the original, is not needed afterwards
         rows, report, release = request(Path(work), folder, seed, epochs)
     found = {"rows": rows, "verdict": report.content["verdict"]["headline"]}
     (folder / RESULTS).write_text(json.dumps({"command": "hf-unlearn quickstart", **found}, indent=2) + "\n")

@@ -13,7 +13,7 @@ from ..data.randomness import gumbel
 from ..errors import UnlearningError
 from .base import Method, MethodConfig, MethodInfo, Paper, measured
 
-FLAT = 4.0  # above it a target is little more than a uniform one, with noise or without
+FLAT = 4.0  # where an answer of .999 among ten classes keeps half of its probability in the target
 
 
 def temperature(forget_accuracy: float, unseen_accuracy: float, alpha: float) -> float:
@@ -174,8 +174,8 @@ class Lotus(Method):
         self.context.log({"lotus_ceiling": ceiling})
         if tau > FLAT:
             self.notes.append(
-                f"lotus: the first temperature is {tau:.1f}, and above {FLAT:g} a target is nearly uniform, while its largest entry "
-                f"is still the label of {ceiling:.1%} of the forget samples: confidence goes, and a forget accuracy of "
+                f"lotus: the first temperature is {tau:.1f}, and above {FLAT:g} a sure answer keeps half of its probability or less (of ten "
+                f"classes), while the largest entry of its target is still the label of {ceiling:.1%} of the forget samples: confidence goes, and a forget accuracy of "
                 f"{self.unseen_accuracy:.1%}, as on unseen samples, is not what these targets ask for. A smaller alpha "
                 "(`LotusConfig(alpha=...)`) keeps what is known of the classes; `rewind` and `auto` do not rest on targets."
             )
