@@ -22,6 +22,7 @@ from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
 from ..training.record import Run
+from ..training.sharding import Sharding, is_cut
 from .context import AuditContext
 from .split import Split
 
@@ -32,19 +33,23 @@ RETAINED = 10_000  # samples that are measured at most
 # Models
 
 
-def open_model(model: nn.Module | str | Path, name: str) -> nn.Module:
-    """The model, without adapters; loaded where a name is given."""
+def open_model(model: nn.Module | str | Path, name: str, sharding: Sharding | None = None) -> nn.Module:
+    """The model, without adapters; loaded where a name is given, and cut up where those of the run are."""
     if isinstance(model, (str, Path)):
         repo, revision = models.split_revision(model)
-        return models.load_model(repo, revision=revision)
+        model = models.load_model(repo, revision=revision)
     if not isinstance(model, nn.Module):
         raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
-    return without_adapter(model)
+    if sharding and not is_cut(model):
+        return sharding.of_whole(without_adapter(model))
+    return without_adapter(model, sharding)
 
 
-def without_adapter(model: nn.Module) -> nn.Module:
+def without_adapter(model: nn.Module, sharding: Sharding | None = None) -> nn.Module:
     """A model with an adapter as one without, that its weights can be compared."""
-    return merged(model) if is_adapted(model) else model
+    if not is_adapted(model):
+        return model
+    return sharding.merged(model) if sharding else merged(model)
 
 
 def processor_of(
@@ -154,7 +159,8 @@ def make_context(
 def context_of_run(run: Run, loaded: dict[str, nn.Module], base_model: str | None) -> AuditContext:
     """With what the run has measured, the unseen samples being those that could not steer it."""
     for model in loaded.values():
-        model.to(run.device)
+        if not is_cut(model):
+            model.to(run.device)
     sets = {"unseen" if name == "evidence" else name: of for name, of in run.indices.items() if name != "control"}
     return _context(
         loaded,

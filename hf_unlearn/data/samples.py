@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from .batches import Batch
@@ -72,7 +73,8 @@ class TrainingCollator:
             [row for _, _, row in samples], [(draw.source, draw.index) for draw, _, _ in samples]
         )
         batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
-        batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
+        batch["rows"] = np.array([index for _, index, _ in samples])
+        batch["sample_index"] = torch.from_numpy(batch["rows"].copy())
         batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
         for name in ("weight", "sample_weight"):
             batch[name] = torch.tensor([getattr(draw, name) for draw, _, _ in samples], dtype=torch.float64)

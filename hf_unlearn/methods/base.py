@@ -225,7 +225,7 @@ class Context(Protocol):
         ...
 
     @property
-    def clipped(self) -> Mapping[str, float]:
+    def clipped(self) -> Mapping[str, Tensor]:
         """By which factor clipping has shortened the gradient of each named loss that `combine` is given."""
         ...
 
@@ -325,6 +325,11 @@ class Method:
     def class_request(self) -> bool | None:
         """Whether its config says that whole classes must go; None: it does not say."""
         return getattr(self.config, "class_mode", None)
+
+    @property
+    def why_whole(self) -> str | None:
+        """What it does that cannot be had of weights that are cut up over processes (FSDP); None: nothing."""
+        return "takes gradients of single samples" if self.single_samples else None
 
     def epochs(self, epochs: int) -> list[str]:
         """The kind of every epoch of a run of `epochs` epochs (see `Schedule`)."""

@@ -343,10 +343,12 @@ class LocalTeacher(Method):
     def losses(self, model, batch) -> dict[str, Tensor]:
         student = model(**batch.inputs).logits
         targets = torch.zeros_like(student)
-        if batch.is_forget.any():
-            inputs = {key: value[batch.is_forget] for key, value in batch.inputs.items()}
+        places = np.flatnonzero(batch["rows"] < self.context.schedule.n_forget)
+        if len(places):
+            forget = torch.from_numpy(places).to(student.device)
+            inputs = {key: value[forget] for key, value in batch.inputs.items()}
             y = truncate_targets(self.probabilities(self.teacher, inputs), self.config.top)
-            targets = targets.to(y.dtype).masked_scatter(batch.is_forget[:, None], y)
+            targets = targets.to(y.dtype).index_copy(0, forget, y)
         beta = self.config.forget_weight
         return {"loss": batch.mean(distillation_loss(student, targets, batch.labels, batch.is_forget, beta))}
 

@@ -69,8 +69,8 @@ class Npo(Preference):
 
     def prepare(self, context) -> None:
         super().prepare(context)
-        self.original_losses = torch.from_numpy(context.measure("forget").signals["loss"])  # means over tokens
+        self.original_losses = context.measure("forget").signals["loss"]  # means over tokens
 
     def forget_losses(self, log_p: Tensor, forget) -> Tensor:
-        mean_loss = self.original_losses[forget.sample_index.cpu()].to(log_p)
+        mean_loss = torch.from_numpy(self.original_losses[forget["rows"]]).to(log_p)
         return npo_loss(log_p, -mean_loss * completion_lengths(forget.labels), self.config.beta)

@@ -77,6 +77,13 @@ class UnlearningArguments(TrainingArguments):
             "parameter, as in the papers' own code; default: the method's, else weights"
         },
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "log the mean loss in the place of one that is NaN or infinite, which is read from the device in every step; a run "
+            "ends at one anyway, ten steps later at most"
+        },
+    )
     measure: bool = field(
         default=True, metadata={"help": "measure forget, retained and unseen samples before and after unlearning"}
     )

@@ -386,20 +386,18 @@ def check_gradient_method(
         )
 
 
-def check_sharding(method: Method, accelerator: Accelerator) -> None:
+def check_sharding(method: Method, accelerator: Accelerator, args: UnlearningArguments) -> None:
     """Refuse what cannot be had of weights that FSDP shards."""
     if (fsdp := getattr(accelerator.state, "fsdp_plugin", None)) is None:
         return
-    if method.info.kind == "surgery":
-        raise UnlearningError(f"{method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
-    if method.info.kind != "gradient":
-        return
-    if (version := getattr(fsdp, "fsdp_version", 1)) != 2:
+    name, version = method.info.name, getattr(fsdp, "fsdp_version", 1)
+    if why := "edits whole weights" if method.info.kind == "surgery" else method.why_whole:
+        raise UnlearningError(f"{name} {why}, and the weights are sharded (FSDP); expected DDP.")
+    if version != 2:
         raise UnlearningError(
-            f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
-            "FSDP2 (fsdp_version: 2) or DDP."
+            f"FSDP is of version {version}, which flattens the weights; expected FSDP2 (fsdp_version: 2) or DDP."
         )
-    if method.single_samples:
+    if args.torch_compile:
         raise UnlearningError(
-            f"{method.info.name} takes gradients of single samples, which cannot be had of a sharded model; expected DDP."
+            "torch_compile=True gives the weights other names, by which sharded ones (FSDP) are found; leave it out, or use DDP."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import communication
 import memory
 
 from hf_unlearn.commands import demo
@@ -140,6 +141,10 @@ def render(name: str) -> str:
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "memory":
         return _memory(results)
+    if name == "communication":
+        return communication.table(results["rows"])
+    if name == "communication.arithmetic":
+        return communication.arithmetic(results["rows"])
     if name == "engine":
         return _engine(results)
     if name == "quota":
