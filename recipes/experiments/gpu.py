@@ -263,6 +263,8 @@ def passes_of(setup: Setup, what: str, tiny: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     model = setup.model(tiny)
     data = data_of(model, setup, 1 if tiny else 20, tiny)
+    data["forget"].columns["labels"][:] = 0  # a whole class goes
+    data["retain"].columns["labels"].clamp_(min=1)
     with tempfile.TemporaryDirectory() as folder:
         about = arguments(setup, folder, tiny, 1) | {"torch_compile": False, "max_steps": -1}
         about["per_device_eval_batch_size"] = setup_batch(setup, tiny)

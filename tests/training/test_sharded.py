@@ -4,10 +4,12 @@ import json
 
 import pytest
 from safetensors.torch import load_file
-from transformers import ViTForImageClassification
+from transformers import LlamaForCausalLM, ViTForImageClassification
 
+from hf_unlearn import models
+from hf_unlearn.models import adapters
 from tests.distributed import fsdp
-from tests.runs import distance, launch, make_trainer, original, weights
+from tests.runs import distance, launch, make_trainer, weights
 
 
 @pytest.mark.slow
@@ -21,25 +23,25 @@ def test_updates_of_a_sharded_model(tmp_path):
 @pytest.mark.slow
 def test_whole_runs_of_a_sharded_model(tmp_path):
     launch("fsdp", tmp_path)
-    for name, (method, family, lora) in fsdp.CASES.items():
-        trainer = make_trainer(method, family, tmp_path / "one", num_train_epochs=1, dtype="float64", lora=lora)
+    found, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    assert found == other
+    for name, (method, family, lora, _) in fsdp.CASES.items():
+        trainer = make_trainer(method, family, tmp_path / "one" / name, num_train_epochs=1, dtype="float64", lora=lora)
         start = weights(trainer.model)
         trainer.train()
-        found = load_file(tmp_path / f"{name}.safetensors")
-        assert distance(found, weights(trainer.model), start) < 1e-8, name
-        measured = json.loads((tmp_path / f"{name}.json").read_text())["metrics"]["after"]
-        expected = trainer.metrics["after"]
+        assert distance(load_file(tmp_path / f"{name}.safetensors"), weights(trainer.model), start) < 1e-8, name
+        measured, expected = found[name]["metrics"]["after"], trainer.metrics["after"]
         assert measured.keys() == expected.keys()
         for key, value in expected.items():
             assert measured[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), (name, key)
-    rows = json.loads((tmp_path / "npo.json").read_text())["rows"]
-    assert rows["original"]["jsd"] == 0 < rows["unlearned"]["jsd"]
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["refused"] == dict.fromkeys(fsdp.REFUSED, True)
-    assert found["resumed"] == {"FULL_STATE_DICT": True, "SHARDED_STATE_DICT": True}
-    saved = found["saved"]
-    assert saved["release"] and saved["same weights"] and min(saved["distance"]) > 0
-    assert saved["accuracy"][0] == saved["accuracy"][1]
-    merged = ViTForImageClassification.from_pretrained(tmp_path / "merged")
-    assert merged.config.architectures == ["ViTForImageClassification"]
-    assert distance(weights(merged), weights(original("vit"))) > 0
+    lotus, npo, grad_diff = (found[name]["more"] for name in ("lotus", "npo", "grad_diff"))
+    assert lotus["release"] and lotus["whole"] and lotus["pieces"] and lotus["distance"] > 0
+    assert npo["original"] == 0 < npo["unlearned"]
+    assert grad_diff["same weights"] and grad_diff["distance"] > 0
+    saved = ViTForImageClassification.from_pretrained(tmp_path / "saved", dtype="float64")
+    assert saved.config.architectures == ["ViTForImageClassification"]
+    assert distance(weights(saved), load_file(tmp_path / "lotus.safetensors")) < 1e-12
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype="float64")
+    alone = make_trainer("grad_diff", "llama", tmp_path / "two", lora=True, dtype="float64").model
+    models.load_weights(alone, tmp_path / "adapter")
+    assert distance(weights(merged), weights(adapters.merged(alone))) < 1e-12
