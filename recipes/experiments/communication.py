@@ -141,7 +141,7 @@ def config_needs(method: str) -> tuple[str, ...]:
     return get_method(method).info.needs
 
 
-def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], queue: Any) -> None:
+def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], folder: str, queue: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -149,17 +149,15 @@ def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], que
     shard_on_cpus()
     for name, method in jobs:
         row: dict[str, Any] = {"model": name, "method": method, "sharded": sharded}
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                trainer = trainer_of(name, method, folder, ARGUMENTS | (SHARDED if sharded else {}))
-                trainer.add_callback(between := Between())
-                trainer.train()
-            except UnlearningError as error:
-                row["refused"] = str(error)
-            else:
-                row["weights"] = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-                row["collectives"] = between.collectives.found
-            torch.distributed.barrier()
+        try:
+            trainer = trainer_of(name, method, f"{folder}/{name}-{method}", ARGUMENTS | (SHARDED if sharded else {}))
+            trainer.add_callback(between := Between())
+            trainer.train()
+        except UnlearningError as error:
+            row["refused"] = str(error)
+        else:
+            row["weights"] = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+            row["collectives"] = between.collectives.found
         if rank == 0:
             print(
                 name, method, "FSDP2" if sharded else "DDP", row.get("collectives") or row.get("refused"), flush=True
@@ -173,12 +171,14 @@ def run(sharded: bool, jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     queue = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, port, sharded, jobs, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [queue.get(timeout=300) for _ in jobs]
-    for process in processes:
-        process.join()
+    with tempfile.TemporaryDirectory() as folder:
+        about = port, sharded, jobs, folder, queue
+        processes = [context.Process(target=worker, args=(rank, *about), daemon=True) for rank in range(2)]
+        for process in processes:
+            process.start()
+        found = [queue.get(timeout=300) for _ in jobs]
+        for process in processes:
+            process.join()
     return found
 
 

@@ -13,7 +13,7 @@ from hf_unlearn import UnlearningError, UnlearningResult
 from hf_unlearn.hub import prepare, verify
 from hf_unlearn.training.trainer import UnlearningTrainer
 from recipes.experiments.communication import SHARDED, shard_on_cpus
-from tests.runs import make_trainer, same_bits
+from tests.runs import distance, make_trainer
 
 STEPS = {"save_strategy": "steps", "save_steps": 1}
 CASES = {  # method, model, adapter, settings
@@ -37,11 +37,15 @@ def whole(trainer: UnlearningTrainer) -> dict[str, torch.Tensor]:
     return trainer.sharding.whole_weights(trainer.model)
 
 
-def resumed(folder: Path, expected: dict[str, torch.Tensor]) -> bool:
-    """Whether a run gives the same bits from its first checkpoint on; where the others are not asked for, they have none."""
+def resumed(folder: Path, expected: dict[str, torch.Tensor]) -> float:
+    """How far a run ends from where it did, if it goes on from its first checkpoint; of the first process, which has weights.
+
+    Not the same bits: what is gathered lies elsewhere, and kernels then add in another order.
+    """
     again = made("lotus", "vit", folder, **STEPS)
     again.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
-    return same_bits(whole(again), expected)
+    weights = whole(again)
+    return distance(weights, expected) if expected else 0.0
 
 
 def of_lotus(result: UnlearningResult, folder: Path) -> dict[str, Any]:

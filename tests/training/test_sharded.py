@@ -24,7 +24,7 @@ def test_updates_of_a_sharded_model(tmp_path):
 def test_whole_runs_of_a_sharded_model(tmp_path):
     launch("fsdp", tmp_path)
     found, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
-    assert found == other
+    assert [about["metrics"] for about in found.values()] == [about["metrics"] for about in other.values()]
     for name, (method, family, lora, _) in fsdp.CASES.items():
         trainer = make_trainer(method, family, tmp_path / "one" / name, num_train_epochs=1, dtype="float64", lora=lora)
         start = weights(trainer.model)
@@ -35,7 +35,8 @@ def test_whole_runs_of_a_sharded_model(tmp_path):
         for key, value in expected.items():
             assert measured[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), (name, key)
     lotus, npo, grad_diff = (found[name]["more"] for name in ("lotus", "npo", "grad_diff"))
-    assert lotus["release"] and lotus["whole"] and lotus["pieces"] and lotus["distance"] > 0
+    assert lotus["release"] and lotus["distance"] > 0
+    assert max(lotus["whole"], lotus["pieces"]) < 1e-10
     assert npo["original"] == 0 < npo["unlearned"]
     assert grad_diff["same weights"] and grad_diff["distance"] > 0
     saved = ViTForImageClassification.from_pretrained(tmp_path / "saved", dtype="float64")
