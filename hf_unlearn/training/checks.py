@@ -27,6 +27,7 @@ AT_LEAST = {
     ),
     "save_total_limit": 1,
     "max_length": 2,
+    "stride": 1,
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
     **dict.fromkeys(("seed", "data_seed", "split_seed", "dataloader_num_workers", "retain_eval_size"), 0),
 }

@@ -45,6 +45,7 @@ from .looks import Looks, Measured
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
+from .pieces import in_pieces
 from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
@@ -115,10 +116,11 @@ class UnlearningTrainer(ResumableTrainer):
         )
 
         self.task = task_for(self.method, model)
+        datasets, args = in_pieces(datasets, self.task, read["processing_class"], args)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
-        self.reading = Reading(self.request, model, args, **read)
+        self.reading = Reading(self.request, self.method, model, args, **read)
         self._only = self.method.trained_modules(models.base_of(model))
         check_surgery(self.method, model, peft_config)
         self._edits_adapter = self.is_edit and peft_config is True
@@ -149,7 +151,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.args.max_steps = len(self.schedule)
             self.add_callback(Flow(self, self.schedule))
         self.evaluator = self.reading.evaluator(self.accelerator, self.args)
-        self.looks = Looks(self.evaluator, self.request.indices, self._forward_model)
+        self.looks = Looks(self.evaluator, self.reading.indices, self._forward_model)
         self.watch, self.original, self.unlearned, self.runtime = Watch(), {}, {}, {}
 
     def _forward_model(self) -> nn.Module:
