@@ -342,7 +342,7 @@ def _check_quantised(method: Method, model: nn.Module) -> None:
 
 
 def rounding(trained: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """What is to be known of weights that are trained in half precision."""
+    """What is to be known of weights that are trained in half precision, without copies in float32."""
     coarse = {p.dtype for _, p in trained if torch.finfo(p.dtype).bits < 32}
     return [
         f"The weights that were trained are in {str(dtype).removeprefix('torch.')}, where a step of less than "

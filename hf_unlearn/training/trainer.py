@@ -42,6 +42,7 @@ from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
 from .gradients import NamedGradients, reduce_every_micro_batch
 from .looks import Looks, Measured
+from .masters import keep_masters
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
@@ -191,7 +192,8 @@ class UnlearningTrainer(ResumableTrainer):
             self.looks.remember(self.original)
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
-        self.method.notes[:] = [] if self.is_edit else rounding(self.trained())  # and nothing of a run before
+        rounds = not self.is_edit and not self._keeps_masters
+        self.method.notes[:] = rounding(self.trained()) if rounds else []  # and nothing of a run before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)
@@ -240,6 +242,18 @@ class UnlearningTrainer(ResumableTrainer):
         if self.args.decay == "all":
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._keeps_masters:
+            keep_masters(optimizer)
+        return optimizer
+
+    @property
+    def _keeps_masters(self) -> bool:
+        """Whether weights in half precision are trained by copies in float32: an optimizer of ours, on whole weights."""
+        return not self.given_optimizer and not self.is_fsdp_enabled
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:
