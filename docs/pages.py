@@ -191,8 +191,11 @@ def method_page(sheet: Datasheet, panels: list[closeness_picture.Group]) -> str:
 
 def _unmeasured(sheet: Datasheet) -> str:
     if sheet.name in STUDIES and STUDIES[sheet.name] != "closeness.md":
-        return f"Not part of that study; what was measured is in [{STUDIES[sheet.name]}](../{STUDIES[sheet.name]})."
-    return "Not measured in that study." if sheet.name != "retrain" else "It is what the others are held against."
+        more = f"[{STUDIES[sheet.name]}](../{STUDIES[sheet.name]})"
+        return f"Not part of [the study of closeness](../closeness.md); what was measured is in {more}."
+    if sheet.name == "retrain":
+        return "It is what the others are held against."
+    return "Not measured in [the study of closeness](../closeness.md)."
 
 
 def measured(name: str, panels: list[closeness_picture.Group]) -> Iterator[str]:
@@ -217,7 +220,7 @@ def measured(name: str, panels: list[closeness_picture.Group]) -> Iterator[str]:
 
 def _settings(sheet: Datasheet) -> str:
     paper = any("paper" in setting for setting in sheet.settings)
-    lines = [f"| setting | default |{' paper |' * paper} |", f"|---|---|{'---|' * paper}---|"]
+    lines = [f"| setting | default |{' paper |' * paper} what it is |", f"|---|---|{'---|' * paper}---|"]
     for one in sheet.settings:
         there = f" `{one['paper']!r}` |" if "paper" in one else " |"
         lines.append(f"| `{one['name']}` | `{one['default']!r}` |{there * paper} {_cell(one['help'])} |")
