@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     for name in options.methods or ():
         get_method(name)
     check_folder(options.output, "--output")
-    given = {name: getattr(options, name) or default for name, default in DEFAULTS.items()}
+    given: dict[str, Any] = {name: getattr(options, name) or default for name, default in DEFAULTS.items()}
     seeds, methods = given.pop("seeds"), list(dict.fromkeys(options.methods or usual()))
     others: dict[str, Any] = {name: getattr(options, name) for name in ("model", "forget", "learning_rate", "bf16")}
     transformers.logging.disable_progress_bar()

@@ -1,8 +1,10 @@
 """Methods for language models on invented authors: an original that has learnt all of them, two models retrained without some,
 and what each method leaves of these. Kept in a folder that a later call goes on from."""
 
+import contextlib
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -145,7 +147,9 @@ class Benchmark:
                 report_to="none",
                 disable_tqdm=True,
             )
-            result = unlearn(model, **sets, **cast(Any, given), args=args, processing_class=tokenizer, overlap="allow")
+            about = given | {"args": args, "processing_class": tokenizer, "overlap": "allow"}
+            with contextlib.redirect_stdout(sys.stderr):  # what it says of its steps
+                result = unlearn(model, **sets, **about)
             about = {"seconds": result.runtime["unlearn"], "steps": result.trainer.state.global_step}
             notes, model = result.trainer.method.notes, result.model
             del result

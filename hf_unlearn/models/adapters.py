@@ -3,7 +3,7 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
@@ -232,7 +232,7 @@ def trial(model: nn.Module, config: LoraConfig) -> Iterator[PeftModel]:
     finally:
         if student is model:
             student.delete_adapter(TRIAL)
-        _unwrap(model, except_for=before)
+        _unwrap(model, set(before))
         for layer, names in before.items():
             layer._active_adapter = names
         for parameter, is_trained in trained.items():
@@ -275,10 +275,9 @@ def detach(model: nn.Module) -> None:
     _unwrap(model)
 
 
-def _unwrap(model: nn.Module, except_for: Iterable[nn.Module] = ()) -> None:
+def _unwrap(model: nn.Module, kept: Container[BaseTunerLayer] = ()) -> None:
     """The layers that carry adapters as they are without; where none is left that does, neither has the model a config of them."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    kept = set(except_for)
     for name, layer in layers:
         if layer not in kept:
             parent, _, child = name.rpartition(".")
