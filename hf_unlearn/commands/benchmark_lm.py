@@ -1,7 +1,6 @@
 """train a language model on invented authors, forget some with several methods, and show what is left and what comes back"""
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,14 +56,10 @@ def main(argv: Sequence[str]) -> None:
     seeds, methods = given.pop("seeds"), list(dict.fromkeys(options.methods or usual()))
     others: dict[str, Any] = {name: getattr(options, name) for name in ("model", "forget", "learning_rate", "bf16")}
     transformers.logging.disable_progress_bar()
-    benchmark, began = Benchmark(options.output, Settings(**others, **given), options.data), time.monotonic()
-    left = list(benchmark.pieces(methods, seeds))
-    while left and (options.minutes is None or time.monotonic() - began < 60 * options.minutes):
-        (seed, name), left = left[0], left[1:]
-        row = benchmark.run(seed, name)
-        print(f"seed {seed}, {name}: {row.get('error') or format(row['seconds'], '.0f') + ' s'}", flush=True)
+    benchmark = Benchmark(options.output, Settings(**others, **given), options.data)
+    left = benchmark.work(methods, seeds, options.minutes)
     found = {seed: figures(rows) for seed, rows in benchmark.rows.items()}
     print(f"\n{table(found)}")
     drawn = picture(found, f"TOFU, {options.forget}: what is forgotten, over what is kept")
     Path(options.output, PICTURE).write_text(drawn + "\n", encoding="utf-8")
-    print(f"\n{RESULTS} and {PICTURE} are in {options.output}" + f"; {len(left)} models are left to do" * bool(left))
+    print(f"\n{RESULTS} and {PICTURE} are in {options.output}" + f"; {left} models are left to do" * bool(left))

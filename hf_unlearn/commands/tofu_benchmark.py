@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -91,12 +91,17 @@ class Benchmark:
 
     # -- Pieces
 
-    def pieces(self, methods: Sequence[str], seeds: int) -> Iterator[tuple[int, str]]:
-        """What is still to do."""
-        for seed in range(seeds):
-            for name in (*TRAINED, *methods):
-                if name not in self.rows.get(str(seed), {}):
-                    yield seed, name
+    def work(self, methods: Sequence[str], seeds: int, minutes: float | None = None) -> int:
+        """All that is still to do, or what is begun within some minutes, and at least one model; how many are left."""
+        pieces = [(seed, name) for seed in range(seeds) for name in (*TRAINED, *methods)]
+        left = [(seed, name) for seed, name in pieces if name not in self.rows.get(str(seed), {})]
+        began = time.monotonic()
+        for i, (seed, name) in enumerate(left):
+            if i and minutes is not None and time.monotonic() - began > 60 * minutes:
+                return len(left) - i
+            row = self.run(seed, name)
+            print(f"seed {seed}, {name}: {row.get('error') or format(row['seconds'], '.0f') + ' s'}", flush=True)
+        return 0
 
     def run(self, seed: int, name: str) -> Row:
         """One model: trained or unlearned, and examined; its row is in the folder afterwards."""
