@@ -26,7 +26,7 @@ RETAIN = {
 def settings_of(name: str) -> Settings:
     shared = {"model": str(stories15m()), "bf16": True, "max_new_tokens": 60}
     if name == "small":
-        return Settings(**shared, epochs=8, asked=30)
+        return Settings(**shared, epochs=8, asked=20)
     return Settings(**shared, forget=name, retain=RETAIN[name], epochs=8, asked=100)
 
 
