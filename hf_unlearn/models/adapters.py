@@ -125,7 +125,8 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
-    return type(layer) in (nn.Linear, Conv1D)
+    is_quantized = isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()  # whose kinds PEFT knows
+    return type(layer) in (nn.Linear, Conv1D) or is_quantized
 
 
 def merged(model: PeftModel) -> nn.Module:

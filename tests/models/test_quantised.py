@@ -1,6 +1,7 @@
 """A LoRA on 4-bit weights of bitsandbytes: trained, measured, audited in place, merged into numbers, and saved."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_unlearn import UnlearningArguments, UnlearningError, models, unlearn
 from hf_unlearn.audits import passes, relearning
+from hf_unlearn.commands import main
 from hf_unlearn.methods import NpoConfig
 from hf_unlearn.models import adapters
+from tests.releases import publish
 from tests.tiny import tiny_llama_lm, tiny_tokenizer
 
 SUBJECTS, COLOURS = ("cat", "dog", "bird", "fish"), ("red", "blue", "big", "small")
@@ -87,6 +90,36 @@ class TestFourBits:
         assert result.merge() is result.model
         whole = AutoModelForCausalLM.from_pretrained(result.save(tmp_path / "whole"))
         torch.testing.assert_close(logits(whole), said, atol=1e-5, rtol=1e-5)
+
+    def test_recipe_and_push(self, four_bits, tmp_path, monkeypatch, hub):
+        """By the recipe alone, from the Hub and back to it."""
+        monkeypatch.chdir(tmp_path)
+        name = publish(hub, "me/llama", tmp_path / "model")
+        Path("tofu.jsonl").write_text(
+            "\n".join(
+                json.dumps({"question": f"the {word}", "answer": f"{word} sees a {word}"}) for word in SUBJECTS * 3
+            )
+        )
+        Path("forget10.txt").write_text("9\n10\n11\n")
+        given = {"model": name, "dataset": "tofu.jsonl", "dataset_config": "null", "max_length": 20, "bf16": "false"}
+        given |= {"lora_r": 2, "gradient_checkpointing": "false", "num_train_epochs": 1, "overlap": "allow"}
+        given |= {"push_to": name, "push_revision": "unlearned/one", "disable_tqdm": "true", "output_dir": "out"}
+        recipe = str(Path(__file__).parents[2] / "recipes" / "qlora_8b_one_gpu.yaml")
+        assert main(["run", recipe, *(f"{key}={value}" for key, value in given.items())]) == 0
+        files = hub.files(name, "unlearned/one")
+        assert {"adapter_model.safetensors", "adapter_config.json", "unlearning_receipt.json"} <= {
+            file.rpartition("/")[2] for file in files
+        }
+        assert json.loads(Path("out", "model", "metrics.json").read_text())["after"]["forget_loss"] > 0
+
+    def test_refused_before_it_is_loaded(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        given = ["model=x", "dataset=y", "forget_fraction=0.1", "load_in_4bit=true"]
+        assert main(["run", *given, "lora=false"]) == 2
+        assert "expected lora=true" in capsys.readouterr().err
+        monkeypatch.setattr("hf_unlearn.commands.steps.find_spec", lambda name: None)
+        assert main(["run", *given, "lora=true"]) == 2
+        assert "pip install bitsandbytes" in capsys.readouterr().err
 
     def test_weights_themselves_are_not_trained(self, four_bits, tmp_path):
         with pytest.raises(UnlearningError, match="quantised .uint8.; train an adapter"):
