@@ -11,6 +11,7 @@ import closeness_estimates
 import closeness_picture
 import closeness_tables
 import memory
+import reproduction
 
 from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
@@ -130,6 +131,8 @@ def render(name: str) -> str:
         return _methods()
     if name in closeness_tables.TABLES:
         return closeness_tables.TABLES[name]()
+    if name in reproduction.TABLES:
+        return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
     results = _results(file)
     if file == "compare":
