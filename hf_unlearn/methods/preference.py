@@ -72,10 +72,14 @@ class Held(PairedLosses):
         if self.config.retain == "kl":
             self.teacher = context.teacher("never")
 
+    @property
+    def retain_weight(self) -> float:
+        return self.config.retain_weight
+
     def terms(self, model, batch) -> list[Term]:
         found = [
             Term("forget", 1.0, lambda: self.forget_loss(model, batch["forget"])),
-            Term("retain", self.config.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
+            Term("retain", self.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
         ]
         return found[:1] if self.config.retain == "none" else found
 
