@@ -3,7 +3,7 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
@@ -21,6 +21,7 @@ from ..errors import UnlearningError
 from .kinds import base_of, in_head
 
 NAME = "unlearn"
+TRIAL = "trial"  # of an adapter that is trained to see what comes of it
 # Times Adam's for the weights, where a method has none of its own for adapters. On digits, LoTUS changes nothing at 1,
 # SCRUB in an adapter equals SCRUB in the weights at 5 and ruins a ResNet at 10.
 LEARNING_RATE = 5
@@ -212,6 +213,32 @@ def attach(model: nn.Module, peft_config: PeftConfig | None) -> Adapter:
     return Adapter(model)
 
 
+@contextmanager
+def trial(model: nn.Module, config: LoraConfig) -> Iterator[PeftModel]:
+    """Inside, `model` with one more adapter, which alone can be trained; after it, to the bit what it was. Nothing is copied."""
+    before = {layer: list(layer.active_adapters) for layer in tuner_layers(model)}
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if is_adapted(model):
+        PeftModel.add_adapter(model, TRIAL, config)  # not a subclass's, which may train a copy of the head
+        student = model
+    else:
+        student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config, adapter_name=TRIAL))
+    for layer in tuner_layers(model):
+        layer.set_adapter([*before.get(layer, []), TRIAL])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = f".{TRIAL}." in name
+    try:
+        yield student
+    finally:
+        if student is model:
+            student.delete_adapter(TRIAL)
+        _unwrap(model, set(before))
+        for layer, names in before.items():
+            layer._active_adapter = names
+        for parameter, is_trained in trained.items():
+            parameter.requires_grad = is_trained
+
+
 @torch.no_grad()
 def oppose(model: nn.Module, share: float) -> None:
     """Let our new adapter take away a share of what the model's own LoRA adds: B'A' = −share · BA, of the first ranks."""
@@ -245,9 +272,15 @@ def detach(model: nn.Module) -> None:
         if NAME in model.peft_config:
             model.delete_adapter(NAME)
         return
+    _unwrap(model)
+
+
+def _unwrap(model: nn.Module, kept: Container[BaseTunerLayer] = ()) -> None:
+    """The layers that carry adapters as they are without; where none is left that does, neither has the model a config of them."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, layer in layers:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    if layers:
+        if layer not in kept:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    if layers and not is_adapted(model):
         del model.peft_config

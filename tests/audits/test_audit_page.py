@@ -35,6 +35,7 @@ OVERFLOW = """(() => {
     }
     return beyond;
 })()"""
+TEXT, PAGE = "document.body.innerText", rb"/Type\s*/Page\b"
 FIGURES = "[...document.querySelectorAll('data')].map(one => [one.dataset.at, one.value, one.innerText])"
 CONTRAST = """(() => {
     const light = colour => {
@@ -96,6 +97,17 @@ class TestPage:
         browser.open(pages[name], width=718, media="print")  # A4 without its margins
         assert browser.evaluate(OVERFLOW) == []
         assert browser.pdf().startswith(b"%PDF")
+
+    def test_prints_a_summary_on_one_page_or_all_of_it(self, name, browser, pages):
+        browser.open(pages[name], width=718, media="print")
+        assert {"What now", "The summary"} <= set(re.findall("What now|The summary", shown := browser.evaluate(TEXT)))
+        assert "How to read it" not in shown and "AUC forget/unseen" in shown or name == "least"
+        browser.open(pages[name], width=718)
+        assert "The summary" not in browser.evaluate(TEXT) and len(re.findall(PAGE, browser.pdf())) == 1
+        browser.evaluate("document.querySelector('#whole').click()")
+        assert len(re.findall(PAGE, browser.pdf())) > (1 if name == "least" else 5)
+        browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+        assert browser.evaluate(OVERFLOW) == [] and "How to read it" in browser.evaluate(TEXT)
 
     def test_every_figure_is_of_the_json(self, name, browser, pages):
         browser.open(pages[name])
