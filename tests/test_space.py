@@ -164,6 +164,9 @@ def test_in_a_browser(app, there, release, tmp_path, monkeypatch):
             browser.evaluate(f"{CLICK}('Audit')")
             browser.wait_for(f"/What now|did not work/.test({SHOWN % '#said'})")
             assert ("What now" in browser.evaluate(SHOWN % "#said")) == (width > 390)
+            if width > 390:
+                browser.wait_for("document.querySelector('iframe')?.srcdoc.startsWith('<!doctype html>')")
+                time.sleep(0.5)  # in which the frame is drawn
             browser.picture(tmp_path / f"{width}.png")
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
             asked = [

@@ -214,7 +214,9 @@ def build() -> gr.Blocks:
 def launch(**options: object):
     """Uploads are limited and kept for an hour at most; one audit at a time."""
     space = build().queue(default_concurrency_limit=1, max_size=10)
-    return space.launch(max_file_size=UPLOAD, css=STYLE, theme=THEME, ssr_mode=False, **options)
+    return space.launch(
+        max_file_size=UPLOAD, css=STYLE, theme=THEME, ssr_mode=False, footer_links=["gradio"], **options
+    )
 
 
 if __name__ == "__main__":
