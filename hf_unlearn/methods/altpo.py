@@ -13,7 +13,7 @@ class AltpoConfig(DpoConfig):
     method = "altpo"
 
     @classmethod
-    def paper(cls):
+    def paper(cls) -> "AltpoConfig":
         """The values in the authors' code for TOFU on Llama-2-7b, where all weights are trained. They have a row for each alternative;
         here each epoch draws one for each sample."""
         arguments = {"learning_rate": 5e-5, "num_train_epochs": 10, "per_device_train_batch_size": 35}

@@ -1,7 +1,7 @@
 """DPO: direct preference optimization (NeurIPS 2023), of another answer over the one to forget."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class DpoConfig(PreferenceConfig):
     retain_weight: float = field(default=20.0, metadata={"help": "weight of the retain term"})
 
     @classmethod
-    def paper(cls):
+    def paper(cls) -> "DpoConfig":
         """The values that NPO's paper (arXiv 2404.05868) has for DPO on TOFU with Llama-2-7b and the retain loss, where all weights
         are trained."""
         arguments = {"learning_rate": 1e-5, "num_train_epochs": 10, "per_device_train_batch_size": 32}
@@ -66,7 +66,7 @@ class Dpo(Held):
             "Christopher D. and Finn, Chelsea},\n  booktitle={NeurIPS},\n  year={2023}\n}",
         ),
     )
-    config_class: Any = DpoConfig
+    config_class: ClassVar[type[DpoConfig]] = DpoConfig
     config: DpoConfig
     takes_alternatives = True
 

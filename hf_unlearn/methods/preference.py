@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
-from ..tasks.losses import divergence, predicting
+from ..tasks.losses import divergence, predicting, token_means
 from .base import Term
 from .paired import PairedLosses, PairedLossesConfig
 
@@ -30,7 +30,7 @@ def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Te
     places = predicting(batch.labels)
     difference = heads.compared(original, lambda of_model, of_original: divergence(of_original, of_model))
     of_tokens, _ = heads.read(model, batch.inputs, places, difference)
-    return heads.padded(of_tokens[:, 0], places).sum(dim=1) / places.sum(dim=1)
+    return token_means(heads.padded(of_tokens[:, 0], places), batch.labels)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Other answers to forget samples of a language model, as a set of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ def alternatives_in(row: dict[str, Any]) -> list[Any]:
     return [answer for answer in given if answer] if several else [given]
 
 
+def _rows(source: Source, chunk: int = 256) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(source), chunk):
+        yield from source.rows(range(start, min(start + chunk, len(source))))
+
+
 class Alternatives:
     """The forget samples with other answers, one or several each.
 
@@ -37,8 +42,7 @@ class Alternatives:
     def __init__(self, forget: Source, collator: Collator, of: Callable[[dict], list[Any]], seed: int):
         assert isinstance(collator, CompletionCollator)  # of a language model
         self.seed, self.starts, rows = seed, [0], []
-        for index in range(len(forget)):
-            row = forget.rows([index])[0]
+        for index, row in enumerate(_rows(forget)):
             if not (answers := of(row)):
                 raise UnlearningError(
                     f"Row {index} of {forget.name} has no other answer that could be given to it; expected a column {ALTERNATIVE} (a "

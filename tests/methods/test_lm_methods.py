@@ -189,7 +189,7 @@ def trainer_of(folder: Path, method: Any, data: Any = None, **settings: Any) -> 
 
 
 class TestRuns:
-    @pytest.mark.parametrize("name", slow_but(["idk_dpo", "pdu", "task_vector"], EACH))
+    @pytest.mark.parametrize("name", slow_but(["dpo", "pdu", "task_vector"], EACH))
     def test_directions(self, tmp_path, name):
         """The forget loss rises, by far more than the retained one."""
         trainer = trainer_of(tmp_path, name, num_train_epochs=12)
@@ -316,6 +316,14 @@ class TestRuns:
         again = trainer_of(tmp_path / "again", "gradient_ascent", data)
         again.train()
         assert "knows the forget samples no better than unseen ones, and nothing was changed" in again.method.notes[0]
+
+    def test_a_run_is_resumed_with_its_own_answers_only(self, tmp_path):
+        settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "measure": False}
+        trainer_of(tmp_path, "dpo", **settings).train()
+        checkpoint = str(tmp_path / "checkpoint-1")
+        with pytest.raises(UnlearningError, match="other answers to the forget samples"):
+            trainer_of(tmp_path, "dpo", with_alternatives(3), **settings).train(resume_from_checkpoint=checkpoint)
+        trainer_of(tmp_path, "dpo", **settings).train(resume_from_checkpoint=checkpoint)
 
     def test_salun_asks_the_method_inside_for_other_answers(self, tmp_path):
         trainer = trainer_of(tmp_path, SalunConfig(inner="dpo"), max_steps=1, measure=False)
