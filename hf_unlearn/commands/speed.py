@@ -314,6 +314,37 @@ def _memory(samples: int, classes: int) -> dict[str, int]:
     return {"samples": len(table), "classes": classes, "table": table.nbytes, "growth": max(memory) - memory[0]}
 
 
+class Peak:
+    """The most memory that this process holds inside, sampled every millisecond, or on a GPU what torch has used of it; `growth`
+    is how much that is beyond what was held before, None where the system does not tell."""
+
+    growth: int | None = None
+
+    def __enter__(self) -> "Peak":
+        self.on_gpu, self.known = torch.cuda.is_available(), Path("/proc/self/status").exists()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        elif self.known:
+            self.start = self.most = _own_memory()
+            self.over = threading.Event()
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.001):
+            self.most = max(self.most, _own_memory())
+
+    def __exit__(self, *_: object) -> None:
+        if self.on_gpu:
+            self.growth = torch.cuda.max_memory_allocated() - self.start
+        elif self.known:
+            self.over.set()
+            self.thread.join()
+            self.growth = self.most - self.start
+
+
 def _own_memory() -> int:
     """Resident bytes of this process without pages of files: those of a memory-mapped table can be dropped any time."""
     status = Path("/proc/self/status").read_text().splitlines()

@@ -58,6 +58,23 @@ def as_dataset(data: Data, name: str) -> Data:
     return data
 
 
+def renamed(data: Data, name: str, layout: Layout) -> Data:
+    """A dataset or a list of dicts with its columns called as the layout has them, if it has all of those that it names."""
+    names = dict(layout.renamed)
+    rows = cast(list[Any], data) if isinstance(data, list) and data and isinstance(data[0], Mapping) else None
+    columns = set(rows[0] if rows else getattr(data, "column_names", None) or ())
+    found, missing = sorted(names.keys() & columns), sorted(names.keys() - columns)
+    if found and missing and not columns & set(names.values()):
+        raise UnlearningError(
+            f"{name} has the column {found[0]} and no {missing[0]}; expected both answers of a preference, or {layout.expected}"
+        )
+    if not found or missing:
+        return data
+    if rows:
+        return cast(Data, [{names.get(key, key): value for key, value in row.items()} for row in rows])
+    return cast(datasets.Dataset, data).rename_columns(names)
+
+
 class Source:
     """One of the user's datasets: rows by index, labels, and what identifies a row.
 
@@ -72,7 +89,9 @@ class Source:
         size: int | None = None,
         layout: Layout = CLASSES,
     ):
-        self.dataset: Any = as_dataset(dataset, name)
+        given = as_dataset(dataset, name)
+        self.dataset: Any = renamed(given, name, layout)
+        self.is_renamed = self.dataset is not given
         self.name, self.given, self.layout = name, columns or Columns(), layout
         self.has_classes, self.task_columns = layout.has_classes, layout.task_columns
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))

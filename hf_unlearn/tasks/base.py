@@ -82,6 +82,14 @@ class Task(Protocol):
         """Rows to model inputs, for sets with the columns of `example`."""
         ...
 
+    def pieces(
+        self, source: Source, processing_class: ProcessingClass | None, length: int, stride: int
+    ) -> list[dict[str, list[int]]]:
+        """Whole texts as token ids in rows of at most `length`, of which each begins with `stride` tokens of the one before."""
+        raise UnlearningError(
+            f"stride is {stride}, and the model is for {self.name}; it cuts the texts of a language model: leave it out."
+        )
+
     def supervision(self, sources: Mapping[str, Source], asked: Any) -> Supervision:
         """What of the samples must go; `asked` is the user's `tasks`."""
         if asked is not None:

@@ -20,6 +20,11 @@ from .losses import IGNORED, next_tokens
 
 PROMPT_COLUMNS = ("prompt", "completion")
 MESSAGES = ("messages",)
+ALTERNATIVE = "alternative"  # the column of what shall be answered in the place of the completion
+PREFERENCE = (
+    ("rejected", "completion"),
+    ("chosen", ALTERNATIVE),
+)  # the answer that the model has learnt, and the other one
 # How a question and its answer are written for a model without a chat template.
 QUESTION = "Question: {question}\nAnswer: {answer}"
 WRITTEN: dict[tuple[str, ...], str] = {
@@ -30,6 +35,7 @@ COMPLETIONS = Layout(
     (("input_ids",), PROMPT_COLUMNS, MESSAGES, *WRITTEN, *((name,) for name in TEXT_COLUMNS)),
     f"{' and '.join(PROMPT_COLUMNS)}, a text ({', '.join(TEXT_COLUMNS)}), messages, {', '.join(map(' and '.join, WRITTEN))} or "
     "input_ids. Name yours with text_column= (the prompt, or the whole text) and text_pair_column= (the completion).",
+    renamed=PREFERENCE,
 )
 
 
@@ -59,6 +65,7 @@ class CompletionCollator(Collator):
       chat template, else text, see `WRITTEN`
     - a text, of which all is completion
     - `input_ids`, with `labels` or a `completion_mask`; without either, all is completion
+    - a `prompt` with `rejected`, which is the completion, and `chosen`, which is an `alternative` to it
 
     Prompt and completion are tokenized as one text: the completion begins at the first token that the prompt by itself
     does not have. Text ends with the tokenizer's end-of-sequence token. What is longer than `max_length` is cut off on the
@@ -70,10 +77,6 @@ class CompletionCollator(Collator):
     cuts = True
 
     def __init__(self, example: Source, *args: Any, **kwargs: Any):
-        if "chosen" in example.column_names and "rejected" not in example.column_names:
-            raise UnlearningError(
-                f"{example.name} has the column chosen and no rejected; expected both answers of a preference, or {COMPLETIONS.expected}"
-            )
         super().__init__(example, *args, **kwargs)
         tokenizer = self.processing_class
         self.longest = self.max_length or self.limit
@@ -90,6 +93,58 @@ class CompletionCollator(Collator):
                 f"The {self.raw_columns[0]} of {self.example.name} is a list of messages, and the tokenizer has no chat "
                 "template; set tokenizer.chat_template, or pass text."
             )
+
+    def check(self, source: Source) -> None:
+        if source.is_renamed and source.name == "retain":
+            raise UnlearningError(
+                "The retained set has the columns chosen and rejected, and only one answer of each sample can be held; expected a "
+                "prompt and a completion."
+            )
+        super().check(source)
+
+    def answered(self, row: dict, answer: Any) -> dict:
+        """The row with another answer, as it stands in the data: a text, messages, or token ids where the row has these."""
+        columns = self.raw_columns
+        if self.data_collator is not None or len(columns) == 1 and tuple(columns) != MESSAGES:
+            raise UnlearningError(
+                f"The samples of {self.example.name} are "
+                + ("read by a data_collator" if self.data_collator else "texts without a question")
+                + ", and each is to be given another answer; expected a prompt and a completion, or a question and an answer."
+            )
+        if not columns:
+            ids, labels = _processed(row)
+            start = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+            new = self._answer_ids(answer) if isinstance(answer, str) else list(answer)
+            return {"input_ids": ids[:start] + new, "labels": [IGNORED] * start + new}
+        column, own = columns[-1], row[columns[-1]]
+        if isinstance(answer, str) and is_conversation(own):
+            answer = [*own[:-1], {**own[-1], "content": answer}]
+        elif tuple(columns) == MESSAGES:
+            answer = [*own[:-1], *answer]
+        elif isinstance(answer, str) and isinstance(own, str) and not answer[:1].isspace():
+            answer = own[: len(own) - len(own.lstrip())] + answer  # the blank between prompt and completion
+        return {**row, column: answer}
+
+    def pieces(self, source: Source, length: int, overlap: int) -> list[dict[str, list[int]]]:
+        """Whole texts as token ids in rows of at most `length`. The first `overlap` tokens of a row are the last ones of the row
+        before, and no completion, so that each token of a text is predicted once."""
+        rows = []
+        for start in range(0, len(source), 64):
+            for ids, labels in self._tokenized(source.rows(range(start, min(start + 64, len(source))))):
+                for first in range(0, max(1, len(ids) - overlap), length - overlap):
+                    old = [IGNORED] * (overlap if first else 0)
+                    piece = slice(first, first + length)
+                    rows.append({"input_ids": ids[piece], "labels": old + labels[piece][len(old) :]})
+        return rows
+
+    def _answer_ids(self, answer: str) -> list[int]:
+        if self.processing_class is None:
+            raise UnlearningError(
+                f"The samples of {self.example.name} are token ids, and the other answers are texts; pass processing_class=, "
+                "the model's tokenizer."
+            )
+        eos = self.processing_class.eos_token_id
+        return [*self.processing_class(answer, add_special_tokens=False)["input_ids"], *([] if eos is None else [eos])]
 
     def __call__(self, rows: list[dict]) -> Batch:
         if self.data_collator is not None:

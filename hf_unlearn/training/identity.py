@@ -87,6 +87,8 @@ def _training(trainer: Parts) -> dict[str, Any]:
     steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
     names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
     values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer.own_clipping()
+    if others := trainer.reading.alternatives:
+        values["other answers to the forget samples"] = hashlib.sha256(others.source.digests().tobytes()).hexdigest()
     return values | {
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "number of epochs": len(trainer.planned.epochs),

@@ -12,6 +12,8 @@ from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic, is_
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
+from ..methods import Method
+from ..tasks.alternatives import NAME, Alternatives
 from ..tasks.checks import check_samples
 from ..tasks.evaluation import Evaluator
 from .arguments import UnlearningArguments
@@ -26,6 +28,7 @@ class Reading:
     Attributes:
         collate: rows to model inputs.
         sizes: how much each sample counts in a mean, by `sample_index`; None: all count the same.
+        alternatives: other answers to the forget samples, where the method takes such.
         deterministic: whether training reads a sample the same in every epoch.
         counts: whether samples are counted in each step, as those of a stream must be.
         workers: processes that make batches, no more than there are cores; none where there is a stream, which workers of its own
@@ -35,6 +38,7 @@ class Reading:
     def __init__(
         self,
         request: Request,
+        method: Method,
         model: nn.Module,
         args: UnlearningArguments,
         processing_class: ProcessingClass | None,
@@ -49,6 +53,9 @@ class Reading:
         self.sizes: np.ndarray | None = request.sizes
         if self.sizes is None:
             self.sizes = self.collate.sizes(request.sources, progress=not args.disable_tqdm)
+        self.alternatives = None
+        if method.takes_alternatives:
+            self.alternatives = Alternatives(request.forget, self.collate, method.alternatives, args.seed)
         trained = [request.sources[name] for name in ("forget", "retain") if name in request.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
         if task.is_fixed and not self.deterministic:
@@ -89,7 +96,14 @@ class Reading:
 
     def measured_samples(self) -> DrawnSamples:
         """As they are."""
-        return DrawnSamples(self._sources(), seed=self.seed, seeded=not self.deterministic)
+        others = {NAME: self.alternatives.source} if self.alternatives else {}
+        return DrawnSamples(self._sources() | others, seed=self.seed, seeded=not self.deterministic)
+
+    @property
+    def indices(self) -> dict[str, tuple[str, np.ndarray]]:
+        """What a method may have measured: split -> (source, indices)."""
+        others = {NAME: (NAME, np.arange(len(self.alternatives.source)))} if self.alternatives else {}
+        return self.request.indices | others
 
     def collator(self) -> TrainingCollator:
         return TrainingCollator(self.collate)

@@ -84,7 +84,8 @@ class Request:
         if method.whole_classes and not self.is_class:
             raise UnlearningError(
                 f"{method.info.name} forgets whole classes, and the request is for single samples, or the retained set is a "
-                "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained."
+                "stream whose labels are not known; pass all samples of the classes to forget and none of them as retained, or, for "
+                "a part of a class or single samples, take rewind, local_teacher or auto."
             )
 
     @property

@@ -11,6 +11,8 @@ import closeness_estimates
 import closeness_picture
 import closeness_tables
 import memory
+import numpy as np
+import reproduction
 
 from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
@@ -84,6 +86,22 @@ LOCALITY = {
 }
 
 
+# Rows of the study on half of a class that are of the objective and the radius of before, which are no defaults any more.
+OLDER = ("neggrad_plus", "grad_diff", "pcgrad", "gru", "orthograd", "hamu")
+BEFORE = {"local_teacher": "local_teacher (defaults of before)"}
+LOCAL_TEACHER = {
+    "forget_accuracy": "forget acc.",
+    "retain_accuracy": "retain acc.",
+    "unseen_accuracy": "unseen acc.",
+    "teacher_forget_accuracy": "teacher's forget acc.",
+    "jsd": "JSD to retrained",
+    "avg_gap": "Avg Gap",
+    "affected_gap": "Avg Gap, the class alone",
+    "share_of_training": "cost",
+    "teacher": "of it the teacher",
+}
+
+
 def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
     columns = {
@@ -96,6 +114,24 @@ def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
             "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
             for key, n in digits.items()
         )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _still_read(edits: list[dict]) -> str:
+    """How well a probe reads the class by what each stage reads: of the original, behind the edit, and of a retrained model."""
+    sides = {
+        "original": [edit["damp"]["still_read"]["original"] for edit in edits],
+        "damp": [edit["damp"]["still_read"]["edited"] for edit in edits],
+        "retrained": [edit["retrained"]["still_read"] for edit in edits],
+    }
+    stages = list(sides["original"][0])
+    header = [*(f"stage {i}" for i in range(1, len(stages))), "head"]
+    lines = [f"| | {' | '.join(header)} |", "|---" * (len(stages) + 1) + "|"]
+    for name, runs in sides.items():
+        cells = [
+            f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in ([run[stage] for run in runs] for stage in stages)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -146,6 +182,8 @@ def render(name: str) -> str:
         return _methods()
     if name in closeness_tables.TABLES:
         return closeness_tables.TABLES[name]()
+    if name in reproduction.TABLES:
+        return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
     results = _results(file)
     if file == "compare":
@@ -164,10 +202,15 @@ def render(name: str) -> str:
         return _quota(results)
     if name == "surgery-cost":
         return _surgery_cost(results)
+    if file.startswith("damp-") and setting == "read":
+        return _still_read(results["one"]["edits"])
     if file.startswith("damp-"):
         return _means(results[setting]["rows"], SURGERY, "std")
     if file == "locality":
-        return _means(results[setting], LOCALITY, "interval")
+        shown = {BEFORE.get(k, k): v for k, v in results[setting].items() if k not in OLDER}
+        return _means(shown, LOCALITY, "interval")
+    if file == "local_teacher":
+        return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]
     rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
     return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})
