@@ -274,7 +274,7 @@ def _tasks() -> str:
     runs = json.loads((RESULTS / "multitask-toy.json").read_text())["results"]["partial"]
     uis = {name: row["mean"]["uis_retrained"] for name, row in runs.items()}
     floor = uis["retrained, other seed"]
-    said = f'{uis["multitask"] / floor:.1f} by UIS (original {uis["original"] / floor:.1f}), on a toy'
+    said = f"{uis['multitask'] / floor:.1f} by UIS (original {uis['original'] / floor:.1f}), on a toy"
     return f"| some tasks of a model with several | either | `multitask` | not measured | {said} |"
 
 

@@ -282,7 +282,10 @@ CASES = {
     # Its early stop would end some runs before the tenth step.
     "lotus": Case(
         paper("lotus", "resnet18-cifar10", retain_fraction=0.5, stop_margin=1.0, cache_teacher="never"),
-        lotus, 1e-3, True, changes=SGD,
+        lotus,
+        1e-3,
+        True,
+        changes=SGD,
     ),
     "unsir": Case(paper("unsir", samples=NOISE, steps=5, retain_fraction=1.0), unsir, 1e-3, True, changes=SGD),
 }
@@ -323,9 +326,13 @@ def test_ssd(tmp_path):
     plain = Plain(trainer, train=False)
     trainer.train()
     squares = {
-        name: [torch.stack(parts) for parts in zip(*(
-            [g.square() for g in plain.gradient(plain.loss([Draw(name, name, i, 0)]))] for i in range(size)
-        ), strict=True)]
+        name: [
+            torch.stack(parts)
+            for parts in zip(
+                *([g.square() for g in plain.gradient(plain.loss([Draw(name, name, i, 0)]))] for i in range(size)),
+                strict=True,
+            )
+        ]
         for name, size in (("forget", FORGET), ("retain", RETAIN))
     }
     dampened = 0
