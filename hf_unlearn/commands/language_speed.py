@@ -88,9 +88,24 @@ def build(vocabulary: int, tokens: int) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **size, **shared))
 
 
-def make_trainer(side: Side | None, vocabulary: int, tokens: int, steps: int, folder: str) -> Trainer:
-    """The trainer of a side, None being the plain one; with AdamW on both, no measuring and no saving."""
-    model = build(vocabulary, tokens)
+def make_trainer(
+    side: Side | None,
+    vocabulary: int,
+    tokens: int,
+    steps: int,
+    folder: str,
+    model: PreTrainedModel | None = None,
+    group: int = TEXTS,
+    **arguments: Any,
+) -> Trainer:
+    """The trainer of a side, None being the plain one; with AdamW on both, no measuring and no saving.
+
+    Args:
+        model: instead of the small one.
+        group: texts of a group in a step.
+        arguments: further training arguments of both.
+    """
+    model = build(vocabulary, tokens) if model is None else model
     shared: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": steps,
@@ -102,6 +117,7 @@ def make_trainer(side: Side | None, vocabulary: int, tokens: int, steps: int, fo
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
+        **arguments,
     }
     texts = {
         name: RandomTexts(TEXTS * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
