@@ -30,6 +30,7 @@ COMMANDS = (
         "audit",
         "eval",
         "benchmark",
+        "queue",
         "push-metric",
         "verify",
     ),

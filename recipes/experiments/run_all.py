@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "audits.py",
     "closeness.py",
     "memory.py",
+    "request_queue.py",
     "tables.py",
 )
 
