@@ -3,7 +3,7 @@
     python recipes/experiments/request_queue.py [--method lotus]
 
 A small ViT is trained on digits with flipped labels. 100 requests of 1 to 3 rows come one after the other, some for rows that
-were asked for before, and are unlearned in batches of five. Beside them stand two models with other seeds: one trained on the
+were asked for before, and are unlearned in batches of ten. Beside them stand two models with other seeds: one trained on the
 same data, whose distance is what two trainings differ by anyway, and one retrained without all rows that were asked for.
 """
 
@@ -26,7 +26,7 @@ from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.data.splits import split_unseen
 from hf_unlearn.metrics import jsd
 
-REQUESTS, BATCH = 100, 5
+REQUESTS, BATCH = 100, 10
 PICTURE = Path(__file__).parents[2] / "docs/pictures/queue.svg"
 RECIPE = """
 model: {folder}/original

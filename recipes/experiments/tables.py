@@ -125,7 +125,7 @@ def _memory(results: dict) -> str:
 
 
 def _queue(results: dict) -> str:
-    """Every fourth batch, and the models beside them."""
+    """Every second batch, and the models beside them."""
     lines = [
         "| after | samples forgotten | drift (JSD) | unseen accuracy, first original's | AUC of all earlier samples |",
         "|---|---|---|---|---|",
@@ -133,7 +133,7 @@ def _queue(results: dict) -> str:
     requests = samples = 0
     for number, row in enumerate(results["batches"], 1):
         requests, samples, drift = requests + row["requests"], samples + row["samples"], row["drift"]
-        if number % 4 and number < len(results["batches"]):
+        if number % 2 and number < len(results["batches"]):
             continue
         after = row["earlier"] and row["earlier"]["after"]
         auc = f"{after['auc']:.3f} ({after['auc_low']:.3f} to {after['auc_high']:.3f})" if after else "-"
