@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "closeness.py",
     "memory.py",
     "before_first_step.py",
+    "request_queue.py",
     "tables.py",
 )
 
