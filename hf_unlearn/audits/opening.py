@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -17,7 +19,7 @@ from ..data.source import Columns, Source
 from ..data.splits import split_unseen
 from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
-from ..models.adapters import is_adapted, merged
+from ..models.adapters import Adapter, is_adapted, is_quantized, merged
 from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
@@ -36,7 +38,10 @@ def open_model(model: nn.Module | str | Path, name: str) -> nn.Module:
     """The model, without adapters; loaded where a name is given."""
     if isinstance(model, (str, Path)):
         repo, revision = models.split_revision(model)
-        return models.load_model(repo, revision=revision)
+        model = models.load_model(repo, revision=revision)
+        if is_adapted(model) and not is_quantized(model):  # nobody else has it
+            return model.merge_and_unload(safe_merge=True).requires_grad_(True)
+        return without_adapter(model)
     if not isinstance(model, nn.Module):
         raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
     return without_adapter(model)
@@ -44,7 +49,19 @@ def open_model(model: nn.Module | str | Path, name: str) -> nn.Module:
 
 def without_adapter(model: nn.Module) -> nn.Module:
     """A model with an adapter as one without, that its weights can be compared."""
+    models.keep_unpacked(model)
     return merged(model) if is_adapted(model) else model
+
+
+def models_of_run(run: Run, unlearned: nn.Module) -> dict[str, nn.Module]:
+    """The original and the unlearned model of a run; of a language model's adapter the same one, with that switched off and on,
+    and of what it came with before too. Else copies without adapters."""
+    in_place = run.task.lora and run.adapter and unlearned is run.model
+    if in_place and not isinstance(models.pretrained(unlearned).get_output_embeddings(), BaseTunerLayer):
+        view = models.View(cast(PeftModel, unlearned), cast(Adapter, run.adapter).disabled)
+        return {"original": view, "unlearned": unlearned}
+    with run.original() as original:  # under an adapter, the same model with that switched off
+        return {"original": without_adapter(original), "unlearned": without_adapter(unlearned)}
 
 
 def processor_of(

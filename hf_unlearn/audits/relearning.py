@@ -233,19 +233,67 @@ def _followed(
     return found
 
 
+def _path(original: nn.Module, unlearned: nn.Module, in_place: bool) -> Iterator[nn.Module]:
+    """The models at `ALPHAS` on the straight way between two: a copy, or `in_place` the unlearned one itself, whose adapter or
+    whose layers, while they run, are what they are there; nothing if their tensors are not the same."""
+    ends = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (original, unlearned)]
+    if isinstance(original, models.View):
+        for alpha in ALPHAS:
+            with adapters.scaled(unlearned, alpha):
+                yield unlearned
+    elif ends[0] != ends[1]:
+        return
+    elif in_place:
+        for alpha in ALPHAS:
+            with _towards(unlearned, original, 1 - alpha):
+                yield unlearned
+    else:
+        model, states = copy.deepcopy(original), [model.state_dict() for model in (original, unlearned)]
+        for alpha in ALPHAS:
+            model.load_state_dict(interpolated(*states, alpha))
+            yield model
+
+
+@contextmanager
+def _towards(model: nn.Module, other: nn.Module, share: float) -> Iterator[None]:
+    """Inside, the weights of each layer lie so far on the way to another model's, while it runs."""
+    kept: dict[nn.Parameter, Tensor] = {}
+    handles = []
+
+    def before(layer: nn.Module, own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
+        for weight, end in zip(own, theirs, strict=True):
+            kept[weight] = weight.data
+            weight.data = torch.lerp(weight.data, end.data.to(weight), share) if share else weight.data
+
+    def after(own: list[nn.Parameter]) -> None:
+        for weight in own:
+            weight.data = kept.pop(weight)
+
+    for layer, same in zip(model.modules(), other.modules(), strict=True):
+        own, theirs = ([*each.parameters(recurse=False)] for each in (layer, same))
+        if own:
+            handles.append(
+                layer.register_forward_pre_hook(lambda m, _, own=own, theirs=theirs: before(m, own, theirs))
+            )
+            handles.append(layer.register_forward_hook(lambda *_, own=own: after(own)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        after([*kept])  # where a forward pass has failed
+
+
 def _connectivity(ctx: AuditContext) -> dict[str, Any] | None:
     """Losses along the straight path from the original to the unlearned model; None if their tensors are not the same."""
-    ends = [ctx.models[name].state_dict() for name in ("original", "unlearned")]
-    if len({tuple((name, tensor.shape) for name, tensor in end.items()) for end in ends}) > 1:
-        return None
-    model = copy.deepcopy(ctx.models["original"])
     rng = np.random.default_rng([ctx.seed, 12])
     losses: dict[str, list[float]] = {"forget": [], "retain": []}
     sets = {name: (ctx.sets[name][0], rng.permutation(ctx.sets[name][1])[:SAMPLES]) for name in losses}
-    for alpha in ALPHAS:
-        model.load_state_dict(interpolated(ends[0], ends[1], alpha))
+    for model in _path(ctx.models["original"], ctx.models["unlearned"], in_place=ctx.task.lora is not None):
         for name, found in losses.items():
             found.append(ctx.evaluator.measure(model, *sets[name]).mean("loss"))
+    if not losses["retain"]:
+        return None
     return {
         "alphas": list(ALPHAS),
         "forget_loss": losses["forget"],

@@ -84,6 +84,12 @@ class RecipeArguments:
     )
     lora_r: int | None = field(default=None, metadata={"help": "rank of the adapter; default 8, or as damp finds it"})
     lora_head: bool = field(default=False, metadata={"help": "adapt the head too"})
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={
+            "help": "read the weights of a language model in 4 bits (NF4, by bitsandbytes) and train the adapter beside them"
+        },
+    )
     merge: bool = field(default=False, metadata={"help": "put the adapter into the weights at the end"})
     overlap: Literal["error", "allow"] = field(
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
@@ -124,6 +130,10 @@ class RecipeArguments:
             name = "lora_r" if self.lora_r else "lora_head"
             raise UnlearningError(
                 f"{name} says how an adapter is made, and there is none; expected lora=true beside it."
+            )
+        if self.load_in_4bit and self.lora is False:
+            raise UnlearningError(
+                "load_in_4bit leaves no weights to train, and lora=false no adapter; expected lora=true."
             )
         if self.merge and self.lora is False:
             raise UnlearningError("merge is true, and lora=false leaves no adapter to merge; expected lora=true.")

@@ -1,11 +1,13 @@
 """What `hf-unlearn run` does, step by step: the model and the data that a recipe names, the run, and what is said of it."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
 import datasets
+import torch
 from peft import PeftConfig
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from .. import models
 from ..api import UnlearningResult, unlearn
@@ -95,8 +97,20 @@ def load_model(recipe: RecipeArguments, args: UnlearningArguments) -> tuple[PreT
     """The model, and its image processor or tokenizer, once it is sure that the result can be written."""
     check_arguments(args)
     check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
-    model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task)
+    bits = four_bits(args.bf16) if recipe.load_in_4bit else {}
+    model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task, **bits)
     return model, models.load_processor(recipe.model, model, recipe.revision)
+
+
+def four_bits(bf16: bool) -> dict[str, Any]:
+    """What `load_model` reads weights in 4 bits with, as QLoRA has it."""
+    if find_spec("bitsandbytes") is None:
+        raise UnlearningError(
+            "load_in_4bit needs the package bitsandbytes, which is not installed: pip install bitsandbytes."
+        )
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    about = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **about), "dtype": dtype}
 
 
 def load_data(recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel) -> Sets:

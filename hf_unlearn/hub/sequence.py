@@ -10,6 +10,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedConfig
 
+from ..data.overlap import shared_samples
 from ..data.samples import DrawnSamples
 from ..data.source import Source
 from ..errors import UnlearningError
@@ -127,11 +128,9 @@ def _source(run: Run, item: Mapping[str, Any]) -> Source:
     collator.check(source)
     check_samples([source], collator, run.model)
     retain = run.sources.get("retain")
-    if retain and not retain.is_stream:
-        shared = np.isin(source.digests(), retain.digests()).sum()
-        if shared:
-            raise UnlearningError(
-                f"{shared} of the {len(source)} samples of {source.name} stand in retain, which would bring them back; "
-                "remove them from retain and unlearn again."
-            )
+    if retain and not retain.is_stream and (shared := len(shared_samples(source, retain))):
+        raise UnlearningError(
+            f"{shared} of the {len(source)} samples of {source.name} stand in retain, which would bring them back; "
+            "remove them from retain and unlearn again."
+        )
     return source

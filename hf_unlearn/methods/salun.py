@@ -95,7 +95,7 @@ class Salun(Method):
             )
         self.inner = method(method.config_class.from_dict(self.config.inner_settings))
         self.inner.notes = self.notes
-        self.takes_teacher = self.inner.takes_teacher
+        self.takes_teacher, self.takes_alternatives = self.inner.takes_teacher, self.inner.takes_alternatives
         about: dict[str, Any] = {"needs": method.info.needs, "applies_to": method.info.applies_to}
         about["cost"] = method.info.cost + 0.5  # the gradients that are ranked
         self.info = dataclasses.replace(self.info, **about)
@@ -105,6 +105,9 @@ class Salun(Method):
 
     def learn_task(self, task: Task) -> None:
         self.inner.learn_task(task)
+
+    def alternatives(self, row: dict[str, Any]) -> list[Any]:
+        return self.inner.alternatives(row)
 
     def trained_modules(self, model: nn.Module) -> list[str] | None:
         return self.inner.trained_modules(model)

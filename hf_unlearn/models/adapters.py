@@ -3,8 +3,8 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
@@ -13,12 +13,15 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
-from .kinds import base_of, in_head
+from .kinds import View, base_of, in_head
+from .weights import digest_tensors, keep_unpacked
+from .weights import weights_digest as plain_digest
 
 NAME = "unlearn"
 TRIAL = "trial"  # of an adapter that is trained to see what comes of it
@@ -122,12 +125,107 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
-    return type(layer) in (nn.Linear, Conv1D)
+    is_quantized = isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()  # whose kinds PEFT knows
+    return type(layer) in (nn.Linear, Conv1D) or is_quantized
 
 
 def merged(model: PeftModel) -> nn.Module:
-    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is."""
-    return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is.
+
+    Of quantised weights it is a dequantised one: rounded to their steps once more, most of an adapter would be lost.
+    """
+    if not is_quantized(model):
+        return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+    keep_unpacked(model)
+    plain = cast(PreTrainedModel, copy.deepcopy(model).unload()).dequantize()
+    with torch.no_grad():
+        for name, layer in base_of(model).named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                weight = cast(Tensor, plain.get_submodule(name).weight)
+                weight.copy_(_merged_weight(name, layer, weight.dtype))
+    return plain.requires_grad_(True)
+
+
+def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tensor:
+    """That of a quantised layer with its active adapters, in numbers."""
+    if not isinstance(layer, LoraLayer) or any(active in layer.lora_variant for active in layer.active_adapters):
+        raise UnlearningError(
+            f"The adapter of {name} is no plain LoRA, and cannot be put into quantised weights; leave it beside them, or load the "
+            "model without quantisation."
+        )
+    weight = dequantize_module_weight(layer.get_base_layer()).to(dtype, copy=True)
+    for active in layer.active_adapters:
+        if active in layer.lora_A:
+            weight += cast(Any, layer).get_delta_weight(active).to(weight)
+    return weight
+
+
+def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """The weights that a model has with its active adapters, by the names that they have without, each made when it is asked for."""
+    if not isinstance(model, (PeftModel, View)):
+        return {name: lambda tensor=tensor: tensor for name, tensor in model.state_dict().items()}
+    base, inside = base_of(model), model.inside if isinstance(model, View) else nullcontext
+    known, within = set(base.state_dict()), None
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, module in base.named_modules():
+        if within is not None and name.startswith(f"{within}."):
+            continue
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if layer is not module:
+            within = name
+        own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
+        for key, tensor in own.items():
+            if (
+                ".".join(part for part in (name, "base_layer" if layer is not module else "", key) if part)
+                not in known
+            ):
+                continue
+
+            def made(name: str = name, module: nn.Module = module, key: str = key, tensor: Tensor = tensor) -> Tensor:
+                with inside(), torch.no_grad():
+                    return _with_adapters(name, module, key, tensor, cast(PreTrainedModel, base).dtype)
+
+            found[f"{name}.{key}" if name else key] = made
+    return found
+
+
+def _with_adapters(name: str, module: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a layer, as `merged` has it."""
+    if not tensor.is_floating_point() and key == "weight":
+        if isinstance(module, BaseTunerLayer):
+            return _merged_weight(name, module, dtype)
+        return dequantize_module_weight(module).to(dtype)
+    if not isinstance(module, BaseTunerLayer):
+        return tensor
+    layer = copy.deepcopy(module)
+    layer.merge(safe_merge=True)
+    return cast(Tensor, getattr(layer.get_base_layer(), key)).detach()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """That of the weights that a model has with its active adapters, as if they were merged; no copy of them is made."""
+    if not isinstance(model, (PeftModel, View)):
+        return plain_digest(model)
+    return digest_tensors((name, make()) for name, make in sorted(tensors(model).items()))
+
+
+@contextmanager
+def scaled(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, our LoRA adds that share of what it adds."""
+    layers = [layer for layer in tuner_layers(model) if isinstance(layer, LoraLayer) and NAME in layer.scaling]
+    before = [layer.scaling[NAME] for layer in layers]
+    for layer in layers:
+        layer.scaling[NAME] *= share
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[NAME] = scaling
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some weights are kept as integers, and are no numbers until a layer reads them."""
+    return any(not p.is_floating_point() for p in base_of(model).parameters())
 
 
 @contextmanager

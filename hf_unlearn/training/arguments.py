@@ -98,6 +98,13 @@ class UnlearningArguments(TrainingArguments):
             "help": "of texts, in tokens: longer ones are cut off on the right; without it a language model refuses them"
         },
     )
+    stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "of a language model's whole texts, in tokens: longer ones than max_length are several samples, of which each begins "
+            "with so many of the one before; default: they are cut off"
+        },
+    )
 
     def __post_init__(self):
         if isinstance(self.output_dir, os.PathLike):

@@ -19,6 +19,7 @@ from ..errors import UnlearningError
 from ..methods import base
 from ..methods.frozen import OnlineTeacher
 from ..models.modes import evaluating
+from ..tasks.alternatives import Alternatives
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
 from ..tasks.several import Tasks
@@ -116,6 +117,17 @@ class Context(base.Context):
         batch = cast(Batch, trainer.reading.collator()(samples.__getitems__(draws)))  # one group
         return to_model(batch, self.model, trainer.args.device)
 
+    def alternatives(self, batch: Batch) -> Batch:
+        reading = self._trainer.reading
+        others = cast(Alternatives, reading.alternatives)
+        rows = others.drawn(batch.sample_index, batch.epoch)
+        found = to_model(reading.collate.read(others.source, rows), self.model, self._trainer.args.device)
+        found["sample_index"] = torch.tensor(rows)
+        return found
+
+    def over_processes(self, value: Tensor) -> float:
+        return cast(Tensor, self._trainer.accelerator.reduce(value, "mean")).item()
+
     # -- Gradients
 
     def gradients(
@@ -201,6 +213,9 @@ class Context(base.Context):
 
     def start_weights(self) -> dict[str, Tensor]:
         return cast(Start, self._trainer.start).take()
+
+    def look_again(self) -> None:
+        self._trainer.looks.forget()
 
     def restore_original(self) -> None:
         self._trainer.looks.forget()

@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "audits.py",
     "closeness.py",
     "memory.py",
+    "before_first_step.py",
     "tables.py",
 )
 

@@ -160,6 +160,22 @@ def _memory(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _before_first_step(results: dict) -> str:
+    lines = [
+        "| retained rows | pictures, GB | before the first step, s | of these, overlaps, s | identity, s | pictures read | "
+        "`datasets`: labels, s | pictures, s | times the latter |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        passes = row["pass over pictures"]
+        numbers = (row["before the first step"], row["overlaps"], row["identity"])
+        lines.append(
+            f"| {row['rows']:,} | {row['bytes'] / 1e9:.2f} | {' | '.join(f'{number:.2f}' for number in numbers)} | {row['read']:,} | "
+            f"{row['pass over labels']:.2f} | {row['pass over pictures']:.2f} | {row['before the first step'] / passes:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -178,6 +194,8 @@ def render(name: str) -> str:
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "memory":
         return _memory(results)
+    if name == "before_first_step":
+        return _before_first_step(results)
     if name == "engine":
         return _engine(results)
     if name == "quota":
