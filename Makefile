@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
-.PHONY: help quickstart test test-fast experiments quality style dist
+.PHONY: help quickstart test test-fast experiments quality style dist docs
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,10 +29,14 @@ quality: $(VENV)/.installed-dev  ## check lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-style: $(VENV)/.installed-dev  ## repair lint and format, and write the datasheets of the methods
+style: $(VENV)/.installed-dev  ## repair lint and format, and write the datasheets of the methods and the notebook
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -c "from hf_unlearn.methods.datasheets import FILE, as_json; FILE.write_text(as_json(), encoding='utf-8')"
+	$(BIN)/python docs/notebook.py
+
+docs: $(VENV)/.installed-dev  ## build the site into site/, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 dist: $(VENV)/.installed-dev  ## build the wheel and the sources into dist/, and check them
 	rm -rf dist

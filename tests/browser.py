@@ -65,17 +65,22 @@ class Browser:
         message, self.unread = self.unread.split(b"\0", 1)
         return json.loads(message)
 
-    def open(self, path: Path, width=1280, height=900, scheme="light", media=""):
+    def open(self, page: Path | str, width=1280, height=900, scheme="light", media=""):
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
         self.events.clear()
-        self.call("Page.navigate", url=path.as_uri())
+        url = page if isinstance(page, str) else page.as_uri()
+        self.call("Page.navigate", url=url)
+        self.wait_for(f"document.readyState + location.href == {json.dumps('complete' + url)}")
+
+    def wait_for(self, condition: str):
+        """Until this expression is true."""
         end = time.monotonic() + PATIENCE
-        while self.evaluate("document.readyState + location.href") != f"complete{path.as_uri()}":
-            assert time.monotonic() < end, f"{path} did not load"
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, f"never came true: {condition}"
             time.sleep(0.02)
 
     def evaluate(self, script: str):
@@ -91,7 +96,9 @@ class Browser:
         path.write_bytes(base64.b64decode(found["data"]))
 
     def pdf(self) -> bytes:
-        return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+        """On A4."""
+        found = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)
+        return base64.b64decode(found["data"])
 
     def close(self):
         with contextlib.suppress(OSError, AssertionError):

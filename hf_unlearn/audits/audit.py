@@ -14,7 +14,7 @@ from ..training.border import border
 from ..training.record import Run
 from .checks import AUDITED, check_level, check_models, check_settings
 from .levels import report
-from .opening import context_of_run, make_context, name_of, open_model, open_sets, processor_of, without_adapter
+from .opening import context_of_run, make_context, models_of_run, name_of, open_model, open_sets, processor_of
 from .report import AuditReport
 from .split import split_of
 
@@ -116,9 +116,7 @@ def audit_run(
             f"level is {level}, which trains and rounds whole models, and the weights are sharded (FSDP); pass level=0, or save "
             "the result and pass the folders to hf_unlearn.audit in one process."
         )
-    with run.original() as original:  # under an adapter, the same model with that switched off
-        loaded = {"original": without_adapter(original, run.sharding)}
-    loaded["unlearned"] = without_adapter(unlearned, run.sharding)
+    loaded = models_of_run(run, unlearned)
     others = {"retrained": retrained, "reference": reference}
     loaded |= {name: open_model(model, name, run.sharding) for name, model in others.items() if model is not None}
     check_models(loaded)

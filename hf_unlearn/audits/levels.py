@@ -11,8 +11,9 @@ from typing import Any, cast
 import torch
 from accelerate.utils import broadcast_object_list
 
-from .. import __version__, models
+from .. import __version__
 from ..errors import UnlearningError
+from ..models import adapters
 from . import exchange, passes, quantization, reference, relearning, representation
 from .canaries import canary_places
 from .context import AuditContext
@@ -110,7 +111,7 @@ def _report(
         "task": ctx.task.name,
         "request": judged.request | {"class_names": ctx.task.class_names},
         "models": names,
-        "weights": {name: models.weights_digest(ctx.models[name]) for name in ("original", "unlearned")},
+        "weights": {name: adapters.weights_digest(ctx.models[name]) for name in ("original", "unlearned")},
         "verdict": {},
         "figures": judged.figures,
         "reasons": judged.reasons | ({"locality": why} if why else {}) | left_out,

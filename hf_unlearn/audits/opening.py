@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -17,7 +19,7 @@ from ..data.source import Columns, Source
 from ..data.splits import split_unseen
 from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
-from ..models.adapters import is_adapted, merged
+from ..models.adapters import Adapter, is_adapted, is_quantized, merged
 from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
@@ -38,6 +40,8 @@ def open_model(model: nn.Module | str | Path, name: str, sharding: Sharding | No
     if isinstance(model, (str, Path)):
         repo, revision = models.split_revision(model)
         model = models.load_model(repo, revision=revision)
+        if is_adapted(model) and not is_quantized(model):  # nobody else has it
+            model = model.merge_and_unload(safe_merge=True).requires_grad_(True)
     if not isinstance(model, nn.Module):
         raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
     if sharding and not is_cut(model):
@@ -47,9 +51,22 @@ def open_model(model: nn.Module | str | Path, name: str, sharding: Sharding | No
 
 def without_adapter(model: nn.Module, sharding: Sharding | None = None) -> nn.Module:
     """A model with an adapter as one without, that its weights can be compared."""
+    models.keep_unpacked(model)
     if not is_adapted(model):
         return model
     return sharding.merged(model) if sharding else merged(model)
+
+
+def models_of_run(run: Run, unlearned: nn.Module) -> dict[str, nn.Module]:
+    """The original and the unlearned model of a run; of a language model's adapter the same one, with that switched off and on,
+    and of what it came with before too. Else copies without adapters."""
+    in_place = run.task.lora and run.adapter and unlearned is run.model and not run.sharding
+    if in_place and not isinstance(models.pretrained(unlearned).get_output_embeddings(), BaseTunerLayer):
+        view = models.View(cast(PeftModel, unlearned), cast(Adapter, run.adapter).disabled)
+        return {"original": view, "unlearned": unlearned}
+    with run.original() as original:  # under an adapter, the same model with that switched off
+        loaded = {"original": without_adapter(original, run.sharding)}
+    return loaded | {"unlearned": without_adapter(unlearned, run.sharding)}
 
 
 def processor_of(

@@ -7,12 +7,12 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .. import models
 from ..data.batches import to_model
 from ..errors import UnlearningError
 from ..methods.local_teacher import similarity
+from ..models import adapters
 from ..models.modes import evaluating
 from ..models.weights import whole
 from ..tasks.evaluation import Tally
@@ -100,17 +100,20 @@ def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
     None where the two models do not have the same tensors. The relative distance of a layer that was all zero is None. Of
     two precisions the coarser one is compared: what its rounding alone has moved has not moved.
     """
-    before, after = original.state_dict(), unlearned.state_dict()
-    if before.keys() != after.keys() or any(before[key].shape != after[key].shape for key in before):
+    before, after = adapters.tensors(original), adapters.tensors(unlearned)
+    if before.keys() != after.keys():
         return None
     layers: dict[str, list[float]] = {}
     moved = []
-    for key, tensor in before.items():
+    for key in before:
+        tensor, other = before[key](), after[key]()
+        if tensor.shape != other.shape:
+            return None
         if not tensor.is_floating_point():
             continue
-        coarse = max(tensor.dtype, after[key].dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        coarse = max(tensor.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         wide = torch.promote_types(tensor.dtype, torch.float32)
-        a, b = tensor.to(coarse).to(wide), after[key].to(tensor.device).to(coarse).to(wide)
+        a, b = tensor.to(coarse).to(wide), other.to(tensor.device).to(coarse).to(wide)
         squares = [float(whole((b - a).square().sum())), float(whole(a.square().sum()))]
         sums = layers.setdefault(key.rpartition(".")[0], [0.0, 0.0])
         sums[0], sums[1] = sums[0] + squares[0], sums[1] + squares[1]
@@ -118,7 +121,7 @@ def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
             moved.append(key)
 
     # Of a model whose network has no name of its own, nothing can be told from the head.
-    in_network = {key for key in before if not models.in_head(cast(PreTrainedModel, original), key)}
+    in_network = {key for key in before if not models.in_head(models.pretrained(original), key)}
 
     def relative(change: float, size: float) -> float | None:
         return math.sqrt(change / size) if size else None if change else 0.0

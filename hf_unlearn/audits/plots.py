@@ -149,6 +149,85 @@ def points(
     return _element(text, name, title, f"{y_label} by {x_label}: {', '.join(shown)}.")
 
 
+@dataclass(frozen=True)
+class Point:
+    """A place of `plane`; with a `state` a fainter one, of what `label` has become."""
+
+    label: str
+    x: float
+    y: float
+    look: str
+    state: str | None = None
+
+
+LEAST = 1e-6  # of a probability on a log axis
+
+
+def plane(
+    name: str,
+    points: Sequence[Point],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    level: tuple[str, float] | None = None,
+    width: int = 620,
+    height: int = 420,
+) -> str:
+    """An SVG element with labelled points, their height on a log scale down to `LEAST`, and fainter ones without a label, tied to
+    the point that they come from."""
+    with _figure(name, width, height) as (figure, axes):
+        axes.set_yscale("log")
+        if level:
+            axes.axhline(level[1], color=COLOURS["faint"], linestyle=(0, (1, 1.5))).set_gid("level")
+            axes.annotate(level[0], (1, level[1]), (-2, 3), ("axes fraction", "data"), "offset points", ha="right")
+        states = list(dict.fromkeys(one.state for one in points if one.state))
+        markers = dict(zip(states, ("v", "D", "x", "s"), strict=False))
+        homes = {one.label: (one.x, max(one.y, LEAST)) for one in points if one.state is None}
+        for one in points:
+            colour, _, marker = LOOKS[one.look]
+            place = one.x, max(one.y, LEAST)
+            if one.state:
+                if one.label in homes:
+                    axes.plot(
+                        *zip(homes[one.label], place, strict=True), color=COLOURS[colour], linewidth=0.5, alpha=0.3
+                    )
+                look = {"marker": markers[one.state], "markersize": 4, "alpha": 0.45}
+            else:
+                look = {"marker": marker, "markersize": 6.5}
+            (drawn,) = axes.plot(*([value] for value in place), color=COLOURS[colour], linestyle="none", **look)
+            drawn.set_gid(f"point-{one.label}-{one.state or ''}".rstrip("-").replace(" ", "-"))
+        span = max((x for x, _ in homes.values()), default=1.0) - min((x for x, _ in homes.values()), default=0.0)
+        for label, y in _spread(homes, span).items():
+            axes.annotate(label, (homes[label][0] + (span or 1.0) / 40, y), va="center", annotation_clip=False)
+        for state in states:
+            marker = {"marker": markers[state], "markersize": 4, "alpha": 0.6, "linestyle": "none"}
+            axes.plot([], [], color=COLOURS["ink"], label=state, **marker)
+        axes.margins(x=0.14, y=0.06)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if states:
+            figure.legend(loc="outside upper left", ncols=len(states))
+        text = _saved(figure)
+    shown = "; ".join(
+        f"{one.label}{f', {one.state}' if one.state else ''} ({one.y:.2g} at {one.x:.2g})" for one in points
+    )
+    return _element(text, name, title, f"{y_label} by {x_label}: {shown}.")
+
+
+def _spread(homes: dict[str, tuple[float, float]], span: float) -> dict[str, float]:
+    """How high the labels of points on a log scale stand: those that would cover each other a little higher or lower."""
+    columns: dict[int, list[str]] = {}
+    for label in sorted(homes, key=lambda label: homes[label][1]):
+        columns.setdefault(int(4 * homes[label][0] / (span or 1.0)), []).append(label)
+    found = {}
+    for labels in columns.values():
+        logs = np.log10([homes[label][1] / LEAST for label in labels])
+        apart = _apart(logs, 0.25, 1 - np.log10(LEAST))
+        found |= {label: float(LEAST * 10**free) for label, free in zip(labels, apart, strict=True)}
+    return found
+
+
 def _apart(places: np.ndarray, row: float, top: float) -> np.ndarray:
     """Places in rising order, moved as little as it takes to be `row` apart and between 0 and the top."""
     from sklearn.isotonic import isotonic_regression  # here: it takes long to import

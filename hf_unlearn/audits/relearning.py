@@ -12,17 +12,21 @@ References:
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from peft import LoraConfig
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import models
 from ..data.batches import Batch, to_model
+from ..models import adapters
+from ..models.modes import evaluating
 from ..tasks.figures import Measurement
 from ..tasks.losses import sample_losses
 from .context import AuditContext
@@ -32,6 +36,7 @@ from .verdict import Finding
 STEPS = (0, 5, 10, 20, 50, 100, 200)
 BATCH = 32
 RATES = {"convolutional": 2e-4, "transformer": 0.01}  # of Adam; a transformer's by its width
+ADAPTER_RATE = 1e-3  # of Adam in a LoRA of a language model, as methods have it there
 SHOTS = 10  # of a class, and no more than a quarter of its forget samples
 SAMPLES = 1000  # of a set, at most, that are looked at along the way
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -39,7 +44,8 @@ KINDS = {"retain-only": "retained samples", "k-shot": "retained and a few forget
 CONVENTION = (
     f"Relearning: {STEPS[-1]} steps of Adam on {BATCH} retained samples (k-shot: and {BATCH} draws of at most {SHOTS} forget samples of a "
     "class, a quarter of them at most, which are not asked about), in eval mode: no dropout, BatchNorm's statistics fixed; "
-    f"rate {RATES['convolutional']:g}, or of a transformer {RATES['transformer']:g} divided by its width. The straight way "
+    f"rate {RATES['convolutional']:g}, or of a transformer {RATES['transformer']:g} divided by its width; of a language model in a "
+    f"LoRA of its own, rate {ADAPTER_RATE:g}. The straight way "
     f"between the models is looked at in {len(ALPHAS)} places and leads BatchNorm's statistics along."
 )
 CONTROL = (
@@ -112,21 +118,42 @@ def barrier(alphas: ArrayLike, losses: ArrayLike) -> float:
 
 
 def relearn(ctx: AuditContext, model: nn.Module, steps: int, few: np.ndarray | None = None) -> Iterator[nn.Module]:
-    """A copy of the model, fine-tuned in eval mode by Adam: before the first step and after each.
+    """The model, fine-tuned in eval mode by Adam: before the first step and after each. It is a copy, or where a task has its
+    adapter the model itself in a new one, which is taken out at the end.
 
     A step reads a batch of retained samples and, with `few`, as many draws from these places of the forget set.
     """
-    model = copy.deepcopy(model).float().eval().requires_grad_()
-    family = models.architecture_family(model)
-    rate = RATES[family] / (models.width(model) if family == "transformer" else 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     parts = [_drawn(ctx, "retain", np.arange(len(ctx.labels["retain"])), steps)]
     parts += [] if few is None else [_drawn(ctx, "forget", few, steps)]
+    steps_of = zip(*parts, strict=True)
+    if ctx.task.lora:
+        with in_adapter(model, ctx.task.lora, ctx.seed) as student:
+            yield from taught(student, steps_of, ADAPTER_RATE)
+        return
+    model = copy.deepcopy(model).float().eval().requires_grad_()
+    family = models.architecture_family(model)
+    yield from taught(model, steps_of, RATES[family] / (models.width(model) if family == "transformer" else 1))
+
+
+@contextmanager
+def in_adapter(model: nn.Module, lora: Mapping[str, Any], seed: int) -> Iterator[nn.Module]:
+    """Inside, the model in eval mode with one more LoRA, drawn by the seed, that alone is trained; after it as it was."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), evaluating(model):
+        torch.manual_seed(seed)
+        with adapters.trial(model, LoraConfig(**lora)) as student:
+            yield student.eval()
+
+
+def taught(model: nn.Module, steps: Iterable[Sequence[Batch]], rate: float) -> Iterator[nn.Module]:
+    """The model before the first step of Adam and after each; a step is on the mean loss of some batches."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, lr=rate)
     yield model
-    for batches in zip(*parts, strict=True):
+    for batches in steps:
         optimizer.zero_grad()
         for batch in batches:
-            batch = to_model(batch, model, ctx.evaluator.accelerator.device)
+            batch = to_model(batch, model, weights[0].device)
             with torch.enable_grad():
                 loss = sample_losses(model, batch).mean() / len(batches)
                 loss.backward()
@@ -206,19 +233,67 @@ def _followed(
     return found
 
 
+def _path(original: nn.Module, unlearned: nn.Module, in_place: bool) -> Iterator[nn.Module]:
+    """The models at `ALPHAS` on the straight way between two: a copy, or `in_place` the unlearned one itself, whose adapter or
+    whose layers, while they run, are what they are there; nothing if their tensors are not the same."""
+    ends = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (original, unlearned)]
+    if isinstance(original, models.View):
+        for alpha in ALPHAS:
+            with adapters.scaled(unlearned, alpha):
+                yield unlearned
+    elif ends[0] != ends[1]:
+        return
+    elif in_place:
+        for alpha in ALPHAS:
+            with _towards(unlearned, original, 1 - alpha):
+                yield unlearned
+    else:
+        model, states = copy.deepcopy(original), [model.state_dict() for model in (original, unlearned)]
+        for alpha in ALPHAS:
+            model.load_state_dict(interpolated(*states, alpha))
+            yield model
+
+
+@contextmanager
+def _towards(model: nn.Module, other: nn.Module, share: float) -> Iterator[None]:
+    """Inside, the weights of each layer lie so far on the way to another model's, while it runs."""
+    kept: dict[nn.Parameter, Tensor] = {}
+    handles = []
+
+    def before(layer: nn.Module, own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
+        for weight, end in zip(own, theirs, strict=True):
+            kept[weight] = weight.data
+            weight.data = torch.lerp(weight.data, end.data.to(weight), share) if share else weight.data
+
+    def after(own: list[nn.Parameter]) -> None:
+        for weight in own:
+            weight.data = kept.pop(weight)
+
+    for layer, same in zip(model.modules(), other.modules(), strict=True):
+        own, theirs = ([*each.parameters(recurse=False)] for each in (layer, same))
+        if own:
+            handles.append(
+                layer.register_forward_pre_hook(lambda m, _, own=own, theirs=theirs: before(m, own, theirs))
+            )
+            handles.append(layer.register_forward_hook(lambda *_, own=own: after(own)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        after([*kept])  # where a forward pass has failed
+
+
 def _connectivity(ctx: AuditContext) -> dict[str, Any] | None:
     """Losses along the straight path from the original to the unlearned model; None if their tensors are not the same."""
-    ends = [ctx.models[name].state_dict() for name in ("original", "unlearned")]
-    if len({tuple((name, tensor.shape) for name, tensor in end.items()) for end in ends}) > 1:
-        return None
-    model = copy.deepcopy(ctx.models["original"])
     rng = np.random.default_rng([ctx.seed, 12])
     losses: dict[str, list[float]] = {"forget": [], "retain": []}
     sets = {name: (ctx.sets[name][0], rng.permutation(ctx.sets[name][1])[:SAMPLES]) for name in losses}
-    for alpha in ALPHAS:
-        model.load_state_dict(interpolated(ends[0], ends[1], alpha))
+    for model in _path(ctx.models["original"], ctx.models["unlearned"], in_place=ctx.task.lora is not None):
         for name, found in losses.items():
             found.append(ctx.evaluator.measure(model, *sets[name]).mean("loss"))
+    if not losses["retain"]:
+        return None
     return {
         "alphas": list(ALPHAS),
         "forget_loss": losses["forget"],

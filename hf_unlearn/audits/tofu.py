@@ -10,8 +10,9 @@ References:
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,11 @@ class Questions:
             [row.get("paraphrased_answer", row["answer"]) for row in rows],
             [row["perturbed_answer"] for row in rows],
         )
+
+    def part(self, places: Iterable[int]) -> "Questions":
+        """Some of them, in this order."""
+        columns: list[list[Any]] = [self.questions, self.answers, self.paraphrased, self.perturbed]
+        return Questions(self.name, *([column[i] for i in places] for column in columns))
 
 
 def check_order(
@@ -173,6 +179,12 @@ def utility(scores: Mapping[str, SetScores]) -> float:
     return metrics.model_utility(
         [[s.probability, s.rouge_l, s.truth] for name, s in scores.items() if name != "forget"]
     )
+
+
+def kept(scores: SetScores) -> float:
+    """What `utility` is of one set alone, where a model is too small to know of real authors and the world: the harmonic mean of
+    its probability, ROUGE-L recall and truth score."""
+    return harmonic_mean([scores.probability, scores.rouge_l, scores.truth])
 
 
 def check_prompt(prompt: str | None) -> None:

@@ -30,12 +30,18 @@ COMMANDS = (
         "audit",
         "eval",
         "benchmark",
+        "benchmark-lm",
+        "queue",
         "push-metric",
         "verify",
     ),
     *("push", "list", "tag", "rollback", "purge", "env"),
 )
-FILES = {"list": "list_revisions", "push-metric": "push_metric"}  # of the commands whose name a file cannot bear
+FILES = {
+    "list": "list_revisions",
+    "push-metric": "push_metric",
+    "benchmark-lm": "benchmark_lm",
+}  # of the commands whose name a file cannot bear
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,6 +84,12 @@ class RecipeArguments:
     )
     lora_r: int | None = field(default=None, metadata={"help": "rank of the adapter; default 8, or as damp finds it"})
     lora_head: bool = field(default=False, metadata={"help": "adapt the head too"})
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={
+            "help": "read the weights of a language model in 4 bits (NF4, by bitsandbytes) and train the adapter beside them"
+        },
+    )
     merge: bool = field(default=False, metadata={"help": "put the adapter into the weights at the end"})
     overlap: Literal["error", "allow"] = field(
         default="error", metadata={"help": "error: refuse forget samples that stand in another set too"}
@@ -125,6 +131,10 @@ class RecipeArguments:
             raise UnlearningError(
                 f"{name} says how an adapter is made, and there is none; expected lora=true beside it."
             )
+        if self.load_in_4bit and self.lora is False:
+            raise UnlearningError(
+                "load_in_4bit leaves no weights to train, and lora=false no adapter; expected lora=true."
+            )
         if self.merge and self.lora is False:
             raise UnlearningError("merge is true, and lora=false leaves no adapter to merge; expected lora=true.")
         if self.push_revision and not self.push_to:
@@ -143,7 +153,11 @@ def parse(
     argv: Sequence[str] | None = None, recipe_file: str | Path | None = None
 ) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
     """The recipe, the method's config and the training arguments that the settings make (see `read_settings`)."""
-    settings = read_settings(sys.argv[1:] if argv is None else argv, recipe_file)
+    return read(read_settings(sys.argv[1:] if argv is None else argv, recipe_file))
+
+
+def read(settings: dict[str, Setting]) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
+    """What the settings mean."""
     method = method_of(settings)
     classes = (RecipeArguments, method.config_class, UnlearningArguments)
     known = [settable(cls) for cls in classes]

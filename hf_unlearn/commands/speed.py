@@ -164,7 +164,8 @@ class Lane(TrainerCallback):
     `seconds` has the time of every step, from the end of the one before, so that reading its batch is part of it.
     """
 
-    def __init__(self, trainer: Trainer, now: Callable[[], float]):
+    def __init__(self, trainer: Trainer, now: Callable[[], float], turn: int = TURN):
+        self.turn_length = turn
         self.trainer, self.now, self.seconds, self.error, self.closing = trainer, now, [], None, False
         self.turn, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
         trainer.add_callback(self)
@@ -173,10 +174,10 @@ class Lane(TrainerCallback):
         self._wait()
 
     def take_turn(self) -> float:
-        """Run `TURN` steps; their median time."""
+        """Run the steps of a turn; their median time."""
         self.turn.release()
         self._wait()
-        return statistics.median(self.seconds[-TURN:])
+        return statistics.median(self.seconds[-self.turn_length :])
 
     def close(self) -> None:
         self.closing = True
@@ -207,7 +208,7 @@ class Lane(TrainerCallback):
         end = self.now()
         self.seconds.append(end - self.start)
         self.start = end
-        if state.global_step % TURN == 0:
+        if state.global_step % self.turn_length == 0:
             self._pause()
         control.should_training_stop |= self.closing
 
@@ -312,6 +313,37 @@ def _memory(samples: int, classes: int) -> dict[str, int]:
         trainer.train()
     table = cast(Any, trainer).method.teacher.table
     return {"samples": len(table), "classes": classes, "table": table.nbytes, "growth": max(memory) - memory[0]}
+
+
+class Peak:
+    """The most memory that this process holds inside, sampled every millisecond, or on a GPU what torch has used of it; `growth`
+    is how much that is beyond what was held before, None where the system does not tell."""
+
+    growth: int | None = None
+
+    def __enter__(self) -> "Peak":
+        self.on_gpu, self.known = torch.cuda.is_available(), Path("/proc/self/status").exists()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+        elif self.known:
+            self.start = self.most = _own_memory()
+            self.over = threading.Event()
+            self.thread = threading.Thread(target=self._watch, daemon=True)
+            self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.001):
+            self.most = max(self.most, _own_memory())
+
+    def __exit__(self, *_: object) -> None:
+        if self.on_gpu:
+            self.growth = torch.cuda.max_memory_allocated() - self.start
+        elif self.known:
+            self.over.set()
+            self.thread.join()
+            self.growth = self.most - self.start
 
 
 def _own_memory() -> int:

@@ -3,8 +3,11 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..audits.tofu import Questions, check_order
 from ..errors import UnlearningError
@@ -32,6 +35,48 @@ def read_tofu(forget: str, folder: str | None = None, limit: int | None = None) 
             check_order(rows, _read(place, of), name, of)
         sets[key] = Questions.of_rows(rows, name, limit)
     return sets
+
+
+@dataclass(frozen=True)
+class World:
+    """A small TOFU: what is learnt, what of it must go, and what is asked.
+
+    Attributes:
+        forget, retain: learnt questions and answers, one author after the other.
+        steering, unseen: of authors that are not learnt, as many as forgotten ones: for methods, and to judge by.
+        asked: of `forget` all questions, of `retain` some.
+    """
+
+    forget: list[Mapping[str, str]]
+    retain: list[Mapping[str, str]]
+    steering: list[Mapping[str, str]]
+    unseen: list[Mapping[str, str]]
+    asked: dict[str, Questions]
+
+
+def read_world(forget: str, folder: str | None, retain: int, asked: int) -> World:
+    """The questions of `forget`, and of the set that is left without them the first `retain`, of which `asked` are asked about,
+    evenly spread over those that TOFU has wrong answers to."""
+    place = _place(folder)
+    others = f"retain{100 - int(forget.removeprefix('forget')):02d}"
+    gone, rest, perturbed = (_read(place, name) for name in (forget, others, f"{forget}_perturbed"))
+    wrong = _read(place, "retain_perturbed")[:retain]
+    check_order(perturbed, gone, f"{forget}_perturbed", forget)
+    check_order(wrong, rest, "retain_perturbed", others)
+    if retain + 2 * len(gone) > len(rest):
+        raise UnlearningError(
+            f"--retain is {retain}, and beside the {len(gone)} forgotten questions and twice as many that are never learnt there are "
+            f"{len(rest) - 2 * len(gone)}; expected no more than these."
+        )
+    chosen = np.linspace(0, len(wrong) - 1, min(asked, len(wrong))).astype(int)
+    questions = Questions.of_rows([wrong[i] for i in chosen], "retain_perturbed")
+    return World(
+        gone,
+        rest[:retain],
+        rest[-2 * len(gone) : -len(gone)],
+        rest[-len(gone) :],
+        {"forget": Questions.of_rows(perturbed, f"{forget}_perturbed"), "retain": questions},
+    )
 
 
 def _place(folder: str | None) -> Path | None:

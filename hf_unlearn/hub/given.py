@@ -4,12 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
-from .. import models
 from ..audits.report import AuditReport
 from ..errors import UnlearningError
-from ..models.adapters import is_adapted, merged
+from ..models import adapters
 from ..training.record import Result
 from .canonical import check_json
 
@@ -58,16 +55,11 @@ def check_report(report: Any, result: Result) -> None:
             "The audit does not say which weights it is of, as those of older versions; audit this result anew."
         )
         return
-    found = {"unlearned": _digest(result.model)}
+    found = {"unlearned": adapters.weights_digest(result.model)}  # as an audit has it
     with run.original() as original:  # under an adapter this is `result.model`, with the adapter off
-        found["original"] = _digest(original)
+        found["original"] = adapters.weights_digest(original)
     for name, digest in found.items():
         if digest != stated.get(name):
             raise UnlearningError(
                 f"report is of another {name} model than that of this result; expected an audit of this result."
             )
-
-
-def _digest(model: nn.Module) -> str:
-    """As an audit has it, which looks at a model with an adapter as one without."""
-    return models.weights_digest(merged(model) if is_adapted(model) else model)

@@ -23,7 +23,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from .. import __version__, models
 from ..data.source import Source
 from ..errors import UnlearningError
-from ..models.adapters import is_adapted, own_adapters
+from ..models.adapters import is_adapted, is_quantized, own_adapters
 from ..training.facts import versions
 from ..training.record import Result, Run
 from . import merkle
@@ -259,7 +259,10 @@ def _is_original(run: Run, digest: str, origin: Path) -> bool:
         live = [get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False) for name in own]
         saved = [load_peft_weights(str((origin / file).parent), device="cpu") for file in adapters]
         return _digests(live) == _digests(saved)
-    saved = _merged(origin, adapters, base.dtype) if adapters else models.load_model(origin, dtype=base.dtype)
+    # Quantised as the model was, and where
+    bits = {"quantization_config": base.config.quantization_config, "device_map": {"": base.device}}
+    about = {"dtype": base.dtype} | (bits if is_quantized(base) else {})
+    saved = _merged(origin, adapters, base.dtype) if adapters else models.load_model(origin, **about)
     if is_adapted(model):
         state = model.get_base_model().state_dict().items()
         state = {

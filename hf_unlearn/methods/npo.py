@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tasks.losses import log_likelihood
 from .base import MethodInfo, Paper
-from .preference import Preference, PreferenceConfig, completion_lengths
+from .preference import Held, PreferenceConfig, original_log_p
 
 
 def npo_loss(log_p: Tensor, log_p_ref: Tensor, beta: float) -> Tensor:
@@ -44,7 +45,7 @@ class NpoConfig(PreferenceConfig):
         return cls(retain_weight=1.0, until="end", epoch="forget", arguments=arguments)
 
 
-class Npo(Preference):
+class Npo(Held):
     """Lower the likelihood of forget samples below the original's, the less the further it has fallen.
 
     The original's log-likelihood of each forget sample is measured once, before the first step.
@@ -66,11 +67,13 @@ class Npo(Preference):
         ),
     )
     config_class = NpoConfig
+    config: NpoConfig
 
     def prepare(self, context) -> None:
         super().prepare(context)
-        self.original_losses = context.measure("forget").signals["loss"]  # means over tokens
+        self.original_losses = torch.from_numpy(context.measure("forget").signals["loss"])  # means over tokens
 
-    def forget_losses(self, log_p: Tensor, forget) -> Tensor:
-        mean_loss = torch.from_numpy(self.original_losses[forget["rows"]]).to(log_p)
-        return npo_loss(log_p, -mean_loss * completion_lengths(forget.labels), self.config.beta)
+    def forget_loss(self, model, part) -> Tensor:
+        log_p = log_likelihood(model, part)
+        log_p_ref = original_log_p(log_p, part, self.original_losses)
+        return part.mean_over_samples(npo_loss(log_p, log_p_ref, self.config.beta))

@@ -1,4 +1,4 @@
-"""What NPO and SimNPO have in common: a loss of each forget sample's likelihood, and a term that holds the retained ones."""
+"""What methods on the likelihood of texts have in common: a loss of the forget samples, and a term that holds the retained ones."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
-from ..tasks.losses import divergence, log_likelihood, predicting
+from ..tasks.losses import divergence, predicting, token_means
 from .base import Term
 from .paired import PairedLosses, PairedLossesConfig
 
@@ -15,6 +15,11 @@ from .paired import PairedLosses, PairedLossesConfig
 def completion_lengths(labels: Tensor) -> Tensor:
     """|y|: how many completion tokens of each sample are predicted."""
     return predicting(labels).sum(dim=1)
+
+
+def original_log_p(log_p: Tensor, part: Batch, losses: Tensor) -> Tensor:
+    """log π_ref(y|x) of every sample beside its log π_θ(y|x), from the original's `losses` by `sample_index`, means over tokens."""
+    return -losses[part["rows"]].to(log_p) * completion_lengths(part.labels)
 
 
 def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Tensor:
@@ -25,14 +30,13 @@ def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Te
     places = predicting(batch.labels)
     difference = heads.compared(original, lambda of_model, of_original: divergence(of_original, of_model))
     of_tokens, _ = heads.read(model, batch.inputs, places, difference)
-    return heads.padded(of_tokens[:, 0], places).sum(dim=1) / places.sum(dim=1)
+    return token_means(heads.padded(of_tokens[:, 0], places), batch.labels)
 
 
 @dataclass
-class PreferenceConfig(PairedLossesConfig):
-    """Settings of a preference loss."""
+class HeldConfig(PairedLossesConfig):
+    """Settings of a loss of forget samples with a retain term."""
 
-    beta: float = field(default=1.0, metadata={"help": "β: the higher, the sooner a forgotten sample is left alone"})
     retain: Literal["ce", "kl", "none"] = field(
         default="ce",
         metadata={
@@ -43,14 +47,24 @@ class PreferenceConfig(PairedLossesConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check("beta", self.beta > 0, "a positive number")
         self.check("retain_weight", self.retain_weight >= 0, "a weight of 0 or more")
 
 
-class Preference(PairedLosses):
-    """The mean of `forget_losses` over the forget samples plus the retain term, a mean over completion tokens."""
+@dataclass
+class PreferenceConfig(HeldConfig):
+    """Settings of a preference loss."""
 
-    config: PreferenceConfig
+    beta: float = field(default=1.0, metadata={"help": "β: the higher, the sooner a forgotten sample is left alone"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("beta", self.beta > 0, "a positive number")
+
+
+class Held(PairedLosses):
+    """`forget_loss`, of the forget samples of a language model, plus the retain term, a mean over completion tokens."""
+
+    config: HeldConfig
     kind = "forget-paired"
 
     def prepare(self, context) -> None:
@@ -58,21 +72,16 @@ class Preference(PairedLosses):
         if self.config.retain == "kl":
             self.teacher = context.teacher("never")
 
+    @property
+    def retain_weight(self) -> float:
+        return self.config.retain_weight
+
     def terms(self, model, batch) -> list[Term]:
-        forget = batch["forget"]
         found = [
-            Term(
-                "forget",
-                1.0,
-                lambda: forget.mean_over_samples(self.forget_losses(log_likelihood(model, forget), forget)),
-            ),
-            Term("retain", self.config.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
+            Term("forget", 1.0, lambda: self.forget_loss(model, batch["forget"])),
+            Term("retain", self.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
         ]
         return found[:1] if self.config.retain == "none" else found
-
-    def forget_losses(self, log_p: Tensor, forget) -> Tensor:
-        """The loss of every forget sample, from log π_θ(y|x)."""
-        raise NotImplementedError
 
     def retain_loss(self, model, retain) -> Tensor:
         if self.config.retain == "ce":

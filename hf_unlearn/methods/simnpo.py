@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..tasks.losses import log_likelihood
 from .base import MethodInfo, Paper
-from .preference import Preference, PreferenceConfig, completion_lengths
+from .preference import Held, PreferenceConfig, completion_lengths
 
 
 def simnpo_loss(log_p: Tensor, lengths: Tensor, beta: float, gamma: float = 0.0) -> Tensor:
@@ -38,7 +39,7 @@ class SimnpoConfig(PreferenceConfig):
         return cls(retain_weight=1 / 0.1375, until="end", epoch="forget", arguments=arguments)
 
 
-class Simnpo(Preference):
+class Simnpo(Held):
     """Lower the likelihood of forget samples by token, the less the lower it is; without a reference."""
 
     info = MethodInfo(
@@ -59,5 +60,6 @@ class Simnpo(Preference):
     config_class = SimnpoConfig
     config: SimnpoConfig
 
-    def forget_losses(self, log_p: Tensor, forget) -> Tensor:
-        return simnpo_loss(log_p, completion_lengths(forget.labels), self.config.beta, self.config.gamma)
+    def forget_loss(self, model, part) -> Tensor:
+        log_p, lengths = log_likelihood(model, part), completion_lengths(part.labels)
+        return part.mean_over_samples(simnpo_loss(log_p, lengths, self.config.beta, self.config.gamma))

@@ -16,6 +16,7 @@ from .find import (
     split_revision,
 )
 from .kinds import (
+    View,
     architecture_family,
     attends,
     base_of,
@@ -42,6 +43,7 @@ from .load import (
 )
 from .weights import (
     digest_tensors,
+    keep_unpacked,
     own_memory,
     save_model,
     weights_digest,

@@ -3,8 +3,8 @@
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
@@ -13,14 +13,18 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import UnlearningError
-from .kinds import base_of, in_head
+from .kinds import View, base_of, in_head
+from .weights import digest_tensors, keep_unpacked
+from .weights import weights_digest as plain_digest
 
 NAME = "unlearn"
+TRIAL = "trial"  # of an adapter that is trained to see what comes of it
 # Times Adam's for the weights, where a method has none of its own for adapters. On digits, LoTUS changes nothing at 1,
 # SCRUB in an adapter equals SCRUB in the weights at 5 and ruins a ResNet at 10.
 LEARNING_RATE = 5
@@ -121,12 +125,107 @@ def _layers(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_plain(layer: nn.Module) -> bool:
     if type(layer) is nn.Conv2d:
         return layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
-    return type(layer) in (nn.Linear, Conv1D)
+    is_quantized = isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()  # whose kinds PEFT knows
+    return type(layer) in (nn.Linear, Conv1D) or is_quantized
 
 
 def merged(model: PeftModel) -> nn.Module:
-    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is."""
-    return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+    """A plain model with the weights that `model` has with its active adapters; `model` stays as it is.
+
+    Of quantised weights it is a dequantised one: rounded to their steps once more, most of an adapter would be lost.
+    """
+    if not is_quantized(model):
+        return copy.deepcopy(model).merge_and_unload(safe_merge=True).requires_grad_(True)
+    keep_unpacked(model)
+    plain = cast(PreTrainedModel, copy.deepcopy(model).unload()).dequantize()
+    with torch.no_grad():
+        for name, layer in base_of(model).named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                weight = cast(Tensor, plain.get_submodule(name).weight)
+                weight.copy_(_merged_weight(name, layer, weight.dtype))
+    return plain.requires_grad_(True)
+
+
+def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tensor:
+    """That of a quantised layer with its active adapters, in numbers."""
+    if not isinstance(layer, LoraLayer) or any(active in layer.lora_variant for active in layer.active_adapters):
+        raise UnlearningError(
+            f"The adapter of {name} is no plain LoRA, and cannot be put into quantised weights; leave it beside them, or load the "
+            "model without quantisation."
+        )
+    weight = dequantize_module_weight(layer.get_base_layer()).to(dtype, copy=True)
+    for active in layer.active_adapters:
+        if active in layer.lora_A:
+            weight += cast(Any, layer).get_delta_weight(active).to(weight)
+    return weight
+
+
+def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """The weights that a model has with its active adapters, by the names that they have without, each made when it is asked for."""
+    if not isinstance(model, (PeftModel, View)):
+        return {name: lambda tensor=tensor: tensor for name, tensor in model.state_dict().items()}
+    base, inside = base_of(model), model.inside if isinstance(model, View) else nullcontext
+    known, within = set(base.state_dict()), None
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, module in base.named_modules():
+        if within is not None and name.startswith(f"{within}."):
+            continue
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if layer is not module:
+            within = name
+        own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
+        for key, tensor in own.items():
+            if (
+                ".".join(part for part in (name, "base_layer" if layer is not module else "", key) if part)
+                not in known
+            ):
+                continue
+
+            def made(name: str = name, module: nn.Module = module, key: str = key, tensor: Tensor = tensor) -> Tensor:
+                with inside(), torch.no_grad():
+                    return _with_adapters(name, module, key, tensor, cast(PreTrainedModel, base).dtype)
+
+            found[f"{name}.{key}" if name else key] = made
+    return found
+
+
+def _with_adapters(name: str, module: nn.Module, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of a layer, as `merged` has it."""
+    if not tensor.is_floating_point() and key == "weight":
+        if isinstance(module, BaseTunerLayer):
+            return _merged_weight(name, module, dtype)
+        return dequantize_module_weight(module).to(dtype)
+    if not isinstance(module, BaseTunerLayer):
+        return tensor
+    layer = copy.deepcopy(module)
+    layer.merge(safe_merge=True)
+    return cast(Tensor, getattr(layer.get_base_layer(), key)).detach()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """That of the weights that a model has with its active adapters, as if they were merged; no copy of them is made."""
+    if not isinstance(model, (PeftModel, View)):
+        return plain_digest(model)
+    return digest_tensors((name, make()) for name, make in sorted(tensors(model).items()))
+
+
+@contextmanager
+def scaled(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, our LoRA adds that share of what it adds."""
+    layers = [layer for layer in tuner_layers(model) if isinstance(layer, LoraLayer) and NAME in layer.scaling]
+    before = [layer.scaling[NAME] for layer in layers]
+    for layer in layers:
+        layer.scaling[NAME] *= share
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[NAME] = scaling
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some weights are kept as integers, and are no numbers until a layer reads them."""
+    return any(not p.is_floating_point() for p in base_of(model).parameters())
 
 
 @contextmanager
@@ -212,6 +311,32 @@ def attach(model: nn.Module, peft_config: PeftConfig | None) -> Adapter:
     return Adapter(model)
 
 
+@contextmanager
+def trial(model: nn.Module, config: LoraConfig) -> Iterator[PeftModel]:
+    """Inside, `model` with one more adapter, which alone can be trained; after it, to the bit what it was. Nothing is copied."""
+    before = {layer: list(layer.active_adapters) for layer in tuner_layers(model)}
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if is_adapted(model):
+        PeftModel.add_adapter(model, TRIAL, config)  # not a subclass's, which may train a copy of the head
+        student = model
+    else:
+        student = cast(PeftModel, get_peft_model(cast(PreTrainedModel, model), config, adapter_name=TRIAL))
+    for layer in tuner_layers(model):
+        layer.set_adapter([*before.get(layer, []), TRIAL])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = f".{TRIAL}." in name
+    try:
+        yield student
+    finally:
+        if student is model:
+            student.delete_adapter(TRIAL)
+        _unwrap(model, set(before))
+        for layer, names in before.items():
+            layer._active_adapter = names
+        for parameter, is_trained in trained.items():
+            parameter.requires_grad = is_trained
+
+
 @torch.no_grad()
 def oppose(model: nn.Module, share: float) -> None:
     """Let our new adapter take away a share of what the model's own LoRA adds: B'A' = −share · BA, of the first ranks."""
@@ -245,9 +370,15 @@ def detach(model: nn.Module) -> None:
         if NAME in model.peft_config:
             model.delete_adapter(NAME)
         return
+    _unwrap(model)
+
+
+def _unwrap(model: nn.Module, kept: Container[BaseTunerLayer] = ()) -> None:
+    """The layers that carry adapters as they are without; where none is left that does, neither has the model a config of them."""
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
     for name, layer in layers:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    if layers:
+        if layer not in kept:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    if layers and not is_adapted(model):
         del model.peft_config

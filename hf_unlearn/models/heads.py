@@ -105,6 +105,12 @@ def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
 
 
+def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of each token log p(y_t), and whether it is the likeliest one (1 or 0): [T, 2], in float32 at least."""
+    log_p = log_probabilities(logits, tokens)
+    return torch.stack([log_p, (logits.argmax(dim=1) == tokens).to(log_p.dtype)], dim=1)
+
+
 def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and mean and standard deviation of log p(y) over
     y ~ p: [T, 4], in float32 at least."""

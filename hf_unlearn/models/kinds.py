@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -212,8 +212,21 @@ def image_channels(model: nn.Module) -> int | None:
     return getattr(getattr(model, "config", None), "num_channels", 3)
 
 
+class View(nn.Module):
+    """A model with adapters as it is inside some block, such as one that switches off the last of them; the weights are shared."""
+
+    def __init__(self, model: PeftModel, inside: Callable[[], AbstractContextManager[Any]]):
+        super().__init__()
+        self.model, self.inside = model, inside
+
+    def forward(self, **inputs: Any) -> Any:
+        with self.inside():
+            return self.model.get_base_model()(**inputs)
+
+
 def base_of(model: nn.Module) -> nn.Module:
     """The model without adapters."""
+    model = model.model if isinstance(model, View) else model
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..errors import UnlearningError
 from .find import WEIGHTS, WEIGHTS_INDEX
 from .timm import TIMM_PREFIX, is_timm, timm_readable
 
@@ -80,11 +81,25 @@ def own_memory(model: nn.Module) -> None:
     """Copies weights on a CPU out of the memory-mapped file in which `from_pretrained` leaves them.
 
     There they start at any address, and kernels then add in another order: the same weights and inputs give logits that
-    differ in the last bit. They also change when the file is overwritten in place.
+    differ in the last bit. They also change when the file is overwritten in place. Nor does bitsandbytes pack them anew.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+    keep_unpacked(model)
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """bitsandbytes packs 4-bit weights anew for some CPUs at their first forward pass in eval mode, which rounds their scales,
+    leaves no gradient and cannot be undone. Where it has not yet, it will not."""
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise UnlearningError(
+                    f"bitsandbytes has packed {name} for this processor in an earlier forward pass, and its weights are no longer what "
+                    "they were; load the model anew."
+                )
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]  (of a layer of its own)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -100,11 +100,11 @@ class Answers:
                 prompts = torch.tensor([[samples[row][1]] for row in rows])
                 places = torch.arange(ids.shape[1])
                 places = ((places >= prompts - 1) & (places < lengths - 1)).to(self.device)
-                score = heads.scored(next_tokens(ids)[places], heads.token_scores)
+                score = heads.scored(next_tokens(ids)[places], heads.token_scores if moments else heads.likelihoods)
                 found, _ = heads.read(self.model, {"input_ids": ids, "attention_mask": attention}, places, score)
                 sizes = places.sum(dim=1).tolist()
                 for row, size, of_row in zip(rows, sizes, found.double().cpu().split(sizes), strict=True):
-                    columns[:, row, :size], mask[row, :size] = of_row.T[: len(columns)].numpy(), True
+                    columns[:, row, :size], mask[row, :size] = of_row.T.numpy(), True
         log_p, right, *rest = columns
         if not np.isfinite(log_p).all():
             row = int((~np.isfinite(log_p)).any(axis=1).argmax())

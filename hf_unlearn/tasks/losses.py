@@ -1,5 +1,7 @@
 """Losses of every sample by itself, for `Batch.mean` to put together."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,11 +26,21 @@ def predicting(labels: Tensor) -> Tensor:
     return next_tokens(labels) != IGNORED
 
 
+def token_scores(model: nn.Module, batch: Batch, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """A score of every completion token, from logits [t, V] and tokens [t]: [n, L], 0 where no such token is predicted."""
+    places, tokens = predicting(batch.labels), next_tokens(batch.labels)
+    of_tokens, _ = heads.read(model, batch.inputs, places, heads.scored(tokens[places], score))
+    return heads.padded(of_tokens[:, 0], places)
+
+
+def token_means(scores: Tensor, labels: Tensor) -> Tensor:
+    """Of every sample, from scores [n, L] of its completion tokens."""
+    return scores.sum(dim=1) / predicting(labels).sum(dim=1)
+
+
 def log_likelihood(model: nn.Module, batch: Batch) -> Tensor:
     """log π(y|x) of every sample of a language model: the sum over its completion tokens."""
-    places, tokens = predicting(batch.labels), next_tokens(batch.labels)
-    of_tokens, _ = heads.read(model, batch.inputs, places, heads.scored(tokens[places], heads.log_probabilities))
-    return heads.padded(of_tokens[:, 0], places).sum(dim=1)
+    return token_scores(model, batch, heads.log_probabilities).sum(dim=1)
 
 
 def sample_losses(model: nn.Module, batch: Batch) -> Tensor:

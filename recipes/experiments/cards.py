@@ -4,7 +4,7 @@ About 10 minutes on 2 cores. The repositories that the cards name do not exist.
 
     python recipes/experiments/cards.py              # all three
     python recipes/experiments/cards.py vit          # one of them
-    python recipes/experiments/cards.py --render     # the cards anew, from the figures that are there
+    python recipes/experiments/cards.py --render     # the cards and pages anew, from the figures that are there
 """
 
 import shutil
@@ -20,14 +20,15 @@ from real_data import minilm
 from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer
 
-from hf_unlearn import UnlearningArguments, unlearn
+from hf_unlearn import AuditReport, UnlearningArguments, unlearn
 from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.hub.card import AUDIT, CARD, CONFIG, METRICS, RECEIPT, make_card
+from hf_unlearn.hub.names import AUDIT_PAGE
 from hf_unlearn.hub.release import prepare
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 TEXTS, TOKENS = {"forget": 40, "retain": 160, "unseen": 300}, 32
-KEPT = (METRICS, CONFIG, RECEIPT, AUDIT, "tokenizer_config.json")  # beside the card; the weights are not
+KEPT = (METRICS, CONFIG, RECEIPT, AUDIT, AUDIT_PAGE, "tokenizer_config.json")  # beside the card; the weights are not
 ABOUT = """
 ---
 
@@ -114,8 +115,9 @@ def run(name: str) -> None:
 
 
 def render(name: str) -> None:
-    """Write the card of a folder in `model_cards/`."""
+    """Write the card of a folder in `model_cards/`, and the page of its audit."""
     about = RUNS[name]
+    AuditReport.from_json(CARDS / name / AUDIT).to_html(CARDS / name / AUDIT_PAGE)
     card = make_card(CARDS / name, **about["address"], parent_card=about["parent_card"])
     (CARDS / name / CARD).write_text(f"{card}{ABOUT.format(name=name)}")
 

@@ -6,6 +6,7 @@ About 8 minutes on 2 cores. The data comes from a package registry, see `real_da
 import datasets
 import numpy as np
 import torch
+from digits import FROZEN
 from real_data import cifar10
 from study import record, study, train
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
@@ -42,6 +43,7 @@ def fit(dataset: torch.utils.data.Dataset, seed: int):
 if __name__ == "__main__":
     methods = {
         "finetune": ("finetune", {}),
+        **FROZEN,
         "random_label": ("random_label", {}),
         "lotus (paper)": (LotusConfig.paper("resnet18-cifar10"), {}),
         "lotus": ("lotus", {}),

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from outcomes import BUDGET, REQUESTS, TITLES, Group, groups, read
+from outcomes import BUDGET, REQUESTS, SHORT, TITLES, Group, groups, read
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 WIDTH, HEIGHT = 440, 400  # of a panel, in CSS pixels: one is as wide as a phone
@@ -103,13 +103,13 @@ def placed(labels: list[Label], room: Box, taken: Iterable[Box]) -> list[Label]:
     return [found[i] for i in range(len(labels))]
 
 
-def picture(panels: list[Group], columns: int) -> str:
-    """All panels as one SVG, readable on light and on dark pages."""
+def picture(panels: list[Group], columns: int, marked: str | None = None) -> str:
+    """All panels as one SVG, readable on light and on dark pages. With a `marked` method no other one has its name."""
     rows = -(-len(panels) // columns)
     wide, high = WIDTH * min(columns, len(panels)), HEIGHT * rows
     about = "; ".join(f"{panel.title}: {_said(panel)}" for panel in panels)
     body = "".join(
-        f'<g transform="translate({WIDTH * (i % columns)} {HEIGHT * (i // columns)})">\n{_panel(panel)}</g>\n'
+        f'<g transform="translate({WIDTH * (i % columns)} {HEIGHT * (i // columns)})">\n{_panel(panel, marked)}</g>\n'
         for i, panel in enumerate(panels)
     )
     return (
@@ -123,14 +123,15 @@ def _said(panel: Group) -> str:
     return ", ".join(f"{one.name} {one['ratio']:.2f}" for one in [panel.original, *panel.methods])
 
 
-def _panel(panel: Group) -> str:
+def _panel(panel: Group, marked: str | None) -> str:
     room = Box(LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     methods = [one for one in panel.methods if one.budget == BUDGET]
     x = _axis([one["share_of_training"] for one in methods] + [1], room.x, room.x + room.width)
     ratios = [one["ratio"] for one in [panel.original, *methods]] + [1]
     y = _axis([*ratios, 0.88 * min(ratios)], room.y + room.height, room.y)
     floor, original = y(1), y(panel.original["ratio"])
-    parts = [f'<text class="title" x="{LEFT}" y="20">{html.escape(TITLES[panel.case])}</text>']
+    title = f"{SHORT[panel.case]}, {REQUESTS[panel.request]}" if marked else TITLES[panel.case]
+    parts = [f'<text class="title" x="{LEFT}" y="20">{html.escape(title)}</text>']
     parts += [
         f'<rect class="band" x="{LEFT}" y="{floor:.1f}" width="{room.width}" height="{room.y + room.height - floor:.1f}"/>'
     ]
@@ -147,10 +148,12 @@ def _panel(panel: Group) -> str:
                 parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{tick:g} ×</text>')
     labels = [Label("retrained", "retrained", x(1), floor)]
     labels += [
-        Label(one.name, one.method if one.method in LOUD else "dot", x(one["share_of_training"]), y(one["ratio"]))
+        Label(one.name, _look(one.method, marked), x(one["share_of_training"]), y(one["ratio"]))
         for one in sorted(methods, key=lambda one: one.method not in LOUD)
     ]
-    name = _free(Box(WIDTH - RIGHT - 52, original - 16, 52, 14), room, [label.dot for label in labels])
+    unnamed = [replace(label, name="") for label in labels if marked and label.name not in ("retrained", marked)]
+    labels = [label for label in labels if not marked or label.name in ("retrained", marked)]
+    name = _free(Box(WIDTH - RIGHT - 52, original - 16, 52, 14), room, [one.dot for one in (*labels, *unnamed)])
     parts += [
         f'<path class="original" d="M{LEFT} {original:.1f}h{room.width}"/>',
         f'<text x="{name.x + 48:.1f}" y="{original - 5:.1f}" text-anchor="end">original</text>',
@@ -163,8 +166,15 @@ def _panel(panel: Group) -> str:
         name,
         Box(LEFT, HEIGHT - BOTTOM - 18, len(BAND) * SIZE * LETTER, 16),
         Box(LEFT, original - 1, room.width, 2),
+        *(label.dot for label in unnamed),
     ]
-    return "\n".join([*parts, *_marks(placed(labels, room, taken))]) + "\n"
+    return "\n".join([*parts, *_marks([*placed(labels, room, taken), *unnamed])]) + "\n"
+
+
+def _look(method: str, marked: str | None) -> str:
+    if marked:
+        return LOUD[0] if method == marked else "dot"
+    return method if method in LOUD else "dot"
 
 
 def _free(box: Box, room: Box, dots: list[Box]) -> Box:
@@ -183,7 +193,7 @@ def _axis(values: list[float], first: float, last: float):
 def _marks(labels: list[Label]) -> Iterator[str]:
     """Lines from points to names that stand apart, then points, then names, those that matter most on top."""
     for label in labels:
-        box = label.box
+        box = label.box if label.name else label.dot
         x, y = min(max(label.x, box.x), box.x + box.width), min(max(label.y, box.y), box.y + box.height)
         if math.hypot(x - label.x, y - label.y) > 10:
             yield f'<path class="lead" d="M{label.x:.1f} {label.y:.1f}L{x:.1f} {y:.1f}"/>'
@@ -192,7 +202,7 @@ def _marks(labels: list[Label]) -> Iterator[str]:
             yield f'<path class="retrained" d="M{label.x:.1f} {label.y - 6:.1f}l6 6l-6 6l-6-6z"/>'
         else:
             yield f'<circle class="dot {label.look}" cx="{label.x:.1f}" cy="{label.y:.1f}" r="{label.dot.width / 2:g}"/>'
-    for label in labels:
+    for label in filter(lambda label: label.name, labels):
         look = "" if label.look == "dot" else f' class="{label.look}"'
         base = label.box.y + 0.8 * label.box.height
         middle = label.box.x + label.box.width / 2

@@ -1,12 +1,23 @@
-"""Digits with flipped labels, 3 seeds: a small timm ResNet and a small ViT, instances and a whole class forgotten."""
+"""Digits with flipped labels, 3 seeds: a small timm ResNet and a small ViT, instances and a whole class forgotten.
+
+`FROZEN` is fine-tuning of a network with BatchNorm in settings like LoTUS's, which leaves its statistics as they are: with them
+alone, and at LoTUS's rate as well. Of a ViT fine-tuning has that rate by itself.
+"""
 
 from study import record, study, train
 from torch.utils.data import Dataset
 
 from hf_unlearn.data.digits import load_digits
-from hf_unlearn.methods.lotus import LotusConfig
+from hf_unlearn.methods.lotus import Lotus, LotusConfig
 from hf_unlearn.models.small import small_resnet, small_vit
 
+FROZEN = {
+    "finetune, BatchNorm frozen": ("finetune", {"freeze_batchnorm": True}),
+    "finetune at LoTUS's rate": (
+        "finetune",
+        {key: Lotus().arguments("convolutional")[key] for key in ("freeze_batchnorm", "learning_rate")},
+    ),
+}
 MODELS = {"resnet": (small_resnet, 30, "resnet18-cifar10"), "vit": (small_vit, 40, "vit")}
 
 
@@ -21,7 +32,8 @@ def fit(make, epochs: int):
 if __name__ == "__main__":
     results = {}
     for name, (make, epochs, paper) in MODELS.items():
-        baselines = {"finetune": ("finetune", {}), "random_label": ("random_label", {})}
+        baselines = {"finetune": ("finetune", {})} | (FROZEN if name == "resnet" else {})
+        baselines["random_label"] = ("random_label", {})
         instance = baselines | {"lotus (paper)": (LotusConfig.paper(paper), {}), "lotus": ("lotus", {})}
         results[f"{name}-instance"] = study(load_digits, fit(make, epochs), instance)
         by_class = baselines | {

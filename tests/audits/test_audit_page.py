@@ -35,6 +35,7 @@ OVERFLOW = """(() => {
     }
     return beyond;
 })()"""
+TEXT, PAGE = "document.body.innerText", rb"/Type\s*/Page\b"
 FIGURES = "[...document.querySelectorAll('data')].map(one => [one.dataset.at, one.value, one.innerText])"
 CONTRAST = """(() => {
     const light = colour => {
@@ -97,6 +98,17 @@ class TestPage:
         assert browser.evaluate(OVERFLOW) == []
         assert browser.pdf().startswith(b"%PDF")
 
+    def test_prints_a_summary_on_one_page_or_all_of_it(self, name, browser, pages):
+        browser.open(pages[name], width=718, media="print")
+        assert {"What now", "The summary"} <= set(re.findall("What now|The summary", shown := browser.evaluate(TEXT)))
+        assert "How to read it" not in shown and "AUC forget/unseen" in shown or name == "least"
+        browser.open(pages[name], width=718)
+        assert "The summary" not in browser.evaluate(TEXT) and len(re.findall(PAGE, browser.pdf())) == 1
+        browser.evaluate("document.querySelector('#whole').click()")
+        assert len(re.findall(PAGE, browser.pdf())) > (1 if name == "least" else 5)
+        browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+        assert browser.evaluate(OVERFLOW) == [] and "How to read it" in browser.evaluate(TEXT)
+
     def test_every_figure_is_of_the_json(self, name, browser, pages):
         browser.open(pages[name])
         browser.evaluate(OVERFLOW)  # which unfolds what is folded
@@ -132,6 +144,15 @@ def test_outcomes_differ_in_more_than_colour(browser, tmp_path):
         mark = browser.evaluate("getComputedStyle(document.querySelector('.outcome'), '::before').content")
         looks |= {mark, browser.evaluate("getComputedStyle(document.querySelector('.verdict')).borderLeftStyle")}
     assert len(looks) == 6
+
+
+def test_many_failures_are_summed_up_on_one_page(browser, tmp_path):
+    content = audit_content()
+    failing = next(one for one in content["verdict"]["findings"] if one["fails"])
+    long = failing | {"question": "Does fine-tuning bring forget samples back, more than it does unseen ones?"}
+    content["verdict"]["findings"] += 12 * [long | {"sentence": 3 * "The accuracy is far above that of the control. "}]
+    browser.open(AuditReport(content).to_html(tmp_path / "page.html"), width=718)
+    assert len(re.findall(PAGE, browser.pdf())) == 1
 
 
 def test_names_stay_text(browser, pages):

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_unlearn.data.randomness import uniform
+from hf_unlearn.data.randomness import gumbel, seeded, uniform
 from hf_unlearn.data.schedule import Draw
 from hf_unlearn.methods import METHODS, MethodConfig
 from tests.runs import make_trainer, original, rows, weights
 
 STEPS = 10
+NOISE = 4  # of UNSIR, for each class
 FORGET, RETAIN = 8, 32  # so that no batch of 8 is of a single sample, which BatchNorm in training mode refuses
 
 
@@ -34,10 +35,26 @@ class Plain:
         self.weights = list(self.model.parameters())
         self.start = [p.detach().clone() for p in self.weights]
         self.schedule, self.seed, self.rows, self.memory = trainer.schedule, trainer.args.seed, rows("resnet"), {}
+        self.control = trainer.indices.get("control", ("", []))[1]
+
+    def pixels(self, draws: list[Draw]) -> Tensor:
+        return torch.stack([self.rows[draw.source][draw.index]["pixel_values"] for draw in draws]).double()
 
     def logits(self, draws: list[Draw]) -> Tensor:
-        pixels = [self.rows[draw.source][draw.index]["pixel_values"] for draw in draws]
-        return self.model(pixel_values=torch.stack(pixels).double()).logits
+        return self.model(pixel_values=self.pixels(draws)).logits
+
+    @torch.no_grad()
+    def teacher_logits(self, draws: list[Draw], name: str = "original") -> Tensor:
+        """Of the original in eval mode, or of what `memory` holds by another name."""
+        if name not in self.memory:
+            self.memory[name] = original("resnet", torch.float64).eval()
+        return self.memory[name](pixel_values=self.pixels(draws)).logits
+
+    def is_forget(self, draws: list[Draw]) -> Tensor:
+        return torch.tensor([draw.source == "forget" for draw in draws])
+
+    def sample_index(self, draws: list[Draw]) -> Tensor:
+        return torch.tensor([draw.index + FORGET * (draw.source == "retain") for draw in draws])
 
     def labels(self, draws: list[Draw]) -> Tensor:
         return torch.tensor([self.rows[draw.source][draw.index]["labels"] for draw in draws])
@@ -148,12 +165,7 @@ def hamu(plain, groups, epoch, step):
 def scrub(plain, groups, epoch, step):
     """−T²·KL(teacher‖student) in passes over the forget set; 0.99·CE + 0.001·T²·KL in those over the retained set; T = 4."""
     (kind, draws), t = next(iter(groups.items())), 4.0
-    if "teacher" not in plain.memory:
-        plain.memory["teacher"] = original("resnet", torch.float64).eval()
-    with torch.no_grad():
-        pixels = torch.stack([plain.rows[d.source][d.index]["pixel_values"] for d in draws]).double()
-        teacher = plain.memory["teacher"](pixel_values=pixels).logits
-    student = plain.logits(draws)
+    teacher, student = plain.teacher_logits(draws), plain.logits(draws)
     kl = F.kl_div(F.log_softmax(student / t, 1), F.softmax(teacher / t, 1), reduction="sum") * t**2 / len(draws)
     if kind == "forget":
         return plain.gradient(-kl)
@@ -162,10 +174,9 @@ def scrub(plain, groups, epoch, step):
 
 def random_labels(plain, draws: list[Draw]) -> Tensor:
     labels = plain.labels(draws)
-    index = torch.tensor([d.index if d.source == "forget" else FORGET + d.index for d in draws])
-    u = uniform(plain.seed, torch.tensor([d.epoch for d in draws]), index, 1)[:, 0]
+    u = uniform(plain.seed, torch.tensor([d.epoch for d in draws]), plain.sample_index(draws), 1)[:, 0]
     wrong = (labels + 1 + (u * (plain.model.config.num_labels - 1)).long()) % plain.model.config.num_labels
-    return torch.where(torch.tensor([d.source == "forget" for d in draws]), wrong, labels)
+    return torch.where(plain.is_forget(draws), wrong, labels)
 
 
 def salun(plain, groups, epoch, step):
@@ -179,6 +190,65 @@ def salun(plain, groups, epoch, step):
     draws = groups["mixed"]
     gradient = plain.gradient(F.cross_entropy(plain.logits(draws), random_labels(plain, draws)))
     return [m * g for m, g in zip(plain.memory["mask"], gradient, strict=True)]
+
+
+def bad_teacher(plain, groups, epoch, step):
+    """KL(teacher‖student): of a network with random weights for forget samples, of the original for the others."""
+    if "untrained" not in plain.memory:
+        with seeded(plain.seed):
+            plain.memory["untrained"] = type(plain.model)(plain.model.config).double().eval()
+    draws = groups["mixed"]
+    forget = plain.is_forget(draws)[:, None]
+    # The original's logits lie in a table of single precision.
+    kept = plain.teacher_logits(draws).float().double()
+    teacher = torch.where(forget, plain.teacher_logits(draws, "untrained"), kept).log_softmax(1)
+    student = plain.logits(draws).log_softmax(1)
+    return plain.gradient((teacher.exp() * (teacher - student)).sum() / len(draws))
+
+
+def lotus(plain, groups, epoch, step):
+    """CE with softmax((z + g)/τ) on D_f and the one-hot at argmax(z + g) on D_r; τ = exp(8(a_f − a_u)) at every epoch's begin."""
+
+    def right(logits: Tensor, draws: list[Draw]) -> float:
+        return (logits.argmax(1) == plain.labels(draws)).double().mean().item()
+
+    if plain.memory.get("epoch") != epoch:
+        unseen = [Draw("unseen", "unseen", int(i), 0) for i in plain.control]
+        forget = [Draw("forget", "forget", i, 0) for i in range(FORGET)]
+        plain.model.eval()
+        with torch.no_grad():
+            gap = right(plain.logits(forget), forget) - right(plain.teacher_logits(unseen), unseen)
+        plain.model.train()
+        plain.memory |= {"epoch": epoch, "tau": min(math.exp(8 * gap), 1e4)}
+    draws = groups["mixed"]
+    z = plain.teacher_logits(draws)
+    z = z + gumbel(plain.seed, torch.tensor([d.epoch for d in draws]), plain.sample_index(draws), z.shape[1])
+    hard = F.one_hot(z.argmax(1), z.shape[1]).double()
+    target = torch.where(plain.is_forget(draws)[:, None], (z / plain.memory["tau"]).softmax(1), hard)
+    return plain.gradient(-(target * plain.logits(draws).log_softmax(1)).sum() / len(draws))
+
+
+def unsir(plain, groups, epoch, step):
+    """Noise by 5 steps of Adam at 0.1 on −CE + 0.1·‖N‖², the samples of a class together; then CE on it and on D_r, then D_r."""
+    if "noise" not in plain.memory:
+        classes = torch.arange(plain.model.config.num_labels).repeat_interleave(NOISE)
+        shape = plain.pixels([Draw("forget", "forget", 0, 0)]).shape[1:]
+        start = torch.randn(len(classes), *shape, generator=torch.Generator().manual_seed(plain.seed))
+        learned = []
+        for noise, y in zip(start.split(NOISE), classes.split(NOISE), strict=True):
+            noise = noise.clone().requires_grad_()
+            adam = torch.optim.Adam([noise], lr=0.1)
+            for _ in range(5):
+                error = F.cross_entropy(plain.model(pixel_values=noise.double()).logits, y, reduction="sum")
+                noise.grad = torch.autograd.grad(-error + 0.1 * noise.square().sum(), noise)[0]
+                adam.step()
+            learned.append(noise.detach())
+        plain.memory["noise"] = torch.stack(learned).double()
+    if "forget" not in groups:
+        return plain.gradient(plain.loss(groups["retain"]))
+    labels, rows = plain.labels(groups["forget"]), plain.sample_index(groups["forget"]) % NOISE
+    impaired = F.cross_entropy(plain.model(pixel_values=plain.memory["noise"][labels, rows]).logits, labels)
+    return plain.gradient((impaired + plain.loss(groups["retain"])) / 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,6 +278,16 @@ CASES = {
     "hamu": Case(paper("hamu", ratio=1e-3), hamu, 1e-4),
     "scrub": Case(paper("scrub", "large"), scrub, 5e-4, True, 0.9, 5e-4),
     "salun": Case(paper("salun"), salun, 1e-3, True, 0.9, 5e-4, changes={"learning_rate": 1e-3}),
+    "bad_teacher": Case(paper("bad_teacher", retain_fraction=0.5), bad_teacher, 1e-3, True, changes=SGD),
+    # Its early stop would end some runs before the tenth step.
+    "lotus": Case(
+        paper("lotus", "resnet18-cifar10", retain_fraction=0.5, stop_margin=1.0, cache_teacher="never"),
+        lotus,
+        1e-3,
+        True,
+        changes=SGD,
+    ),
+    "unsir": Case(paper("unsir", samples=NOISE, steps=5, retain_fraction=1.0), unsir, 1e-3, True, changes=SGD),
 }
 
 
@@ -237,3 +317,30 @@ def test_ten_steps(name, tmp_path):
     for n in expected:  # the statistics of BatchNorm as well
         assert (found[n] - expected[n]).double().norm().item() <= 1e-6 * moved[n] + 1e-12, n
     assert sum(moved[n] > 0 for n, _ in plain.model.named_parameters()) > len(plain.weights) / 2
+
+
+def test_ssd(tmp_path):
+    """θ ← θ·min(1, λ·I_D/I_f) where I_f > α·I_D, with I the mean of the squared gradients of single samples."""
+    sets = {"forget": rows("resnet")["forget"][:FORGET], "retain": rows("resnet")["retain"][:RETAIN]}
+    trainer = make_trainer(paper("ssd", alpha=1.5, lam=0.5), "resnet", tmp_path, dtype="float64", data=sets)
+    plain = Plain(trainer, train=False)
+    trainer.train()
+    squares = {
+        name: [
+            torch.stack(parts)
+            for parts in zip(
+                *([g.square() for g in plain.gradient(plain.loss([Draw(name, name, i, 0)]))] for i in range(size)),
+                strict=True,
+            )
+        ]
+        for name, size in (("forget", FORGET), ("retain", RETAIN))
+    }
+    dampened = 0
+    found = dict(trainer.model.named_parameters())
+    for (name, p), f, r in zip(plain.model.named_parameters(), squares["forget"], squares["retain"], strict=True):
+        i_f, i_d = f.mean(0), torch.cat([f, r]).mean(0)
+        chosen = i_f > 1.5 * i_d
+        expected = torch.where(chosen, p * (0.5 * i_d / i_f).clamp(max=1), p)
+        assert (found[name] - expected).norm() <= 1e-6 * p.norm() + 1e-12, name
+        dampened += chosen.sum().item()
+    assert dampened > 100 and trainer.method.report["dampened"] == dampened
