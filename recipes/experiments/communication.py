@@ -1,6 +1,6 @@
 """What the processes of a run send each other in a step, for each method, beside a plain Trainer.
 
-    python recipes/experiments/communication.py [--methods lotus npo]
+    python recipes/experiments/communication.py [--models vit] [--methods lotus hamu]
 
 Two processes on this machine (gloo) train a small ViT and a small Llama, as DDP does it and with weights that FSDP2 cuts up. Every
 collective of torch between the second update and the third is counted: calls, and the bytes of what is reduced or gathered.
@@ -129,8 +129,13 @@ def trainer_of(name: str, method: str, folder: str, arguments: dict[str, Any]) -
             batches = [{key: torch.tensor(value) for key, value in row.items()} for row in batches]
         return Trainer(model, TrainingArguments(folder, **arguments), train_dataset=batches)
     config = get_method(method).config_class()
-    if hasattr(config, "original_epochs"):
-        config.original_epochs = 30
+    for field, value in (
+        ("original_epochs", 30),
+        ("stop_margin", 2.0),
+        ("until", "end"),
+    ):  # none ends before the third step
+        if hasattr(config, field):
+            setattr(config, field, value)
     args = UnlearningArguments(folder, **arguments, measure=False, logging_nan_inf_filter=False)
     datasets = {f"{part}_dataset": found for part, found in data.items()}
     about: dict[str, Any] = {"base_model": lambda: model_of(name)} if "base_model" in config_needs(method) else {}
@@ -182,12 +187,14 @@ def run(sharded: bool, jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     return found
 
 
-def jobs_of(methods: list[str] | None) -> list[tuple[str, str]]:
+def jobs_of(models: list[str], methods: list[str] | None) -> list[tuple[str, str]]:
     found = []
     for name, task in (("vit", "image-classification"), ("llama", "causal-lm")):
         known = [
             one for one in list_methods(task=task) if one not in WITHOUT and get_method(one).info.kind != "surgery"
         ]
+        if name not in models:
+            continue
         found += [(name, one) for one in (PLAIN, *(one for one in known if methods is None or one in methods))]
     return found
 
@@ -236,7 +243,8 @@ def arithmetic(rows: list[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["vit", "llama"])
     parser.add_argument("--methods", nargs="+")
     options = parser.parse_args()
-    chosen = jobs_of(options.methods)
+    chosen = jobs_of(options.models, options.methods)
     record("communication", {"rows": [row for sharded in (False, True) for row in run(sharded, chosen)]})
