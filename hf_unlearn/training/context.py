@@ -123,7 +123,7 @@ class Context(base.Context):
         others = cast(Alternatives, reading.alternatives)
         rows = others.drawn(batch.sample_index, batch.epoch)
         found = to_model(reading.collate.read(others.source, rows), self.model, self._trainer.args.device)
-        found["sample_index"] = torch.tensor(rows)
+        found["sample_index"], found["rows"] = torch.tensor(rows), np.array(rows)
         return found
 
     def over_processes(self, value: Tensor) -> float:

@@ -13,11 +13,17 @@ from tests.runs import TRAINED, make_trainer
 READS = ("item", "cpu", "numpy", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero")
 # HAMU chooses a branch for every block of weights: all inner products are brought to the CPU at once.
 # What follows are a few numbers there, which no device is asked for.
-ON_PURPOSE = {"hamu": "hamu.py"}
+ON_PURPOSE = {
+    "hamu": "hamu.py",
+    "dpo": "alternatives.py",  # which other answer a sample is given is drawn on the CPU
+}
 LANGUAGE = [
     name
     for name, method in METHODS.items()
-    if method.info.kind != "surgery" and "causal-lm" in method.info.applies_to and name not in TRAINED
+    if method.info.kind != "surgery"
+    and "causal-lm" in method.info.applies_to
+    and name not in TRAINED
+    and name not in ("altpo", "idk_dpo")  # whose answers are texts
 ]
 
 
