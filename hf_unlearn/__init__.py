@@ -12,6 +12,7 @@ _MODULES = {
     "audits.audit": ["audit"],
     "audits.hardness": ["HardnessReport"],
     "audits.report": ["AuditReport"],
+    "commands.request_queue": ["RequestQueue"],
     "errors": ["UnlearningError"],
     "methods": [
         *("AmunConfig", "AutoConfig", "CtConfig", "DeleteConfig", "MsgConfig", "RegunConfig", "RewindConfig"),
@@ -19,6 +20,8 @@ _MODULES = {
         *("HamuConfig", "L1SparseConfig", "LocalTeacherConfig", "LotusConfig", "NeggradPlusConfig", "NpoConfig"),
         *("OrthogradConfig", "PcgradConfig", "RandomLabelConfig", "RetrainConfig", "RmuConfig", "SalunConfig"),
         *("ScrubConfig", "SimnpoConfig", "UnsirConfig", "get_method", "list_methods"),
+        *("AltpoConfig", "CeUConfig", "DpoConfig", "IdkDpoConfig", "PduConfig", "SatimpConfig", "TaskVectorConfig"),
+        *("UndialConfig", "WgaConfig"),
     ],
     "methods.look": ["Look"],
     "methods.multitask": ["Multitask", "MultitaskConfig"],
@@ -36,19 +39,24 @@ if TYPE_CHECKING:
     from .audits.audit import audit
     from .audits.hardness import HardnessReport
     from .audits.report import AuditReport
+    from .commands.request_queue import RequestQueue
     from .data.splits import split_dataset
     from .errors import UnlearningError
     from .methods import (
+        AltpoConfig,
         AmunConfig,
         AutoConfig,
         BadTeacherConfig,
+        CeUConfig,
         CtConfig,
         DeleteConfig,
+        DpoConfig,
         FinetuneConfig,
         GradDiffConfig,
         GradientAscentConfig,
         GruConfig,
         HamuConfig,
+        IdkDpoConfig,
         L1SparseConfig,
         LocalTeacherConfig,
         LotusConfig,
@@ -57,15 +65,20 @@ if TYPE_CHECKING:
         NpoConfig,
         OrthogradConfig,
         PcgradConfig,
+        PduConfig,
         RandomLabelConfig,
         RegunConfig,
         RetrainConfig,
         RewindConfig,
         RmuConfig,
         SalunConfig,
+        SatimpConfig,
         ScrubConfig,
         SimnpoConfig,
+        TaskVectorConfig,
+        UndialConfig,
         UnsirConfig,
+        WgaConfig,
         get_method,
         list_methods,
     )

@@ -101,6 +101,9 @@ def rows(family: str, dtype: torch.dtype = torch.float32) -> dict[str, list[dict
         labels = rng.permutation(np.arange(size) % LABELS)
         if family == "llama":
             sets[name] = [_completion(rng) for _ in labels]
+            if name == "forget":
+                others = np.random.default_rng(1)
+                sets[name] = [row | {"alternative": _completion(others)["input_ids"]} for row in sets[name]]
             continue
         if family in TEXTS:
             inputs = [{"text": " ".join(rng.choice(WORDS, rng.integers(2, 20)))} for _ in labels]

@@ -38,12 +38,14 @@ class Layout:
         expected: the same in words, for data that has none of them.
         has_classes: whether each sample has one class, in a label column; without, `labels` are all 0.
         task_columns: the columns that hold the labels of a multi-task model.
+        renamed: columns and what they are called here, of data that has all of them.
     """
 
     inputs: tuple[tuple[str, ...], ...]
     expected: str
     has_classes: bool = False
     task_columns: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 CLASSES = Layout(

@@ -7,17 +7,21 @@ from .datasheets import list_methods
 from .table import CLASSES, METHODS, create_method, get_method
 
 if TYPE_CHECKING:
+    from .altpo import Altpo, AltpoConfig
     from .amun import Amun, AmunConfig
     from .auto import Auto, AutoConfig
     from .bad_teacher import BadTeacher, BadTeacherConfig
     from .base import Method, MethodConfig, MethodInfo, Paper
+    from .ce_u import CeU, CeUConfig
     from .ct import Ct, CtConfig
     from .delete import Delete, DeleteConfig
+    from .dpo import Dpo, DpoConfig
     from .finetune import Finetune, FinetuneConfig
     from .grad_diff import GradDiff, GradDiffConfig
     from .gradient_ascent import GradientAscent, GradientAscentConfig
     from .gru import Gru, GruConfig
     from .hamu import Hamu, HamuConfig
+    from .idk_dpo import IdkDpo, IdkDpoConfig
     from .l1_sparse import L1Sparse, L1SparseConfig
     from .local_teacher import LocalTeacher, LocalTeacherConfig
     from .lotus import Lotus, LotusConfig
@@ -27,15 +31,20 @@ if TYPE_CHECKING:
     from .npo import Npo, NpoConfig
     from .orthograd import Orthograd, OrthogradConfig
     from .pcgrad import Pcgrad, PcgradConfig
+    from .pdu import Pdu, PduConfig
     from .random_label import RandomLabel, RandomLabelConfig
     from .regun import Regun, RegunConfig
     from .retrain import Retrain, RetrainConfig
     from .rewind import Rewind, RewindConfig
     from .rmu import Rmu, RmuConfig
     from .salun import Salun, SalunConfig
+    from .satimp import Satimp, SatimpConfig
     from .scrub import Scrub, ScrubConfig
     from .simnpo import Simnpo, SimnpoConfig
+    from .task_vector import TaskVector, TaskVectorConfig
+    from .undial import Undial, UndialConfig
     from .unsir import Unsir, UnsirConfig
+    from .wga import Wga, WgaConfig
 
 _HOME: dict[str, str] = dict.fromkeys(("Method", "MethodConfig", "MethodInfo", "Paper"), "methods.base")
 for _module, _, _class in (place.partition(":") for place in CLASSES.values()):

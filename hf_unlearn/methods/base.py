@@ -185,7 +185,7 @@ class Context(Protocol):
 
     def measure(self, split: str, at_most: int | None = None) -> Measurement | TaskMeasurement:
         """What the model as it is now says about each sample of `forget`, `retain` or `control`, or about so many of them,
-        which are drawn once, by the seed."""
+        which are drawn once, by the seed; or of `alternatives`, see `alternatives`."""
         ...
 
     def probabilities(self, split: str) -> Tensor:
@@ -208,6 +208,15 @@ class Context(Protocol):
 
     def batch(self, samples: list[tuple[str, int]], epoch: int | None = None) -> Batch:
         """One batch of these samples; with an epoch, as training reads them then."""
+        ...
+
+    def alternatives(self, batch: Batch) -> Batch:
+        """Forget samples with other answers, which `Method.alternatives` gives, drawn by (seed, epoch, sample) where there are
+        several; their `sample_index` is the place in what `measure` says of them."""
+        ...
+
+    def over_processes(self, value: Tensor) -> float:
+        """The mean of a number over the processes."""
         ...
 
     def gradients(
@@ -237,6 +246,10 @@ class Context(Protocol):
         """The model in eval mode inside."""
         ...
 
+    def training(self) -> AbstractContextManager[None]:
+        """The model in training mode inside, in eval mode after. Frozen BatchNorm has its own statistics back then."""
+        ...
+
     def teacher(self, cache: str = "auto") -> Teacher:
         """The frozen original: `teacher.logits(batch)`. Its logits are kept in a table, unless `cache` is "never" or reading
         a sample twice gives different inputs, which "always" refuses."""
@@ -249,6 +262,10 @@ class Context(Protocol):
     def start_weights(self) -> dict[str, Tensor]:
         """Those that the original's training began from, by name, with what its base lacks drawn by the seed. They are given
         once."""
+        ...
+
+    def look_again(self) -> None:
+        """Told that the method has changed the weights itself, and that what was measured of them no longer holds."""
         ...
 
     def restore_original(self) -> None:
@@ -292,6 +309,7 @@ class Method:
     whole_classes: ClassVar[bool] = False  # whether it forgets whole classes only
     plain_sgd: ClassVar[bool] = False  # whether the optimizer must do nothing but weights -= learning rate * gradient
     takes_teacher: bool = False  # whether it reads `context.given_teacher`
+    takes_alternatives: bool = False  # whether it asks for other answers to forget samples
     starts_over: ClassVar[bool] = False  # whether it reads the weights that training began from
     single_samples: ClassVar[bool] = False  # whether it asks for gradients of single samples
 
@@ -325,6 +343,11 @@ class Method:
     def class_request(self) -> bool | None:
         """Whether its config says that whole classes must go; None: it does not say."""
         return getattr(self.config, "class_mode", None)
+
+    def alternatives(self, row: dict[str, Any]) -> list[Any]:
+        """The answers, one or several, that a forget sample of a language model is to be given in the place of its own, where
+        the method `takes_alternatives`."""
+        raise NotImplementedError
 
     def epochs(self, epochs: int) -> list[str]:
         """The kind of every epoch of a run of `epochs` epochs (see `Schedule`)."""

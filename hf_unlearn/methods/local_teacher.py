@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import models
 from ..data.batches import Batch
 from ..data.samples import seeded
+from ..models.adapters import tuner_layers
 from ..tasks.losses import cross_entropy
 from .base import Method, MethodConfig, MethodInfo, Paper
 from .neighbours import Neighbours, centres
@@ -98,11 +99,24 @@ class LocalTeacherConfig(MethodConfig):
     top: int = field(default=3, metadata={"help": "classes that are kept of a teacher's answer"})
     temperature: float = field(default=1.0, metadata={"help": "temperature T of the teacher's answer"})
     forget_weight: float = field(default=2.0, metadata={"help": "weight β of the forget samples"})
+    frozen: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of the model's layers, the first ones, that stay as they are (ours); not of a model that comes with "
+            "an adapter"
+        },
+    )
     teacher: str = field(
         default="auto",
         metadata={
             "help": "resnet8 or transformer, from scratch (auto: by the data); or a public checkpoint that has never seen "
             "the forget samples: a Hub id or a folder (ours)"
+        },
+    )
+    teacher_pixels: int = field(
+        default=16,
+        metadata={
+            "help": "the size of the images that resnet8 reads; larger ones are averaged down to it, or to less than twice (ours)"
         },
     )
     teacher_accuracy: float = field(default=0.99, metadata={"help": "accuracy on the support that ends its training"})
@@ -127,6 +141,8 @@ class LocalTeacherConfig(MethodConfig):
         self.check("top", self.top >= 1, "at least 1")
         self.check("temperature", self.temperature > 0, "a positive temperature")
         self.check("forget_weight", self.forget_weight >= 0, "a weight of 0 or more")
+        self.check("frozen", 0 <= self.frozen < 1, "a share in [0, 1)")
+        self.check("teacher_pixels", self.teacher_pixels >= 8, "8 or more")
         self.check("teacher_accuracy", 0 < self.teacher_accuracy <= 1, "an accuracy in (0, 1]")
         self.check("teacher_epochs", self.teacher_epochs >= 1, "at least 1")
         self.check("teacher_lr", self.teacher_lr is None or self.teacher_lr > 0, "a positive number, or None")
@@ -140,7 +156,7 @@ class LocalTeacherConfig(MethodConfig):
         arguments |= {"optim": "adamw_torch", "weight_decay": 1e-6, "lr_scheduler_type": "constant"}
         arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False, "decay": "all"}
         teacher = {"teacher": "resnet8", "teacher_optim": "sgd", "teacher_lr": 0.2, "teacher_batch": 256}
-        return cls(k=1000, similarity="centroid", **teacher, arguments=arguments)
+        return cls(k=1000, similarity="centroid", frozen=0.0, teacher_pixels=32, **teacher, arguments=arguments)
 
 
 class LocalTeacher(Method):
@@ -156,7 +172,7 @@ class LocalTeacher(Method):
         kind="loss",
         summary="gives forget samples the labels of a small model that was trained on their retained neighbours alone",
         needs=("forget", "retain"),
-        cost=16,
+        cost=4,
         paper=Paper(
             title="Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning",
             arxiv="2605.31317",
@@ -171,8 +187,8 @@ class LocalTeacher(Method):
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
-            "learning_rate": 3e-4 if family == "convolutional" else 0.03 / width,
-            "num_train_epochs": 10,
+            "learning_rate": 1e-3 if family == "convolutional" else 0.1 / width,
+            "num_train_epochs": 3,
             "per_device_train_batch_size": 64,
             "weight_decay": 1e-6,
             "lr_scheduler_type": "constant",
@@ -180,11 +196,21 @@ class LocalTeacher(Method):
             "freeze_batchnorm": True,
         }
 
+    def trained_modules(self, model: nn.Module) -> list[str] | None:
+        self.held: set[str] = set()  # names of what is trained but for `frozen`
+        if not self.config.frozen or tuner_layers(model):
+            return None
+        owned = {name: dict(layer.named_parameters(name, recurse=False)) for name, layer in model.named_modules()}
+        layers = [name for name, parameters in owned.items() if parameters]
+        first = math.floor(self.config.frozen * len(layers))
+        self.held = {n for layer in layers[:first] for n, p in owned[layer].items() if p.requires_grad}
+        return layers[first:]
+
     def epochs(self, epochs: int) -> list[str]:
         return ["mixed"] * epochs
 
     def prepare(self, context) -> None:
-        self.context = context
+        self.context, self.kept = context, None  # of each forget sample the `top` largest of ŷ, and their classes
         ranked, half = self.neighbours()
         k = self.stable_k(ranked, half) if self.config.k == "auto" else self.config.k or 2 * half
         self.support = support = ranked[:k]
@@ -312,11 +338,11 @@ class LocalTeacher(Method):
 
         with seeded(context.seed, 4, seed):
             given = config.teacher if context.given_teacher is None else context.given_teacher
-            teacher = new_teacher(given, context.model, context.task)
+            teacher = new_teacher(given, context.model, context.task, config.teacher_pixels)
             teacher.to(models.pretrained(context.model).device).requires_grad_(True)
             teacher.to(torch.promote_types(next(context.model.parameters()).dtype, torch.float32))
             inputs = readable(teacher, first.inputs)
-            self.shares_frozen = check_teacher(teacher, context.model, inputs, context.num_labels)
+            self.shares_frozen = check_teacher(teacher, context.model, inputs, context.num_labels, self.held)
             optimizer = new_optimizer(teacher, config.teacher_optim, config.teacher_lr, config.teacher_decay)
             reached = fit(teacher, batches, optimizer, config.teacher_epochs, config.teacher_accuracy)
         for tensor in teacher.state_dict().values():
@@ -328,24 +354,37 @@ class LocalTeacher(Method):
         with torch.no_grad():
             return (teacher(**readable(teacher, inputs)).logits / self.config.temperature).softmax(dim=-1)
 
-    def answers(self, teachers: list[nn.Module]) -> tuple[float, np.ndarray]:
-        """The accuracy on D_f of some teachers together, and the share of each class in their answers."""
-        right, histogram = 0, np.zeros(self.context.num_labels)
+    def said(self, teachers: list[nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The probabilities of some teachers together, and the labels, of D_f."""
         forget = [("forget", index) for index in range(self.context.schedule.n_forget)]
         for start in range(0, len(forget), ROWS_AT_ONCE):
             batch = self.context.batch(forget[start : start + ROWS_AT_ONCE])
-            together = cast(Tensor, sum(self.probabilities(teacher, batch.inputs) for teacher in teachers))
+            yield cast(Tensor, sum(self.probabilities(teacher, batch.inputs) for teacher in teachers)), batch.labels
+
+    def answers(self, teachers: list[nn.Module]) -> tuple[float, np.ndarray]:
+        """The accuracy on D_f of some teachers together, and the share of each class in their answers."""
+        right, histogram = 0, np.zeros(self.context.num_labels)
+        for together, labels in self.said(teachers):
             answer = together.argmax(dim=-1)
-            right += (answer == batch.labels).sum().item()
+            right += (answer == labels).sum().item()
             histogram += answer.bincount(minlength=len(histogram)).cpu().numpy()
-        return right / len(forget), histogram / len(forget)
+        return right / self.context.schedule.n_forget, histogram / self.context.schedule.n_forget
+
+    def targets(self, batch: Batch) -> Tensor:
+        """ŷ of forget samples: kept where training always reads them the same, and of what it reads now otherwise."""
+        if not self.context.is_deterministic:
+            return truncate_targets(self.probabilities(self.teacher, batch.inputs), self.config.top)
+        if self.kept is None:
+            parts = [truncate_targets(p, self.config.top) for p, _ in self.said([self.teacher])]
+            self.kept = torch.cat([torch.cat(y.topk(min(self.config.top, y.shape[-1])), dim=-1) for y in parts])
+        values, classes = self.kept[batch.sample_index].chunk(2, dim=-1)
+        return values.new_zeros(len(values), self.context.num_labels).scatter(-1, classes.long(), values)
 
     def losses(self, model, batch) -> dict[str, Tensor]:
         student = model(**batch.inputs).logits
         targets = torch.zeros_like(student)
         if batch.is_forget.any():
-            inputs = {key: value[batch.is_forget] for key, value in batch.inputs.items()}
-            y = truncate_targets(self.probabilities(self.teacher, inputs), self.config.top)
+            y = self.targets(Batch({key: value[batch.is_forget] for key, value in batch.items()}))
             targets = targets.to(y.dtype).masked_scatter(batch.is_forget[:, None], y)
         beta = self.config.forget_weight
         return {"loss": batch.mean(distillation_loss(student, targets, batch.labels, batch.is_forget, beta))}
@@ -359,3 +398,4 @@ class LocalTeacher(Method):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.teacher.load_state_dict(state)
+        self.kept = None

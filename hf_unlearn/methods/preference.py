@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
-from ..tasks.losses import divergence, predicting
+from ..tasks.losses import divergence, predicting, token_means
 from .base import Term
 from .paired import PairedLosses, PairedLossesConfig
 
@@ -30,7 +30,7 @@ def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Te
     places = predicting(batch.labels)
     difference = heads.compared(original, lambda of_model, of_original: divergence(of_original, of_model))
     of_tokens, _ = heads.read(model, batch.inputs, places, difference)
-    return heads.padded(of_tokens[:, 0], places).sum(dim=1) / places.sum(dim=1)
+    return token_means(heads.padded(of_tokens[:, 0], places), batch.labels)
 
 
 @dataclass
@@ -72,10 +72,14 @@ class Held(PairedLosses):
         if self.config.retain == "kl":
             self.teacher = context.teacher("never")
 
+    @property
+    def retain_weight(self) -> float:
+        return self.config.retain_weight
+
     def terms(self, model, batch) -> list[Term]:
         found = [
             Term("forget", 1.0, lambda: self.forget_loss(model, batch["forget"])),
-            Term("retain", self.config.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
+            Term("retain", self.retain_weight, lambda: self.retain_loss(model, batch["retain"])),
         ]
         return found[:1] if self.config.retain == "none" else found
 

@@ -40,6 +40,15 @@ CLASSES = {
     "grad_diff": "methods.grad_diff:GradDiff",
     "npo": "methods.npo:Npo",
     "simnpo": "methods.simnpo:Simnpo",
+    "dpo": "methods.dpo:Dpo",
+    "idk_dpo": "methods.idk_dpo:IdkDpo",
+    "altpo": "methods.altpo:Altpo",
+    "undial": "methods.undial:Undial",
+    "wga": "methods.wga:Wga",
+    "satimp": "methods.satimp:Satimp",
+    "ce_u": "methods.ce_u:CeU",
+    "pdu": "methods.pdu:Pdu",
+    "task_vector": "methods.task_vector:TaskVector",
     "rmu": "methods.rmu:Rmu",
 }
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 
 
-def new_teacher(given: Any, original: nn.Module, task: Task) -> nn.Module:
-    """A fresh teacher: from scratch by its name ("auto": by what the original reads), a checkpoint, a copy of a model, or from a function."""
+def new_teacher(given: Any, original: nn.Module, task: Task, pixels: int = 32) -> nn.Module:
+    """A fresh teacher: from scratch by its name ("auto": by what the original reads; of images at about so many `pixels`), a
+    checkpoint, a copy of a model, or from a function."""
     channels = models.image_channels(original)
     own = "resnet8" if channels else "transformer"
     if isinstance(given, nn.Module):
@@ -33,7 +34,7 @@ def new_teacher(given: Any, original: nn.Module, task: Task) -> nn.Module:
         return found
     if given in ("auto", own):
         if channels:
-            return ResNet8(task.num_labels, channels)
+            return ResNet8(task.num_labels, channels, pixels)
         words = models.embedding_of(original).num_embeddings
         return small_transformer(task.num_labels, words, models.max_tokens(original) or 512)
     if given in ("resnet8", "transformer"):
@@ -92,14 +93,21 @@ def readable(teacher: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]
     return {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items() if key in takes}
 
 
-def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Tensor], num_labels: int) -> bool:
+def check_teacher(
+    teacher: nn.Module,
+    original: nn.Module,
+    inputs: dict[str, Tensor],
+    num_labels: int,
+    held: Container[str] = (),
+) -> bool:
     """Refuse a teacher that calls the original or has its weights, and one that does not answer as a classifier does.
 
     Its weights are those it holds and those of all modules that run when it answers, which may hide in a closure. They are
     too many of the original's where they are more than half of those, or more than half of its own. Not found out are copies
     that have been changed a little, and those that no module holds: a table of features, or weights that a function is given.
 
-    Weights that the original's training has left frozen are no reason; whether the teacher has those is given back.
+    Weights that the original's training has left frozen are no reason; whether the teacher has those is given back. Those that
+    are `held` are only frozen by the method itself.
     """
     called: list[nn.Module] = []
     try:
@@ -111,7 +119,7 @@ def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Ten
             f"local_teacher: the teacher is a {type(teacher).__name__} that fails on the model's inputs, {shapes} "
             f"({str(error).partition(chr(10))[0].rstrip('.')}); expected a model that reads what the original does."
         ) from error
-    learned, frozen = _matrices(original)
+    learned, frozen = _matrices(original, held)
     used = {id(w): w for module in (*teacher.modules(), *called) for w in module.parameters(recurse=False)}
     own = [w for w in used.values() if _is_whole_matrix(w)]
     does, advice = "calls" if not set(called).isdisjoint(original.modules()) else "", ""
@@ -137,13 +145,13 @@ def check_teacher(teacher: nn.Module, original: nn.Module, inputs: dict[str, Ten
     return 2 * sum(_among(w, frozen) for w in own) > len(own)
 
 
-def _matrices(original: nn.Module) -> tuple[list[list[Tensor]], list[Tensor]]:
+def _matrices(original: nn.Module, held: Container[str]) -> tuple[list[list[Tensor]], list[Tensor]]:
     """Those that the original's training may have changed, as they are and with its adapters merged; and all others."""
     known: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, weight in original.named_parameters():
         ours = is_adapted(original) and f".{NAME}." in name
         if _is_whole_matrix(weight) and not ours:
-            known[_may_have_learned(original, name, weight)].append(weight)
+            known[name in held or _may_have_learned(original, name, weight)].append(weight)
     learned = [known[True]]
     if (
         is_adapted(original) and own_adapters(original) and tuner_layers(original) and any(known.values())

@@ -63,16 +63,17 @@ class Block(nn.Module):
 
 
 class ResNet8(nn.Module):
-    """The ResNet of 6n + 2 layers with n = 1, for images of about 32 px; larger ones are averaged down to 32 to 63 px."""
+    """The ResNet of 6n + 2 layers with n = 1, for images of about `pixels`; those of twice the size and more are averaged down."""
 
-    def __init__(self, num_labels: int, channels: int = 3):
+    def __init__(self, num_labels: int, channels: int = 3, pixels: int = 32):
         super().__init__()
+        self.pixels = pixels
         stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         self.blocks = nn.Sequential(*stem, Block(16, 16, 1), Block(16, 32, 2), Block(32, 64, 2))
         self.classifier = nn.Linear(64, num_labels)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        pixels = F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // 32))
+        pixels = F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // self.pixels))
         return ImageClassifierOutput(logits=self.classifier(self.blocks(pixels).mean((2, 3))))
 
 

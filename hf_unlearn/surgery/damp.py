@@ -17,19 +17,20 @@ from .checks import check_operators, check_weights, ready
 from .damp_config import DampConfig
 from .directions import centre, depth_coefficient, directions_of, forget_directions, remove_directions, residuals
 from .edits import Edit, Removal, edits_of, write
-from .explain import explain, head_test, named, row_of, still_given
+from .explain import explain, explain_read, head_test, named, read, row_of, still_given
 from .fitting import EXAMPLES, fitted
 from .lora import Factors, load_lora, to_lora
 from .operators import find_plan
 from .plan import Operator, Plan, Reading
 from .probe import probe_accuracy
-from .statistics import Statistics, collect
+from .statistics import Statistics, at_head, collect
 
 __all__ = [
     "Damp",
     "DampConfig",
     "damp_edit",
     "damp_lora",
+    "damp_probe",
     "depth_coefficient",
     "forget_directions",
     "remove_directions",
@@ -79,6 +80,33 @@ def damp_lora(
     return report, to_lora(factors), factors
 
 
+def damp_probe(
+    model: nn.Module,
+    forget_loader: Iterable[Mapping],
+    retain_loader: Iterable[Mapping],
+    *,
+    config: DampConfig | None = None,
+    stages: int | list[list[str]] | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """How well a linear probe tells the forgotten classes from the others, by what the operators of each stage read: of a
+    retrained model, to be held beside `still_read` in the report of an edit. Nothing is changed."""
+    config, model = config or DampConfig(), extract_model_from_parallel(model, keep_torch_compile=False)
+    example, retain_loader = _example(retain_loader, model)
+    plan = _plan(model, example, stages, config)
+    about = {"conv": config.conv, "pooling": config.pooling, "seed": seed, "samples": EXAMPLES}
+    return read(plan, *(collect(model, plan, loader, **about) for loader in (forget_loader, retain_loader)))
+
+
+def _plan(
+    model: nn.Module, example: dict[str, Tensor], stages: int | list[list[str]] | None, config: DampConfig
+) -> Plan:
+    plan = find_plan(model, example, stages or config.stages, config.readers)
+    if config.conv == "unfold":
+        plan = dataclasses.replace(plan, readings=[one for reading in plan.readings for one in _by_patch(reading)])
+    return plan
+
+
 def _edits(
     model: nn.Module,
     forget_loader: Iterable[Mapping],
@@ -92,9 +120,7 @@ def _edits(
     model = extract_model_from_parallel(model, keep_torch_compile=False)
     check_weights(model, "damp")
     example, retain_loader = _example(retain_loader, model)
-    plan = find_plan(model, example, stages or config.stages, config.readers)
-    if config.conv == "unfold":
-        plan = dataclasses.replace(plan, readings=[one for reading in plan.readings for one in _by_patch(reading)])
+    plan = _plan(model, example, stages, config)
     check_operators(model, plan, as_adapter)
     about = {"conv": config.conv, "pooling": config.pooling, "seed": seed}
     about["samples"] = config.probe_samples // 2 if config.alpha is None else 0
@@ -105,10 +131,9 @@ def _edits(
     accuracies = _probe(forget, retain, config)
     alphas = [_alpha(*pair, plan.stages, config) for pair in zip(plan.readings, accuracies, strict=True)]
     removals, notes = _removals(plan, alphas, forget, retain, config, as_adapter)
-    whole = tuple(_at_head(plan, side) for side in (forget, retain))
-    removals, seen, left, why = fitted(model, plan, removals, whole, config)
+    removals, behind, left, why = fitted(model, plan, removals, (forget, retain), config)
     notes += why
-    head = head_test(removals, whole[0], seen[0])
+    head = head_test(removals, at_head(plan, forget), at_head(plan, behind[0]))
     edits = [edits_of(removal) for removal in removals]
     rows = [
         row_of(removal, accuracy, config.tau, [edit.verify(mu, means, config.rcond) for edit in of_reading])
@@ -116,10 +141,17 @@ def _edits(
             removals, accuracies, edits, forget.means, retain.means, strict=True
         )
     ]
-    notes = [*plan.notes, *notes, *explain(rows, head, left, {*forget.counts, *retain.counts}, removals, config.tau)]
+    still_read = {"original": read(plan, forget, retain), "edited": read(plan, *behind)}
+    notes = [
+        *explain_read(**still_read),
+        *plan.notes,
+        *notes,
+        *explain(rows, head, left, {*forget.counts, *retain.counts}, removals, config.tau),
+    ]
     for note in notes:
         logger.warning(note)
     report = {
+        "still_read": still_read,
         "stages": plan.stages,
         "forget_classes": {str(c): n for c, n in forget.counts.items()},
         "retain_classes": {str(c): n for c, n in retain.counts.items()},
@@ -172,9 +204,9 @@ def _removals(
             found.append(Removal(reading, span_here, alpha, q, centre(means, span_here), relative, held))
         return found
 
-    notes, at_head = [], _at_head(plan, forget)
+    notes, here = [], at_head(plan, forget)
     removals = remove("affine" if config.span == "affine" else "linear")
-    if config.span == "auto" and any(holds) and (left := still_given(head_test(removals, at_head, at_head))):
+    if config.span == "auto" and any(holds) and (left := still_given(head_test(removals, here, here))):
         notes.append(
             f"Without the directions outside the linear span (the paper's) the head would still give a forgotten class for "
             f"{named(left)}, so the affine span was used (ours)."
@@ -190,13 +222,6 @@ def _by_patch(reading: Reading) -> list[Reading]:
     if any(isinstance(operator.module, nn.Conv2d) for operator in reading.operators):
         return [dataclasses.replace(reading, operators=[operator]) for operator in reading.operators]
     return [reading]
-
-
-def _at_head(plan: Plan, side: Statistics) -> Statistics:
-    """What the operators read that give the logits."""
-    heads = [i for i, reading in enumerate(plan.readings) if reading.is_head]
-    means, samples = ([column[i] for i in heads] for column in (side.means, side.samples))
-    return dataclasses.replace(side, means=means, samples=samples)
 
 
 def _holds_bias(operator: Operator, as_adapter: bool) -> bool:
@@ -231,8 +256,8 @@ def _check_classes(forget: Statistics, retain: Statistics, config: DampConfig) -
             raise UnlearningError(f"There are no {side} samples; DAMP needs samples of the classes on both sides.")
     if both := sorted(forget.counts.keys() & retain.counts.keys()):
         raise UnlearningError(
-            f"There are forget and retained samples of {named(both)}, and DAMP forgets whole classes; move all samples of a "
-            "class to one side, or choose a method for single samples."
+            f"There are forget and retained samples of {named(both)}, and DAMP forgets whole classes, as the span of what stays holds "
+            "the mean of a part; move all samples of a class to one side, or take rewind, local_teacher or auto."
         )
     if config.alpha is None and (few := min(sum(forget.counts.values()), sum(retain.counts.values()))) < 2:
         raise UnlearningError(

@@ -4,7 +4,9 @@ from typing import Any
 
 from .damp_config import HIGHEST
 from .edits import Edit, Removal
-from .fitting import LEFT
+from .fitting import EXAMPLES, LEFT
+from .plan import Plan
+from .probe import probe_accuracy
 from .statistics import Statistics
 
 
@@ -31,6 +33,29 @@ def head_test(removals: list[Removal], forget: Statistics, seen: Statistics) -> 
 def still_given(head: dict[str, dict[str, dict[str, Any]]]) -> list[int]:
     """The head test: the forgotten classes for whose means the edited head still gives one of them."""
     return sorted({int(c) for classes in head.values() for c, about in classes.items() if about["still_given"]})
+
+
+def read(plan: Plan, forget: Statistics, retain: Statistics) -> dict[str, float]:
+    """How well a linear probe tells the two sides apart by what the first operator of each stage reads, by its name: the balanced
+    accuracy on samples that it was not fitted to."""
+    found, stages = {}, set()
+    for reading, f, r in zip(plan.readings, forget.samples, retain.samples, strict=True):
+        if reading.stage not in stages and min(len(f), len(r)) > 1:
+            found[reading.operators[0].name] = probe_accuracy(f[:EXAMPLES], r[:EXAMPLES])
+        stages.add(reading.stage)
+    return found
+
+
+def explain_read(original: dict[str, float], edited: dict[str, float]) -> list[str]:
+    """In words, how far a probe still reads the class."""
+    if not edited:
+        return []
+    before = {name: f" (before: {100 * accuracy:.0f} %)" for name, accuracy in original.items()}
+    found = ", ".join(f"{100 * accuracy:.0f} % in {name}{before.get(name, '')}" for name, accuracy in edited.items())
+    return [
+        f"By what the edited layers read, a new linear probe still tells the forgotten classes from the others: {found}; 50 % is "
+        "chance. A model that was trained without them is read as well: damp_probe(retrained, ...) says how far."
+    ]
 
 
 def row_of(removal: Removal, accuracy: float | None, tau: float, deviations: list[dict[str, float]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .damp_config import HIGHEST, DampConfig
 from .edits import Edit, Removal, edits_of, write
 from .plan import Plan
-from .statistics import Statistics, collect
+from .statistics import Statistics, at_head, collect
 
 LEFT = 0.01  # of the forget samples may still be given a forgotten class
 EASED = (1.0, 0.5, 0.0)  # of α below the head
@@ -17,20 +17,22 @@ EXAMPLES = 200  # samples of each side that are seen once more, through the edit
 
 
 def fitted(
-    model: nn.Module, plan: Plan, removals: list[Removal], whole: tuple[Statistics, ...], config: DampConfig
+    model: nn.Module, plan: Plan, removals: list[Removal], sides: tuple[Statistics, ...], config: DampConfig
 ) -> tuple[list[Removal], tuple[Statistics, ...], float | None, list[str]]:
-    """The removals with α as `ease` and `overshoot` have it, what the head reads behind them, the share of forget samples that
-    is left, and notes."""
+    """The removals with α as `ease` and `overshoot` have it, what the operators read behind them, the share of forget samples
+    that is left, and notes."""
+    whole = tuple(at_head(plan, side) for side in sides)
     eases = config.ease and config.alpha is None
     overshoots = config.overshoot and config.alpha is None and config.force_head_alpha is None
     forgotten, tries = list(whole[0].counts), []
     for share in EASED if eases else EASED[:1]:
         tried = [_eased(removal, share) for removal in removals]
-        seen = _behind_edits(model, plan, tried, whole, config)
+        behind = _behind_edits(model, plan, tried, sides, config)
+        seen = tuple(at_head(plan, side) for side in behind)
         if overshoots:
             tried = _overshot(tried, [whole, seen], forgotten)
         left = _left(tried, seen[0], forgotten)
-        tries.append((tried, seen, left, _explain_coefficients(tried, share)))
+        tries.append((tried, behind, left, _explain_coefficients(tried, share)))
         if (left or 0.0) <= LEFT:
             break
     first, best = tries[0], min(tries, key=lambda of: of[2] or 0.0)
@@ -99,17 +101,16 @@ def overshoot(
 def _behind_edits(
     model: nn.Module, plan: Plan, removals: list[Removal], sides: tuple[Statistics, ...], config: DampConfig
 ) -> tuple[Statistics, ...]:
-    """The same of a few samples, once the layers below the head are edited: they change what the head reads."""
+    """The same of a few samples, once the layers below the head are edited: they change what those behind them read."""
     edits = [edit for removal in removals if not removal.reading.is_head for edit in edits_of(removal)]
-    heads = dataclasses.replace(plan, readings=[reading for reading in plan.readings if reading.is_head])
-    if not (edits and heads.readings):
+    if not edits:
         return sides
     about = {"conv": config.conv, "pooling": config.pooling, "samples": EXAMPLES}
     changes = [change for edit in edits for change in edit.changes()]
     kept = [tensor.detach().clone() for tensor, _ in changes]
     try:
         write(changes)
-        return tuple(collect(model, heads, side.batches(), **about) for side in sides)
+        return tuple(collect(model, plan, side.batches(), **about) for side in sides)
     finally:
         write([(tensor, values) for (tensor, _), values in zip(changes, kept, strict=True)])
 

@@ -1,5 +1,6 @@
 """Class means of the activations that operators read, and a few single samples of them, in one pass over the data."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -153,6 +154,13 @@ def _lowest(parts: list[tuple[Tensor, list[Tensor]]], n: int) -> tuple[Tensor, l
     keys = torch.cat([keys for keys, _ in parts])
     order = keys.argsort()[:n]
     return keys[order], [torch.cat(rows)[order] for rows in zip(*(rows for _, rows in parts), strict=True)]
+
+
+def at_head(plan: Plan, side: Statistics) -> Statistics:
+    """What the operators read that give the logits."""
+    heads = [i for i, reading in enumerate(plan.readings) if reading.is_head]
+    means, samples = ([column[i] for i in heads] for column in (side.means, side.samples))
+    return dataclasses.replace(side, means=means, samples=samples)
 
 
 class Activations:

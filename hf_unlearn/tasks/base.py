@@ -72,6 +72,7 @@ class Task(Protocol):
     layout: Layout  # the columns of their rows
     has_classes: ClassVar[bool] = False  # whether every sample has one
     counted: ClassVar[str | None] = None  # what of samples is counted before the first step, which no stream allows
+    counts_in_steps: ClassVar[bool] = False  # whether it can also be counted in each step, as that of a stream must be
     is_fixed: ClassVar[bool] = False  # whether they must be the same whenever they are read
     is_whole: ClassVar[bool] = False  # whether a forward pass must see its whole batch, on one device
 
@@ -80,6 +81,14 @@ class Task(Protocol):
     ) -> Collator:
         """Rows to model inputs, for sets with the columns of `example`."""
         ...
+
+    def pieces(
+        self, source: Source, processing_class: ProcessingClass | None, length: int, stride: int
+    ) -> list[dict[str, list[int]]]:
+        """Whole texts as token ids in rows of at most `length`, of which each begins with `stride` tokens of the one before."""
+        raise UnlearningError(
+            f"stride is {stride}, and the model is for {self.name}; it cuts the texts of a language model: leave it out."
+        )
 
     def supervision(self, sources: Mapping[str, Source], asked: Any) -> Supervision:
         """What of the samples must go; `asked` is the user's `tasks`."""

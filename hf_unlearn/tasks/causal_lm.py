@@ -10,11 +10,12 @@ from .. import models
 from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
+from ..errors import UnlearningError
 from ..metrics.text_membership import min_k_score
 from ..metrics.tokens import extraction_strength_rows
 from ..models import heads
 from .base import Supervision, Task
-from .completions import COMPLETIONS, CompletionCollator
+from .completions import COMPLETIONS, MESSAGES, CompletionCollator
 from .losses import next_tokens, predicting
 from .token_evaluation import TokenEvaluator, Tokens
 
@@ -27,6 +28,7 @@ class CausalLM(Task):
     outputs = "words"
     layout = COMPLETIONS
     counted = "the tokens of a language model's samples"
+    counts_in_steps = True
     is_fixed = True
     is_whole = True  # of which the head is told the places that count
     right_or_wrong = False  # most tokens of a text are right in unseen ones too
@@ -52,6 +54,17 @@ class CausalLM(Task):
         self, example: Source, processing_class: ProcessingClass | None, data_collator: DataCollator | None
     ) -> CompletionCollator:
         return CompletionCollator(example, processing_class, data_collator, **self.limits)
+
+    def pieces(
+        self, source: Source, processing_class: ProcessingClass | None, length: int, stride: int
+    ) -> list[dict[str, list[int]]]:
+        columns = source.processed_inputs or source.input_columns
+        if source.is_stream or source.processed_inputs or len(columns) > 1 or columns == list(MESSAGES):
+            what = "is a stream" if source.is_stream else f"has {' and '.join(columns)}"
+            raise UnlearningError(
+                f"stride is {stride}, which cuts whole texts into pieces, and {source.name} {what}; expected a text alone, or no stride."
+            )
+        return self.collator(source, processing_class, None).pieces(source, length, stride)
 
     def eval_batch_size(self, eval_size: int, train_size: int) -> int:
         return min(eval_size, train_size)  # activations of long texts

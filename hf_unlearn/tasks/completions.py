@@ -1,7 +1,7 @@
 """Prompts and completions of a language model, as token ids and labels."""
 
 import os.path
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,11 @@ from .losses import IGNORED, next_tokens
 
 PROMPT_COLUMNS = ("prompt", "completion")
 MESSAGES = ("messages",)
+ALTERNATIVE = "alternative"  # the column of what shall be answered in the place of the completion
+PREFERENCE = (
+    ("rejected", "completion"),
+    ("chosen", ALTERNATIVE),
+)  # the answer that the model has learnt, and the other one
 # How a question and its answer are written for a model without a chat template.
 QUESTION = "Question: {question}\nAnswer: {answer}"
 WRITTEN: dict[tuple[str, ...], str] = {
@@ -30,6 +35,7 @@ COMPLETIONS = Layout(
     (("input_ids",), PROMPT_COLUMNS, MESSAGES, *WRITTEN, *((name,) for name in TEXT_COLUMNS)),
     f"{' and '.join(PROMPT_COLUMNS)}, a text ({', '.join(TEXT_COLUMNS)}), messages, {', '.join(map(' and '.join, WRITTEN))} or "
     "input_ids. Name yours with text_column= (the prompt, or the whole text) and text_pair_column= (the completion).",
+    renamed=PREFERENCE,
 )
 
 
@@ -59,6 +65,7 @@ class CompletionCollator(Collator):
       chat template, else text, see `WRITTEN`
     - a text, of which all is completion
     - `input_ids`, with `labels` or a `completion_mask`; without either, all is completion
+    - a `prompt` with `rejected`, which is the completion, and `chosen`, which is an `alternative` to it
 
     Prompt and completion are tokenized as one text: the completion begins at the first token that the prompt by itself
     does not have. Text ends with the tokenizer's end-of-sequence token. What is longer than `max_length` is cut off on the
@@ -70,10 +77,6 @@ class CompletionCollator(Collator):
     cuts = True
 
     def __init__(self, example: Source, *args: Any, **kwargs: Any):
-        if "chosen" in example.column_names and "rejected" not in example.column_names:
-            raise UnlearningError(
-                f"{example.name} has the column chosen and no rejected; expected both answers of a preference, or {COMPLETIONS.expected}"
-            )
         super().__init__(example, *args, **kwargs)
         tokenizer = self.processing_class
         self.longest = self.max_length or self.limit
@@ -90,6 +93,58 @@ class CompletionCollator(Collator):
                 f"The {self.raw_columns[0]} of {self.example.name} is a list of messages, and the tokenizer has no chat "
                 "template; set tokenizer.chat_template, or pass text."
             )
+
+    def check(self, source: Source) -> None:
+        if source.is_renamed and source.name == "retain":
+            raise UnlearningError(
+                "The retained set has the columns chosen and rejected, and only one answer of each sample can be held; expected a "
+                "prompt and a completion."
+            )
+        super().check(source)
+
+    def answered(self, row: dict, answer: Any) -> dict:
+        """The row with another answer, as it stands in the data: a text, messages, or token ids where the row has these."""
+        columns = self.raw_columns
+        if self.data_collator is not None or len(columns) == 1 and tuple(columns) != MESSAGES:
+            raise UnlearningError(
+                f"The samples of {self.example.name} are "
+                + ("read by a data_collator" if self.data_collator else "texts without a question")
+                + ", and each is to be given another answer; expected a prompt and a completion, or a question and an answer."
+            )
+        if not columns:
+            ids, labels = _processed(row)
+            start = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+            new = self._answer_ids(answer) if isinstance(answer, str) else list(answer)
+            return {"input_ids": ids[:start] + new, "labels": [IGNORED] * start + new}
+        column, own = columns[-1], row[columns[-1]]
+        if isinstance(answer, str) and is_conversation(own):
+            answer = [*own[:-1], {**own[-1], "content": answer}]
+        elif tuple(columns) == MESSAGES:
+            answer = [*own[:-1], *answer]
+        elif isinstance(answer, str) and isinstance(own, str) and not answer[:1].isspace():
+            answer = own[: len(own) - len(own.lstrip())] + answer  # the blank between prompt and completion
+        return {**row, column: answer}
+
+    def pieces(self, source: Source, length: int, overlap: int) -> list[dict[str, list[int]]]:
+        """Whole texts as token ids in rows of at most `length`. The first `overlap` tokens of a row are the last ones of the row
+        before, and no completion, so that each token of a text is predicted once."""
+        rows = []
+        for start in range(0, len(source), 64):
+            for ids, labels in self._tokenized(source.rows(range(start, min(start + 64, len(source))))):
+                for first in range(0, max(1, len(ids) - overlap), length - overlap):
+                    old = [IGNORED] * (overlap if first else 0)
+                    piece = slice(first, first + length)
+                    rows.append({"input_ids": ids[piece], "labels": old + labels[piece][len(old) :]})
+        return rows
+
+    def _answer_ids(self, answer: str) -> list[int]:
+        if self.processing_class is None:
+            raise UnlearningError(
+                f"The samples of {self.example.name} are token ids, and the other answers are texts; pass processing_class=, "
+                "the model's tokenizer."
+            )
+        eos = self.processing_class.eos_token_id
+        return [*self.processing_class(answer, add_special_tokens=False)["input_ids"], *([] if eos is None else [eos])]
 
     def __call__(self, rows: list[dict]) -> Batch:
         if self.data_collator is not None:
@@ -174,10 +229,25 @@ class CompletionCollator(Collator):
             stripped.append(ids[:end])
         return stripped
 
-    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray:
-        """The number of completion tokens that are predicted in each sample. Refuses samples without one."""
-        counts = {name: self._count(source, progress) for name, source in sources.items()}
+    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray | None:
+        """The number of completion tokens that are predicted in each sample. Refuses samples without one.
+
+        None where a set is a stream: its tokens are counted in each step.
+        """
+        counts = {name: self._count(source, progress) for name, source in sources.items() if not source.is_stream}
+        for name, source in sources.items():
+            if source.is_stream:
+                rows = source.first(16)
+                self.sizes_of(self.read(source, rows), [(name, row) for row in rows])
+                return None
         return np.concatenate([counts[name] for name in ("forget", "retain") if name in counts])
+
+    def sizes_of(self, batch: Batch, places: Sequence[tuple[str, int]]) -> Tensor:
+        counts = (next_tokens(batch.labels) != IGNORED).sum(dim=1)
+        if len(empty := (counts == 0).nonzero()):
+            name, row = places[int(empty[0])]
+            raise UnlearningError(f"Row {row} of {name} has no completion token to predict: {self._why_nothing}")
+        return counts
 
     def _count(self, source: Source, progress: bool, chunk: int = 256) -> np.ndarray:
         starts, counts = range(0, len(source), chunk), []
@@ -196,10 +266,16 @@ class CompletionCollator(Collator):
         if len(empty := np.flatnonzero(counts == 0)):
             raise UnlearningError(
                 f"{len(empty)} of the {len(source)} samples of {source.name} have no completion token to predict (the "
-                f"first is row {empty[0]}): it is empty, or behind the {self.longest} tokens that are read, or "
-                f"all of its labels are {IGNORED}. Remove the row, or shorten its prompt."
+                f"first is row {empty[0]}): {self._why_nothing}"
             )
         return counts
+
+    @property
+    def _why_nothing(self) -> str:
+        return (
+            f"it is empty, or behind the {self.longest} tokens that are read, or all of its labels are {IGNORED}. Remove the row, "
+            "or shorten its prompt."
+        )
 
 
 def _processed(row: dict) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -38,8 +39,11 @@ def choose_adapter(
         peft_config = dataclasses.replace(own, **changes)
     if peft_config is True or (peft_config is None and lora):
         own = LoraConfig(**lora) if lora else adapters.default_config(model)
-        if only is not None:
+        if only is not None and lora:
             own.target_modules = cast(list[str], set(only))  # which PEFT itself makes of a list
+        elif only is not None:  # of those that can be adapted
+            found = [name for name in only if re.fullmatch(cast(str, own.target_modules), name)]
+            own.target_modules = "|".join(map(re.escape, found))
         return own
     return peft_config or None
 

@@ -27,6 +27,7 @@ AT_LEAST = {
     ),
     "save_total_limit": 1,
     "max_length": 2,
+    "stride": 1,
     **dict.fromkeys(("weight_decay", "max_grad_norm", "warmup_steps", "adam_beta1", "adam_beta2", "eval_delay"), 0),
     **dict.fromkeys(("seed", "data_seed", "split_seed", "dataloader_num_workers", "retain_eval_size"), 0),
 }
@@ -341,7 +342,7 @@ def _check_quantised(method: Method, model: nn.Module) -> None:
 
 
 def rounding(trained: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
-    """What is to be known of weights that are trained in half precision."""
+    """What is to be known of weights that are trained in half precision, without copies in float32."""
     coarse = {p.dtype for _, p in trained if torch.finfo(p.dtype).bits < 32}
     return [
         f"The weights that were trained are in {str(dtype).removeprefix('torch.')}, where a step of less than "

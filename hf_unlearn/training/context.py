@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..errors import UnlearningError
 from ..methods import base
 from ..methods.frozen import OnlineTeacher
 from ..models.modes import evaluating
+from ..tasks.alternatives import Alternatives
 from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
 from ..tasks.several import Tasks
@@ -116,6 +117,17 @@ class Context(base.Context):
         batch = cast(Batch, trainer.reading.collator()(samples.__getitems__(draws)))  # one group
         return to_model(batch, self.model, trainer.args.device)
 
+    def alternatives(self, batch: Batch) -> Batch:
+        reading = self._trainer.reading
+        others = cast(Alternatives, reading.alternatives)
+        rows = others.drawn(batch.sample_index, batch.epoch)
+        found = to_model(reading.collate.read(others.source, rows), self.model, self._trainer.args.device)
+        found["sample_index"] = torch.tensor(rows)
+        return found
+
+    def over_processes(self, value: Tensor) -> float:
+        return cast(Tensor, self._trainer.accelerator.reduce(value, "mean")).item()
+
     # -- Gradients
 
     def gradients(
@@ -163,6 +175,16 @@ class Context(base.Context):
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model)
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        kept = [(module, copy.deepcopy(module.state_dict())) for module in self._trainer.frozen_batchnorm]
+        with evaluating(self.model):
+            self.model.train()
+            yield
+            self.model.eval()
+        for module, state in kept:
+            module.load_state_dict(state)
+
     @property
     def clipped(self) -> dict[str, float]:
         return self._trainer.named_gradients.clipped
@@ -201,6 +223,9 @@ class Context(base.Context):
 
     def start_weights(self) -> dict[str, Tensor]:
         return cast(Start, self._trainer.start).take()
+
+    def look_again(self) -> None:
+        self._trainer.looks.forget()
 
     def restore_original(self) -> None:
         self._trainer.looks.forget()

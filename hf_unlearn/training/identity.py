@@ -25,7 +25,7 @@ from ..data.randomness import seeded
 from ..data.source import Source
 from ..methods import Method
 from ..models.adapters import NAME, is_adapted
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, outline
 from .parts import Parts
 from .request import Request
 
@@ -87,6 +87,8 @@ def _training(trainer: Parts) -> dict[str, Any]:
     steered = args.load_best_model_at_end or stateful or args.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
     names = ARGUMENTS + LOOKS * bool(steered) + SAVES * args.load_best_model_at_end
     values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer.own_clipping()
+    if others := trainer.reading.alternatives:
+        values["other answers to the forget samples"] = hashlib.sha256(others.source.digests().tobytes()).hexdigest()
     return values | {
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "number of epochs": len(trainer.planned.epochs),
@@ -191,8 +193,9 @@ def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
 
 def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
     """The sets, and what of `forget` must go; not `test`, which is only measured."""
-    given = {"forget": request.forget, "retain": request.retain, "unseen": request.sources.get("unseen")}
-    sets = {name: fingerprint(source, key) for name, source in given.items() if source is not None}
+    sets = {name: fingerprint(request.sources[name], key) for name in ("forget", "unseen") if name in request.sources}
+    if request.retain is not None:
+        sets["retain"] = outline(request.retain, key)
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets

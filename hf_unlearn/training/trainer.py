@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from .. import models
 from ..data.batches import to_model
+from ..data.samples import weigh
 from ..data.types import Data, DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
@@ -42,9 +43,11 @@ from .edits import edit
 from .epochs import Flow, MicroBatches, make_schedule
 from .gradients import NamedGradients, reduce_every_micro_batch
 from .looks import Looks, Measured
+from .masters import keep_masters
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
+from .pieces import in_pieces
 from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
@@ -115,10 +118,11 @@ class UnlearningTrainer(ResumableTrainer):
         )
 
         self.task = task_for(self.method, model)
+        datasets, args = in_pieces(datasets, self.task, read["processing_class"], args)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
-        self.reading = Reading(self.request, model, args, **read)
+        self.reading = Reading(self.request, self.method, model, args, **read)
         self._only = self.method.trained_modules(models.base_of(model))
         check_surgery(self.method, model, peft_config)
         self._edits_adapter = self.is_edit and peft_config is True
@@ -149,7 +153,7 @@ class UnlearningTrainer(ResumableTrainer):
             self.args.max_steps = len(self.schedule)
             self.add_callback(Flow(self, self.schedule))
         self.evaluator = self.reading.evaluator(self.accelerator, self.args)
-        self.looks = Looks(self.evaluator, self.request.indices, self._forward_model)
+        self.looks = Looks(self.evaluator, self.reading.indices, self._forward_model)
         self.watch, self.original, self.unlearned, self.runtime = Watch(), {}, {}, {}
 
     def _forward_model(self) -> nn.Module:
@@ -189,7 +193,8 @@ class UnlearningTrainer(ResumableTrainer):
             self.looks.remember(self.original)
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
-        self.method.notes[:] = [] if self.is_edit else rounding(self.trained())  # and nothing of a run before
+        rounds = not self.is_edit and not self._keeps_masters
+        self.method.notes[:] = rounding(self.trained()) if rounds else []  # and nothing of a run before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)
@@ -227,17 +232,35 @@ class UnlearningTrainer(ResumableTrainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=MicroBatches(self.planned, self.args),
-            collate_fn=self.reading.collator(),
+            collate_fn=self.reading.training_collator(),
             num_workers=workers,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             generator=torch.Generator(),
         )
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.reading.counts:
+            weigh(batches, self.accelerator)
+        return batches, items
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.decay == "all":
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self._keeps_masters:
+            keep_masters(optimizer)
+        return optimizer
+
+    @property
+    def _keeps_masters(self) -> bool:
+        """Whether weights in half precision are trained by copies in float32: an optimizer of ours, on whole weights."""
+        return not self.given_optimizer and not self.is_fsdp_enabled
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:

@@ -48,7 +48,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hf_unlearn import UnlearningArguments, UnlearningResult, unlearn
 from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.methods import MethodConfig
-from hf_unlearn.surgery.damp import DampConfig
+from hf_unlearn.surgery.damp import DampConfig, damp_probe
 from hf_unlearn.surgery.ssd import SsdConfig
 
 SEEDS = 3
@@ -319,9 +319,15 @@ def facts(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "stages": [{key: row[key] for key in keys} for row in report["readings"]],
         "head_still_gives": given,
+        "still_read": report["still_read"],
         "left": report["left"],
         "notes": report["notes"],
     }
+
+
+def batches(samples: Samples) -> list[Columns]:
+    rows = torch.arange(len(samples)).split(100)
+    return [{key: column[chosen] for key, column in samples.columns.items()} for chosen in rows]
 
 
 def one_request(
@@ -350,7 +356,10 @@ def one_request(
         (predicted != label)[unseen["labels"] == label].double().mean().item() for label in classes
     ]
     if is_retrained(name, request):
-        rows["retrained"], rdms["retrained"] = figures(setup, trained(name, seed, classes), known, unseen, classes)
+        retrained = trained(name, seed, classes)
+        rows["retrained"], rdms["retrained"] = figures(setup, retrained, known, unseen, classes)
+        sides = (some(train, list(side), READ // len(every)) for side in (classes, others))
+        abouts["retrained"] = {"still_read": damp_probe(retrained, *map(batches, sides), seed=seed)}
     for row, method in methods.items():
         each = (READ_BY_SSD // less if method is ssd else READ) // len(every)
         parts = {"forget": some(train, list(classes), each), "retain": some(train, others, each)}

@@ -24,6 +24,8 @@ EXPERIMENTS = (
     "audits.py",
     "closeness.py",
     "memory.py",
+    "before_first_step.py",
+    "request_queue.py",
     "tables.py",
 )
 

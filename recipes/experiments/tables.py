@@ -11,6 +11,7 @@ import closeness_estimates
 import closeness_picture
 import closeness_tables
 import memory
+import numpy as np
 import reproduction
 
 from hf_unlearn.commands import demo
@@ -85,6 +86,22 @@ LOCALITY = {
 }
 
 
+# Rows of the study on half of a class that are of the objective and the radius of before, which are no defaults any more.
+OLDER = ("neggrad_plus", "grad_diff", "pcgrad", "gru", "orthograd", "hamu")
+BEFORE = {"local_teacher": "local_teacher (defaults of before)"}
+LOCAL_TEACHER = {
+    "forget_accuracy": "forget acc.",
+    "retain_accuracy": "retain acc.",
+    "unseen_accuracy": "unseen acc.",
+    "teacher_forget_accuracy": "teacher's forget acc.",
+    "jsd": "JSD to retrained",
+    "avg_gap": "Avg Gap",
+    "affected_gap": "Avg Gap, the class alone",
+    "share_of_training": "cost",
+    "teacher": "of it the teacher",
+}
+
+
 def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
     columns = {
@@ -97,6 +114,24 @@ def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
             "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
             for key, n in digits.items()
         )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _still_read(edits: list[dict]) -> str:
+    """How well a probe reads the class by what each stage reads: of the original, behind the edit, and of a retrained model."""
+    sides = {
+        "original": [edit["damp"]["still_read"]["original"] for edit in edits],
+        "damp": [edit["damp"]["still_read"]["edited"] for edit in edits],
+        "retrained": [edit["retrained"]["still_read"] for edit in edits],
+    }
+    stages = list(sides["original"][0])
+    header = [*(f"stage {i}" for i in range(1, len(stages))), "head"]
+    lines = [f"| | {' | '.join(header)} |", "|---" * (len(stages) + 1) + "|"]
+    for name, runs in sides.items():
+        cells = [
+            f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in ([run[stage] for run in runs] for stage in stages)
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -125,6 +160,45 @@ def _memory(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _before_first_step(results: dict) -> str:
+    lines = [
+        "| retained rows | pictures, GB | before the first step, s | of these, overlaps, s | identity, s | pictures read | "
+        "`datasets`: labels, s | pictures, s | times the latter |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        passes = row["pass over pictures"]
+        numbers = (row["before the first step"], row["overlaps"], row["identity"])
+        lines.append(
+            f"| {row['rows']:,} | {row['bytes'] / 1e9:.2f} | {' | '.join(f'{number:.2f}' for number in numbers)} | {row['read']:,} | "
+            f"{row['pass over labels']:.2f} | {row['pass over pictures']:.2f} | {row['before the first step'] / passes:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _queue(results: dict) -> str:
+    """Every second batch, and the models beside them."""
+    lines = [
+        "| after | samples forgotten | drift (JSD) | unseen accuracy, first original's | AUC of all earlier samples |",
+        "|---|---|---|---|---|",
+    ]
+    requests = samples = 0
+    for number, row in enumerate(results["batches"], 1):
+        requests, samples, drift = requests + row["requests"], samples + row["samples"], row["drift"]
+        if number % 2 and number < len(results["batches"]):
+            continue
+        after = row["earlier"] and row["earlier"]["after"]
+        auc = f"{after['auc']:.3f} ({after['auc_low']:.3f} to {after['auc_high']:.3f})" if after else "-"
+        accuracy = f"{drift['now']:.3f}, {drift['first']:.3f}"
+        lines.append(f"| {requests} requests | {samples} | {drift['jsd']:.4f} | {accuracy} | {auc} |")
+    for name, row in results["others"].items():
+        what = {"same data": "another training on all data", "retrained": "retrained without them"}[name]
+        gone = results["rows"] if name == "retrained" else 0
+        auc = f"{row['auc']:.3f}" if row["auc"] is not None else "-"
+        lines.append(f"| {what} | {gone} | {row['jsd']:.4f} | {row['now']:.3f}, {row['first']:.3f} | {auc} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -143,16 +217,25 @@ def render(name: str) -> str:
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "memory":
         return _memory(results)
+    if name == "before_first_step":
+        return _before_first_step(results)
+    if name == "request_queue":
+        return _queue(results)
     if name == "engine":
         return _engine(results)
     if name == "quota":
         return _quota(results)
     if name == "surgery-cost":
         return _surgery_cost(results)
+    if file.startswith("damp-") and setting == "read":
+        return _still_read(results["one"]["edits"])
     if file.startswith("damp-"):
         return _means(results[setting]["rows"], SURGERY, "std")
     if file == "locality":
-        return _means(results[setting], LOCALITY, "interval")
+        shown = {BEFORE.get(k, k): v for k, v in results[setting].items() if k not in OLDER}
+        return _means(shown, LOCALITY, "interval")
+    if file == "local_teacher":
+        return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]
     rows["retrained"]["mean"]["avg_gap"] = None  # nought by definition
     return table({row: v["mean"] for row, v in rows.items()}, {row: v["std"] for row, v in rows.items()})

@@ -146,6 +146,15 @@ def test_outcomes_differ_in_more_than_colour(browser, tmp_path):
     assert len(looks) == 6
 
 
+def test_many_failures_are_summed_up_on_one_page(browser, tmp_path):
+    content = audit_content()
+    failing = next(one for one in content["verdict"]["findings"] if one["fails"])
+    long = failing | {"question": "Does fine-tuning bring forget samples back, more than it does unseen ones?"}
+    content["verdict"]["findings"] += 12 * [long | {"sentence": 3 * "The accuracy is far above that of the control. "}]
+    browser.open(AuditReport(content).to_html(tmp_path / "page.html"), width=718)
+    assert len(re.findall(PAGE, browser.pdf())) == 1
+
+
 def test_names_stay_text(browser, pages):
     browser.open(pages["hostile"])
     assert browser.evaluate("document.scripts.length") == 0

@@ -453,11 +453,14 @@ class TestRefused:
             trainer.train()
 
 
-@pytest.mark.parametrize(("peft_config", "notes"), [(False, 1), (None, 0)])
-def test_weights_in_half_precision(tmp_path, peft_config, notes):
-    trainer = language_trainer(
-        tmp_path, "npo", tiny_gpt2().bfloat16(), peft_config=peft_config, max_steps=1, measure=False
-    )
+@pytest.mark.parametrize(("peft_config", "own", "notes"), [(False, False, 0), (False, True, 1), (None, False, 0)])
+def test_weights_in_half_precision(tmp_path, peft_config, own, notes):
+    """Steps that bfloat16 would lose add up in copies in float32; an optimizer of the user's own loses them, and the result says so."""
+    model = tiny_gpt2().bfloat16()
+    settings = {"max_steps": 1, "measure": False, "learning_rate": 1e-5}
+    trainer = language_trainer(tmp_path, "npo", model, peft_config=peft_config, **settings)
+    if own:
+        trainer.given_optimizer = trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-5)
     trainer.train()
     found = [
         note for note in trainer.method.notes if "are in bfloat16, where a step of less than 0.002 of a weight" in note

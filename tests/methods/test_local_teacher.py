@@ -144,7 +144,7 @@ class TestLoss:
     def test_the_mean_is_over_the_batch(self, tmp_path):
         """One step of plain SGD on whole sets: of all samples together, not of each part."""
         model, data = fitted(flipped=False), learnt(flipped=False)
-        method = LocalTeacher(LocalTeacherConfig(forget_weight=3.0, **QUICK))
+        method = LocalTeacher(LocalTeacherConfig(forget_weight=3.0, frozen=0.0, **QUICK))
         changes = {"optim": "sgd", "learning_rate": 0.5, "max_steps": 1, "weight_decay": 0.0}
         result = run(tmp_path, method, per_device_train_batch_size=32, **changes)
         with torch.no_grad():
@@ -755,6 +755,36 @@ class TestRun:
         plain, adapted = (trainer.method for trainer in found)
         assert plain.s == pytest.approx(adapted.s, abs=1e-5)
         assert same_bits(weights(plain.teacher), weights(adapted.teacher))
+
+    @pytest.mark.parametrize("frozen", [0.0, 0.5])
+    def test_the_first_layers_stay(self, tmp_path, frozen):
+        result = run(tmp_path, LocalTeacherConfig(frozen=frozen, **QUICK), max_steps=2)
+        layers = [name for name, layer in result.model.named_modules() if list(layer.parameters(recurse=False))]
+        before = weights(fitted(flipped=False))
+        moved = {
+            name.rpartition(".")[0] for name, w in weights(result.model).items() if not torch.equal(w, before[name])
+        }
+        assert moved == set(layers[len(layers) // 2 if frozen else 0 :])
+        assert all(p.requires_grad for p in result.model.parameters())
+
+    def test_the_first_layers_of_an_adapter_stay(self, tmp_path):
+        args = arguments(tmp_path, max_steps=2)
+        method = LocalTeacherConfig(**QUICK)
+        result = unlearn(fitted(flipped=False), **learnt(flipped=False), method=method, peft_config=True, args=args)
+        adapted = [name.partition(".lora_B")[0] for name in weights(result.model) if "lora_B" in name]
+        assert adapted and all(".layers.0." not in name for name in adapted)
+
+    def test_targets_that_are_kept(self, tmp_path, monkeypatch):
+        """They are those of what training reads, and of a teacher that was loaded."""
+        trainer = make_trainer(LocalTeacherConfig(**QUICK), "resnet", tmp_path, max_steps=1)
+        trainer.train()
+        method = trainer.method
+        batch = method.context.batch([("forget", index) for index in (5, 0, 7)])
+        kept = method.targets(batch)
+        method.load_state_dict({name: 2 * tensor for name, tensor in method.state_dict().items()})
+        other = method.targets(batch)
+        monkeypatch.setattr(method.context, "is_deterministic", False)
+        assert torch.allclose(method.targets(batch), other, atol=1e-6) and not torch.allclose(kept, other, atol=1e-3)
 
     def test_the_teacher_does_not_move(self, tmp_path):
         class Still(LocalTeacher):

@@ -139,7 +139,7 @@ def run(folder: Path, method: str, family: str, where: str, **changes: Any) -> C
         **samples(family, get_method(method).whole_classes),
         method=SHORT.get(method, method),
         args=arguments(folder, num_train_epochs=1, freeze_batchnorm=True, use_cpu=True, **logged, **changes),
-        processing_class=tiny_tokenizer() if family in runs.TEXTS else None,
+        processing_class=tiny_tokenizer() if family in (*runs.TEXTS, "llama") else None,
         peft_config=adapter,
         base_model=functools.partial(runs.build, family, torch.float64, seed=1),
         callbacks=[start],

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from hf_unlearn import UnlearningError
 from hf_unlearn.surgery import directions, edits, fitting
-from hf_unlearn.surgery.damp import Damp, DampConfig, damp_edit, damp_lora
+from hf_unlearn.surgery.damp import Damp, DampConfig, damp_edit, damp_lora, damp_probe
 from hf_unlearn.surgery.directions import (
     affine_bias,
     depth_coefficient,
@@ -890,6 +890,22 @@ def refuse(message: str, model: nn.Module, forget: list | None, retain: list | N
         damp_edit(model, forget, retain, **{"stages": STAGES, **options})
     assert str(error.value).rstrip(".").count(". ") == 0, error.value
     assert not before or not changed(model, before)
+
+
+def test_how_far_a_new_probe_reads_the_class_comes_first():
+    """Of every stage, beside the original; no edit stands before the first one."""
+    model, (forget, retain) = Net().double(), sides(n=20)
+    read = damp_probe(model, forget, retain, stages=STAGES)
+    report = damp_edit(model, forget, retain, stages=STAGES)
+    assert list(report)[0] == "still_read" and report["still_read"]["original"] == read
+    edited, first = report["still_read"]["edited"], next(iter(read))
+    assert (
+        list(edited) == list(read)
+        and len(read) == len(STAGES)
+        and edited[first] == pytest.approx(read[first], abs=0.2)
+    )
+    assert f"{100 * edited[first]:.0f} % in {first} (before: {100 * read[first]:.0f} %)" in report["notes"][0]
+    assert damp_edit(model, *sides(n=1), stages=STAGES, config=DampConfig(alpha=1.0))["still_read"]["original"] == {}
 
 
 def test_bad_data():

@@ -23,6 +23,7 @@ from hf_unlearn.data.schedule import Draw, Schedule
 from hf_unlearn.data.source import Columns, Source
 from hf_unlearn.methods import list_methods
 from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
+from hf_unlearn.tasks.causal_lm import CausalLM
 from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator, writer
 from hf_unlearn.tasks.losses import cross_entropy
 from hf_unlearn.training.trainer import UnlearningTrainer
@@ -223,6 +224,24 @@ class TestCollator:
         tokenizer.chat_template = None
         with pytest.raises(UnlearningError, match="messages of forget is a list of messages.* no chat template"):
             collate(rows, tokenizer)
+
+    @pytest.mark.parametrize("stride", [1, 3])
+    def test_pieces_of_long_texts(self, stride):
+        """Every token is predicted once, after the last ones of the row before."""
+        texts = [" ".join(WORDS[i % len(WORDS)] for i in range(n)) for n in (30, 4, 6)]
+        source = Source(datasets.Dataset.from_dict({"text": texts}), "forget", layout=COMPLETIONS)
+        rows = CausalLM(tiny_llama_lm()).pieces(source, tiny_tokenizer(), 8, stride)
+        whole = [[CLS, *ids(text), SEP] for text in texts]
+        assert all(len(row["input_ids"]) == len(row["labels"]) <= 8 for row in rows)
+        joined, new = [], []
+        for row in rows:
+            begins = row["input_ids"][0] == CLS
+            assert row["labels"] == [-100] * (0 if begins else stride) + row["input_ids"][0 if begins else stride :]
+            assert begins or row["input_ids"][:stride] == joined[-1][-stride:]
+            new = row["input_ids"] if begins else joined.pop() + row["input_ids"][stride:]
+            joined.append(new)
+        assert joined == whole
+        assert len(rows) == {1: 5, 3: 6}[stride] + 2
 
     def test_refused_before_a_row_is_read(self):
         with pytest.raises(
@@ -583,6 +602,26 @@ class TestRefused:
             message = f"Row 4 of {which} cannot be read: the text has 43 tokens, and the model or the tokenizer reads 32; set"
             self.run(tmp_path, message, **{which: self.changed(completion, prompt)})
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"stride": 2}, "stride is 2, and max_length is None; expected a max_length above it"),
+            ({"stride": 8, "max_length": 8}, "stride is 8, and max_length is 8; expected a max_length above it"),
+            ({"stride": 0, "max_length": 8}, "stride is 0; expected 1 or more"),
+            (
+                {"stride": 2, "max_length": 8},
+                "cuts whole texts into pieces, and forget has prompt and completion; expected a",
+            ),
+            ({"stride": 2, "max_length": 64}, "max_length is 64, and the model or the tokenizer reads 32 tokens"),
+        ],
+    )
+    def test_pieces(self, tmp_path, settings, message):
+        texts = {name: rows.rename_column("completion", "text") for name, rows in request().items()}
+        data = (
+            request() if "prompt" in message else {name: rows.remove_columns("prompt") for name, rows in texts.items()}
+        )
+        self.run(tmp_path, message, args=settings, **data)
+
     def test_labels_that_are_all_masked(self, tmp_path):
         rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [5, 6, 8], "labels": [-100] * 3}]
         data = dict.fromkeys(("forget", "retain", "unseen"), datasets.Dataset.from_list(rows))
@@ -600,8 +639,8 @@ class TestRefused:
         self.run(tmp_path, "a completion is None; expected text", retain=self.changed(), overlap="allow")
 
     def test_stream(self, tmp_path):
-        retain = questions(8).to_iterable_dataset()
-        self.run(tmp_path, "The retained set is a stream, and the tokens", args={"retain_size": 8}, retain=retain)
+        message = "Row 4 of retain has no completion token to predict: it is empty, or behind the 32 tokens"
+        self.run(tmp_path, message, args={"retain_size": 6}, retain=self.changed("").to_iterable_dataset())
 
     def test_augmentation(self, tmp_path):
         self.run(tmp_path, "samples are different every time.*expected fixed texts", augment=str.upper)
@@ -641,6 +680,23 @@ class TestRefused:
     def test_method_for_classifiers(self, tmp_path):
         self.run(tmp_path, "random_label works on .* and this model is for causal-lm", method="random_label")
         assert {"finetune", "retrain"} <= set(list_methods(task="causal-lm"))
+
+
+def test_long_texts_in_pieces(tmp_path):
+    """From texts that the model could not read to a result, by a column of another name; a classifier's are refused."""
+    rng, sets = np.random.default_rng(0), {}
+    for name, n in (("forget", 2), ("retain", 4), ("unseen", 3)):
+        sets[name] = datasets.Dataset.from_dict({"story": [" ".join(rng.choice(WORDS, 40)) for _ in range(n)]})
+    args = arguments(tmp_path, max_length=16, stride=4, text_column="story", max_steps=1)
+    trainer = unlearn(tiny_llama_lm(), **sets, method="npo", args=args, processing_class=tiny_tokenizer()).trainer
+    assert {name: len(source) for name, source in trainer.sources.items()} == {"forget": 8, "retain": 16, "unseen": 12}
+    assert trainer.sizes.sum() == 6 * 41  # every token but the first
+    with pytest.raises(
+        UnlearningError, match="stride is 4, and the model is for text-classification; it cuts the texts"
+    ):
+        data = {name: sentences(8, seed=i) for i, name in enumerate(("forget", "retain"))}
+        given = {"method": "finetune", "processing_class": tiny_tokenizer()}
+        unlearn(tiny_bert(), **data, **given, args=arguments(tmp_path / "bert", max_length=16, stride=4))
 
 
 def test_own_data_collator(tmp_path):

@@ -12,6 +12,7 @@ from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods import LotusConfig
 from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.models import adapters
+from hf_unlearn.training.masters import keep_masters
 from hf_unlearn.training.teacher import TableTeacher
 from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, sentences, weights
@@ -74,6 +75,51 @@ class TestHalfPrecision:
         result.save(tmp_path / "saved")
         saved = type(result.model).from_pretrained(tmp_path / "saved")
         assert saved.dtype == dtype and same_bits(weights(saved), weights(result.model))
+
+    def test_small_steps_add_up(self, tmp_path):
+        """As they do in float32, up to rounding. Without copies in float32 most of them are lost."""
+        start = weights(fitted().bfloat16())
+        moved = {}
+        for name in ("float32", "bfloat16", "without copies"):
+            model = fitted().bfloat16().to(torch.float32 if name == "float32" else torch.bfloat16)
+            args = arguments(tmp_path / name, num_train_epochs=4, learning_rate=1e-4, measure=False)
+            trainer = UnlearningTrainer(model, args, method="finetune", **for_trainer(learnt()))
+            if name == "without copies":
+                trainer.given_optimizer = trainer.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+            trainer.train()
+            after = weights(trainer.model)
+            assert all(tensor.dtype == model.dtype for tensor in after.values())
+            moved[name] = torch.cat([(after[key].bfloat16() != tensor).flatten() for key, tensor in start.items()])
+        shares = {name: changed.float().mean().item() for name, changed in moved.items()}
+        assert shares["float32"] > 0.5 and abs(shares["bfloat16"] - shares["float32"]) < 0.05
+        assert shares["without copies"] < 0.8 * shares["float32"]
+
+    def test_what_changes_a_weight_changes_its_copy(self):
+        weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
+        optimizer = torch.optim.SGD([weight], lr=1e-3)
+        keep_masters(optimizer)
+        (master,) = optimizer.param_groups[0]["params"]
+        for changed in (False, True):
+            weight.grad = torch.ones_like(weight)
+            if changed:
+                weight.data[0] = 3.0
+            optimizer.step()
+        torch.testing.assert_close(master.detach(), torch.tensor([2.999, 0.998]))
+        assert weight.tolist() == master.to(torch.bfloat16).tolist() and weight.grad is None
+
+    def test_a_resumed_run_has_the_same_copies(self, tmp_path):
+        found = []
+        for resumed in (None, str(tmp_path / "checkpoint-2")):
+            args = arguments(
+                tmp_path, max_steps=4, save_strategy="steps", save_steps=2, learning_rate=1e-4, measure=False
+            )
+            trainer = UnlearningTrainer(fitted().bfloat16(), args, method="finetune", **for_trainer(learnt()))
+            trainer.train(resume_from_checkpoint=resumed)
+            masters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+            assert all(p.dtype == torch.float32 for p in masters)
+            found.append((weights(trainer.model), masters))
+        (a, copies_a), (b, copies_b) = found
+        assert same_bits(a, b) and all(map(torch.equal, copies_a, copies_b))
 
 
 class TestMemoryAndSpeed:

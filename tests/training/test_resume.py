@@ -67,7 +67,7 @@ def check_no_pickled_arguments(folder: Path) -> None:
 @pytest.mark.parametrize(
     "method, family",
     [(method, "vit") for method in (*TRAINED, "own_difference")]
-    + [(method, "llama") for method in ("grad_diff", "npo", "simnpo", "rmu")],
+    + [(method, "llama") for method in ("grad_diff", "npo", "simnpo", "rmu", "dpo", "pdu", "task_vector")],
 )
 def test_killed_while_saving(method, family, tmp_path, uninterrupted):
     """Every method, with its own optimizer, in the middle of an epoch. The half-written checkpoint is not used."""

@@ -20,7 +20,15 @@ from tests.runs import TRAINED, distance, launch, make_trainer, weights
 OWN_METHODS = ["own_difference", "own_phases"]
 METHODS = [*TRAINED, *OWN_METHODS]
 KEY_BIASES = ("key.bias", "k_proj.bias", "k_lin.bias", "c_attn.bias")
-LANGUAGE_METHODS = ["grad_diff", "npo", "simnpo", "rmu"]  # also on a language model, in an adapter
+LANGUAGE_METHODS = [
+    "grad_diff",
+    "npo",
+    "simnpo",
+    "rmu",
+    "dpo",
+    "undial",
+    "pdu",
+]  # also on a language model, in an adapter
 
 
 class Run(NamedTuple):
