@@ -120,10 +120,10 @@ def make_trainer(
         **arguments,
     }
     texts = {
-        name: RandomTexts(TEXTS * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
+        name: RandomTexts(group * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
     }
     if side is None:
-        args = TrainingArguments(**shared, per_device_train_batch_size=2 * TEXTS)
+        args = TrainingArguments(**shared, per_device_train_batch_size=2 * group)
         trainer = Trainer(model, args, train_dataset=ConcatDataset([*texts.values()]))
     else:
         method = get_method(side.method)
@@ -134,8 +134,8 @@ def make_trainer(
             config.until = "end"  # pyright: ignore[reportAttributeAccessIssue]
         args = UnlearningArguments(
             **shared,
-            per_device_train_batch_size=TEXTS,
-            per_device_eval_batch_size=2 * TEXTS,
+            per_device_train_batch_size=group,
+            per_device_eval_batch_size=2 * group,
             gradient_checkpointing=side.checkpointing,
             measure=False,
         )

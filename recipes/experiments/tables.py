@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import language_models
 import memory
 import numpy as np
 import reproduction
@@ -208,6 +209,8 @@ def render(name: str) -> str:
     if name in reproduction.TABLES:
         return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
+    if file in language_models.STUDIES:
+        return language_models.render(file, setting)
     results = _results(file)
     if file == "compare":
         return f"```\n{results['texts'][setting]}\n```"
@@ -249,5 +252,6 @@ def updated(text: str) -> str:
 if __name__ == "__main__":
     closeness_estimates.write()
     closeness_picture.write()
+    language_models.write_picture()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text()))
