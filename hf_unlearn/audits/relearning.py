@@ -14,6 +14,7 @@ References:
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -248,9 +249,9 @@ def _path(original: nn.Module, unlearned: nn.Module, in_place: bool) -> Iterator
             with _towards(unlearned, original, 1 - alpha):
                 yield unlearned
     else:
-        model, states = copy.deepcopy(original), [model.state_dict() for model in (original, unlearned)]
+        model, before, after = copy.deepcopy(original), original.state_dict(), unlearned.state_dict()
         for alpha in ALPHAS:
-            model.load_state_dict(interpolated(*states, alpha))
+            model.load_state_dict(interpolated(before, after, alpha))
             yield model
 
 
@@ -260,7 +261,7 @@ def _towards(model: nn.Module, other: nn.Module, share: float) -> Iterator[None]
     kept: dict[nn.Parameter, Tensor] = {}
     handles = []
 
-    def before(layer: nn.Module, own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
+    def before(_: nn.Module, inputs: Any, own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
         for weight, end in zip(own, theirs, strict=True):
             kept[weight] = weight.data
             weight.data = torch.lerp(weight.data, end.data.to(weight), share) if share else weight.data
@@ -272,9 +273,7 @@ def _towards(model: nn.Module, other: nn.Module, share: float) -> Iterator[None]
     for layer, same in zip(model.modules(), other.modules(), strict=True):
         own, theirs = ([*each.parameters(recurse=False)] for each in (layer, same))
         if own:
-            handles.append(
-                layer.register_forward_pre_hook(lambda m, _, own=own, theirs=theirs: before(m, own, theirs))
-            )
+            handles.append(layer.register_forward_pre_hook(partial(before, own=own, theirs=theirs)))
             handles.append(layer.register_forward_hook(lambda *_, own=own: after(own)))
     try:
         yield

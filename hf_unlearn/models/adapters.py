@@ -168,6 +168,7 @@ def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     known, within = set(base.state_dict()), None
     found: dict[str, Callable[[], Tensor]] = {}
     for name, module in base.named_modules():
+        module = cast(nn.Module, module)
         if within is not None and name.startswith(f"{within}."):
             continue
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
