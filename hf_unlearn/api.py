@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from .audits.audit import audit_run
 from .audits.closeness import Closeness, closeness
 from .audits.hardness import HardnessReport, hardness
-from .audits.opening import open_model
+from .audits.opening import open_model, without_adapter
 from .audits.report import AuditReport
 from .data.samples import seeded
 from .data.types import Data, DataCollator, ProcessingClass
@@ -102,9 +102,9 @@ class UnlearningResult(Summarised):
         """
         before, after = self._measured()
         trainer, evaluator = self.trainer, self.trainer.evaluator
-        if not isinstance(retrained, nn.Module):
-            retrained = open_model(retrained, "retrained")
-        retrained = retrained.to(trainer.args.device)
+        if not isinstance(retrained, nn.Module) or trainer.sharding:
+            retrained = open_model(retrained, "retrained", trainer.sharding)
+        retrained = retrained if trainer.sharding else retrained.to(trainer.args.device)
         measured = {
             "original": trainer.original,
             "unlearned": trainer.unlearned,
@@ -178,9 +178,8 @@ class UnlearningResult(Summarised):
 
         It is a copy. The trainer keeps the model with the adapter, and with that the way back to the original.
         """
-        _check_mergeable(self.trainer)
         if adapters.is_adapted(self.model):
-            self.model = adapters.merged(self.model)
+            self.model = without_adapter(self.model, self.trainer.sharding)
         return self.model
 
     def save(self, path: str | Path) -> Path:
@@ -196,8 +195,10 @@ class UnlearningResult(Summarised):
         with taken_back(path), clear_write_errors(path):
             if self.model is trainer.model:
                 trainer.save_model(str(path))
-            elif trainer.args.should_save:
-                trainer.write(self.model, path)
+            else:
+                weights = trainer.sharding.whole_weights(self.model) if trainer.sharding else None
+                if trainer.args.should_save:
+                    trainer.write(self.model, path, weights)
             if trainer.args.should_save:
                 method = trainer.method
                 content = {**self.metrics, "runtime": self.runtime, "notes": method.notes, "report": method.report}
@@ -323,8 +324,6 @@ def unlearn(
     method = spending(method, budget, original_epochs, original_learning_rate)
     with seeded(0):  # the Trainer seeds the global generators, and they are the caller's
         trainer = UnlearningTrainer(model, args, method=method, tasks=tasks, overlap=overlap, **sets, **rows, **others)
-        if merge:
-            _check_mergeable(trainer)
         _tell(trainer, isinstance(model, nn.Module), peft_config is True and not merge)
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
@@ -345,14 +344,6 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
         f"{trainer.method.info.name}: {forget:,} forget samples.{told} What the run keeps goes to {folder}/{again}.",
         flush=True,
     )
-
-
-def _check_mergeable(trainer: engine.UnlearningTrainer) -> None:
-    if trainer.is_fsdp_enabled:
-        raise UnlearningError(
-            "The weights are sharded (FSDP), and adapters are merged into whole ones; save the result without merge, and "
-            "merge the adapter in one process with merge_and_unload()."
-        )
 
 
 def measure_hardness(

@@ -292,7 +292,7 @@ def make_trainer(
     accumulation: int = 1,
     dtype: str = "float32",
     dropout: float = 0.0,
-    lora: bool = False,
+    lora: bool | None = False,
     patience: int | None = None,
     callbacks: list[TrainerCallback] | None = None,
     model: PreTrainedModel | None = None,
@@ -300,8 +300,11 @@ def make_trainer(
     tasks: dict | list | None = None,
     **arguments,
 ) -> UnlearningTrainer:
-    """A trainer with the method's own defaults, but for what makes a run short, quiet and comparable."""
-    dtype = getattr(torch, dtype)
+    """A trainer with the method's own defaults, but for what makes a run short, quiet and comparable.
+
+    `lora` is None: no adapter, not even where the method has one by default.
+    """
+    dtype, adapter = getattr(torch, dtype), False if lora is None else None
     settings = {"num_train_epochs": 2, "freeze_batchnorm": True, "save_strategy": "no", "logging_strategy": "no"}
     settings |= {"use_cpu": True, "disable_tqdm": True, "report_to": "none"} | arguments
     callbacks = list(callbacks or [])
@@ -319,7 +322,7 @@ def make_trainer(
         method=OWN[method]() if isinstance(method, str) and method in OWN else method,
         **{f"{name}_dataset": dataset for name, dataset in (data or request(family)).items()},
         processing_class=tiny_tokenizer() if family in TEXTS else None,
-        peft_config=LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear") if lora else None,
+        peft_config=LoraConfig(r=2, lora_dropout=dropout, target_modules="all-linear") if lora else adapter,
         base_model=functools.partial(build, family, dtype, seed=1),
         tasks=tasks,
         callbacks=callbacks,

@@ -107,15 +107,18 @@ def audit_run(
     check_level(level, reference, base_model, minutes)
     if level == 2 and reference is None and isinstance(run.base_model, str) and run.base_model != "scratch":
         base_model = base_model or run.base_model
-    if not run.task.is_audited or run.is_sharded:
-        what = "sharded over processes" if run.is_sharded else f"for {run.task.name}"
+    if not run.task.is_audited:
         raise UnlearningError(
-            f"The model is {what}, which cannot be audited; expected a whole model for {', '.join(AUDITED)} (save it and pass "
-            "the folders to hf_unlearn.audit)."
+            f"The model is for {run.task.name}, which cannot be audited; expected one for {', '.join(AUDITED)}."
+        )
+    if run.sharding and level:
+        raise UnlearningError(
+            f"level is {level}, which trains and rounds whole models, and the weights are sharded (FSDP); pass level=0, or save "
+            "the result and pass the folders to hf_unlearn.audit in one process."
         )
     loaded = models_of_run(run, unlearned)
     others = {"retrained": retrained, "reference": reference}
-    loaded |= {name: open_model(model, name) for name, model in others.items() if model is not None}
+    loaded |= {name: open_model(model, name, run.sharding) for name, model in others.items() if model is not None}
     check_models(loaded)
     ctx = context_of_run(run, loaded, base_model)
     names = {"unlearned": run.method.name}

@@ -24,6 +24,7 @@ from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
 from ..training.record import Run
+from ..training.sharding import Sharding, is_cut
 from .context import AuditContext
 from .split import Split
 
@@ -34,34 +35,38 @@ RETAINED = 10_000  # samples that are measured at most
 # Models
 
 
-def open_model(model: nn.Module | str | Path, name: str) -> nn.Module:
-    """The model, without adapters; loaded where a name is given."""
+def open_model(model: nn.Module | str | Path, name: str, sharding: Sharding | None = None) -> nn.Module:
+    """The model, without adapters; loaded where a name is given, and cut up where those of the run are."""
     if isinstance(model, (str, Path)):
         repo, revision = models.split_revision(model)
         model = models.load_model(repo, revision=revision)
         if is_adapted(model) and not is_quantized(model):  # nobody else has it
-            return model.merge_and_unload(safe_merge=True).requires_grad_(True)
-        return without_adapter(model)
+            model = model.merge_and_unload(safe_merge=True).requires_grad_(True)
     if not isinstance(model, nn.Module):
         raise UnlearningError(f"{name} is a {type(model).__name__}; expected a model, a Hub id or a local folder.")
-    return without_adapter(model)
+    if sharding and not is_cut(model):
+        return sharding.of_whole(without_adapter(model))
+    return without_adapter(model, sharding)
 
 
-def without_adapter(model: nn.Module) -> nn.Module:
+def without_adapter(model: nn.Module, sharding: Sharding | None = None) -> nn.Module:
     """A model with an adapter as one without, that its weights can be compared."""
     models.keep_unpacked(model)
-    return merged(model) if is_adapted(model) else model
+    if not is_adapted(model):
+        return model
+    return sharding.merged(model) if sharding else merged(model)
 
 
 def models_of_run(run: Run, unlearned: nn.Module) -> dict[str, nn.Module]:
     """The original and the unlearned model of a run; of a language model's adapter the same one, with that switched off and on,
     and of what it came with before too. Else copies without adapters."""
-    in_place = run.task.lora and run.adapter and unlearned is run.model
+    in_place = run.task.lora and run.adapter and unlearned is run.model and not run.sharding
     if in_place and not isinstance(models.pretrained(unlearned).get_output_embeddings(), BaseTunerLayer):
         view = models.View(cast(PeftModel, unlearned), cast(Adapter, run.adapter).disabled)
         return {"original": view, "unlearned": unlearned}
     with run.original() as original:  # under an adapter, the same model with that switched off
-        return {"original": without_adapter(original), "unlearned": without_adapter(unlearned)}
+        loaded = {"original": without_adapter(original, run.sharding)}
+    return loaded | {"unlearned": without_adapter(unlearned, run.sharding)}
 
 
 def processor_of(
@@ -171,7 +176,8 @@ def make_context(
 def context_of_run(run: Run, loaded: dict[str, nn.Module], base_model: str | None) -> AuditContext:
     """With what the run has measured, the unseen samples being those that could not steer it."""
     for model in loaded.values():
-        model.to(run.device)
+        if not is_cut(model):
+            model.to(run.device)
     sets = {"unseen" if name == "evidence" else name: of for name, of in run.indices.items() if name != "control"}
     return _context(
         loaded,

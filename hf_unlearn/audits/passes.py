@@ -14,6 +14,7 @@ from ..errors import UnlearningError
 from ..methods.local_teacher import similarity
 from ..models import adapters
 from ..models.modes import evaluating
+from ..models.weights import whole
 from ..tasks.evaluation import Tally
 from .context import AuditContext
 from .locality import Locality, Reference, compare_locally
@@ -113,7 +114,7 @@ def distance(original: nn.Module, unlearned: nn.Module) -> dict | None:
         coarse = max(tensor.dtype, other.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         wide = torch.promote_types(tensor.dtype, torch.float32)
         a, b = tensor.to(coarse).to(wide), other.to(tensor.device).to(coarse).to(wide)
-        squares = [float((b - a).square().sum()), float(a.square().sum())]
+        squares = [float(whole((b - a).square().sum())), float(whole(a.square().sum()))]
         sums = layers.setdefault(key.rpartition(".")[0], [0.0, 0.0])
         sums[0], sums[1] = sums[0] + squares[0], sums[1] + squares[1]
         if squares[0]:

@@ -5,9 +5,12 @@ from torch import Tensor, nn
 
 
 class Batch(dict):
-    """Model inputs, with what unlearning needs to know about each sample beside them."""
+    """Model inputs, with what unlearning needs to know about each sample beside them.
 
-    EXTRAS = ("labels", "is_forget", "sample_index", "epoch", "weight", "sample_weight")
+    `rows` is `sample_index` as an array, for which no device has to be asked.
+    """
+
+    EXTRAS = ("labels", "is_forget", "sample_index", "rows", "epoch", "weight", "sample_weight")
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -40,6 +43,8 @@ def to_model(batch: Batch, model: nn.Module, device: torch.device) -> Batch:
     moved = Batch({key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)})
     if isinstance(batch.get("labels"), dict):  # of several tasks
         moved["labels"] = {task: labels.to(device) for task, labels in batch["labels"].items()}
+    if "rows" in batch:
+        moved["rows"] = batch["rows"]
     for key, value in moved.inputs.items():
         if value.is_floating_point():
             moved[key] = value.to(dtype)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -78,7 +79,8 @@ class TrainingCollator:
         places = [(draw.source, draw.index) for draw, _, _ in samples]
         batch = self.collator.collate([row for _, _, row in samples], places)
         batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
-        batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
+        batch["rows"] = np.array([index for _, index, _ in samples])
+        batch["sample_index"] = torch.from_numpy(batch["rows"].copy())
         batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
         for name in ("weight", "sample_weight"):
             batch[name] = torch.tensor([getattr(draw, name) for draw, _, _ in samples], dtype=torch.float64)

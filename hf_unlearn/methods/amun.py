@@ -129,6 +129,10 @@ class Amun(Method):
     def epochs(self, epochs: int) -> list[str]:
         return ["mixed"] * epochs
 
+    @property
+    def why_whole(self) -> str | None:
+        return "attacks other samples in each process"
+
     def prepare(self, context) -> None:
         model, forget = context.model, [("forget", i) for i in range(context.schedule.n_forget)]
         inputs, state = context.batch(forget[:1]).inputs, PartialState()
@@ -193,7 +197,7 @@ class Amun(Method):
 
         def replaced(x: Tensor) -> Tensor:
             there = self.is_read(batch.inputs, x) & is_forget.view(-1, *[1] * (x.ndim - 1))
-            points = [self.points[i].to(x.dtype) for i in index.tolist()]
+            points = [self.points[i].to(x.dtype) for i in batch["rows"][batch["rows"] < len(self.points)]]
             return x.masked_scatter(there, torch.cat(points)) if points else x
 
         return {"loss": batch.mean(cross_entropy(self.logits(model, batch.inputs, replaced), labels))}

@@ -234,7 +234,7 @@ class Context(Protocol):
         ...
 
     @property
-    def clipped(self) -> Mapping[str, float]:
+    def clipped(self) -> Mapping[str, Tensor]:
         """By which factor clipping has shortened the gradient of each named loss that `combine` is given."""
         ...
 
@@ -343,6 +343,11 @@ class Method:
     def class_request(self) -> bool | None:
         """Whether its config says that whole classes must go; None: it does not say."""
         return getattr(self.config, "class_mode", None)
+
+    @property
+    def why_whole(self) -> str | None:
+        """What it does that cannot be had of weights that are cut up over processes (FSDP); None: nothing."""
+        return "takes gradients of single samples" if self.single_samples else None
 
     def alternatives(self, row: dict[str, Any]) -> list[Any]:
         """The answers, one or several, that a forget sample of a language model is to be given in the place of its own, where

@@ -29,6 +29,11 @@ def dots(a: Gradient, b: Gradient) -> Tensor:
     return summed(torch.stack(products), a[0])
 
 
+def share(product: Tensor, square: Tensor) -> Tensor:
+    """max(0, x·y) / ‖y‖², which of two gradients at an acute angle is what x has of y; 0 where y is."""
+    return torch.where(square > 0, product.clamp(min=0) / square, 0.0)
+
+
 def clip_(gradient: Gradient, max_norm: float) -> Tensor:
     """Scale a gradient down to a norm of `max_norm`, in place, if it is longer; gives the factor."""
     scale = (max_norm / dots(gradient, gradient).sum().sqrt()).clamp(max=1.0)
@@ -37,15 +42,22 @@ def clip_(gradient: Gradient, max_norm: float) -> Tensor:
     return scale
 
 
-def combination(a: float, x: Tensor, b: float, y: Tensor) -> Tensor:
-    """a·x + b·y in float32 at least: where they nearly cancel, rounding first would leave any direction."""
+def combination(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> Tensor:
+    """a·x + b·y in float32 at least: where they nearly cancel, rounding first would leave any direction.
+
+    Of a and b as tensors nothing is asked, so that no device has to be waited for.
+    """
     x, y = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (x, y))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a * x + b * y
     if b == 0:
         return a * x
     return b * y if a == 0 else torch.add(a * x, y, alpha=b)
 
 
-def combine_(x: Gradient, y: Gradient, groups: list[list[int]], coefficients: Sequence[Sequence[float]]) -> Gradient:
+def combine_(
+    x: Gradient, y: Gradient, groups: list[list[int]], coefficients: Sequence[Sequence[float | Tensor]]
+) -> Gradient:
     """a·x + b·y with a pair (a, b) for each block, in the place of x, whose tensors are let go one by one."""
     for (a, b), group in zip(coefficients, groups, strict=True):
         for i in group:

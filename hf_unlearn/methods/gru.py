@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import UnlearningError
 from .base import TASKS, MethodInfo, Paper
-from .gradients import Gradient, combine_, dots
+from .gradients import Gradient, combine_, dots, share
 from .paired import PairedAscentConfig, PairedGradients
 
 
@@ -17,8 +16,7 @@ def gru_update(retain: Gradient, forget: Gradient) -> Gradient:
 
     Inner products are over all tensors together. A step along −g_f is a conflict when g_r·g_f > 0, not when it is < 0.
     """
-    kappa, rr = dots(retain, forget).sum().item(), dots(retain, retain).sum().item()
-    a = max(0.0, kappa) / rr if rr else 0.0
+    a = share(dots(retain, forget).sum(), dots(retain, retain).sum())
     return combine_(list(retain), forget, [[*range(len(retain))]], [(a, -1.0)])
 
 
@@ -72,12 +70,12 @@ class Gru(PairedGradients):
     config_class = GruConfig
     config: GruConfig
 
+    @property
+    def why_whole(self) -> str | None:
+        return "keeps a mean of gradients (which gamma=1 does not)" if self.config.gamma < 1 else None
+
     def prepare(self, context) -> None:
         super().prepare(context)
-        if self.config.gamma < 1 and context.is_sharded:
-            raise UnlearningError(
-                "gru: gamma is below 1, and the model is sharded (FSDP); expected DDP, or a gamma of 1."
-            )
         self.mean: Gradient = []  # of the retain gradients so far
 
     def combine(self, gradients: dict[str, Gradient]) -> Gradient:

@@ -306,6 +306,10 @@ class Hamu(PairedGradients):
         super().learn_task(task)
         self.radius = self.config.radius or ("unit" if task.right_or_wrong else "retain")
 
+    @property
+    def why_whole(self) -> str | None:
+        return 'keeps the weights of a step (which stop="log" does not)' if self.config.stop == "stop" else None
+
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         unit = 0.02 if family == "convolutional" else 0.06
         return super().arguments(family, width) | {"learning_rate": unit if self.radius == "unit" else 0.03}
@@ -315,10 +319,6 @@ class Hamu(PairedGradients):
         self.flags, self.before, self.ended = 0, [], False
         self.seen: list = []  # the micro-batches of this step
         self.groups = blocks(context.parameter_names, self.config.block)
-        if self.config.stop == "stop" and context.is_sharded:
-            raise UnlearningError(
-                'hamu: stop is "stop", which keeps the weights of a step, and they are sharded; use "log".'
-            )
         self.is_same_in_training = self.config.realised and context.is_same_in_training(self.loss)
 
     def losses(self, model, batch):
@@ -376,8 +376,10 @@ class Hamu(PairedGradients):
         for name, of in (("slack", gained), ("predicted_forget", "forget"), ("predicted_retain", "retain")):
             # In the units of the losses: of the coming step, and of gradients as long as they were before clipping.
             clipped = self.context.clipped[of]  # 0 of a gradient whose norm is no number any more
-            values[name] *= self.context.learning_rate / clipped if clipped else math.nan
-        self.context.log_step({f"hamu_{name}": torch.tensor(float(value)) for name, value in values.items()})
+            values[name] = values[name] * self.context.learning_rate / torch.where(clipped > 0, clipped, math.nan)
+        self.context.log_step(
+            {f"hamu_{name}": torch.as_tensor(value, dtype=torch.float32) for name, value in values.items()}
+        )
 
     def on_step_end(self, step: int) -> bool | None:
         for batch in self.seen:

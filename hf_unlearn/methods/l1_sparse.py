@@ -79,11 +79,14 @@ class L1Sparse(Finetune):
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return super().arguments(family, width) | {"learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1.0}
 
+    @property
+    def why_whole(self) -> str | None:
+        return "adds the norm of all weights to its loss"
+
     def prepare(self, context) -> None:
-        if is_adapted(context.model) or context.is_sharded:
-            what = "an adapter is trained" if is_adapted(context.model) else "the model is sharded (FSDP)"
+        if is_adapted(context.model):
             raise UnlearningError(
-                f"l1_sparse makes the weights of a whole model sparse, and {what}; expected a plain model or DDP."
+                "l1_sparse makes the weights of a whole model sparse, and an adapter is trained; expected a plain model."
             )
         self.context = context
 

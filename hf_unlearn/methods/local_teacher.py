@@ -397,9 +397,11 @@ class LocalTeacher(Method):
     def losses(self, model, batch) -> dict[str, Tensor]:
         student = model(**batch.inputs).logits
         targets = torch.zeros_like(student)
-        if batch.is_forget.any():
-            y = self.targets(Batch({key: value[batch.is_forget] for key, value in batch.items()}))
-            targets = targets.to(y.dtype).masked_scatter(batch.is_forget[:, None], y)
+        places = np.flatnonzero(batch["rows"] < self.context.schedule.n_forget)
+        if len(places):
+            forget = torch.from_numpy(places).to(student.device)
+            y = self.targets(Batch({key: value[forget] for key, value in batch.items() if isinstance(value, Tensor)}))
+            targets = targets.to(y.dtype).index_copy(0, forget, y)
         beta = self.config.forget_weight
         return {"loss": batch.mean(distillation_loss(student, targets, batch.labels, batch.is_forget, beta))}
 

@@ -96,11 +96,14 @@ class Msg(Method):
     def epochs(self, epochs: int) -> list[str]:
         return ["retain"] * epochs
 
+    @property
+    def why_whole(self) -> str | None:
+        return "ranks the gradients of all weights"
+
     def prepare(self, context) -> None:
-        if is_adapted(context.model) or context.is_sharded:
-            what = "an adapter is trained" if is_adapted(context.model) else "the model is sharded (FSDP)"
+        if is_adapted(context.model):
             raise UnlearningError(
-                f"msg draws some of the weights of a whole model anew, and {what}; expected a plain model or DDP."
+                "msg draws some of the weights of a whole model anew, and an adapter is trained; expected a plain model."
             )
         schedule = context.schedule
         rng = np.random.default_rng([context.seed, 5])

@@ -87,12 +87,12 @@ class NeggradPlus(PairedLosses):
     config_class = NeggradPlusConfig
     config: NeggradPlusConfig
 
+    @property
+    def why_whole(self) -> str | None:
+        return "adds the distance of all weights to its loss (which pull=0 does not)" if self.config.pull else None
+
     def prepare(self, context) -> None:
         super().prepare(context)
-        if self.config.pull and context.is_sharded:
-            raise UnlearningError(
-                "neggrad_plus: pull is set, and the model is sharded (FSDP); expected DDP, or a pull of 0."
-            )
         self.start = [p.detach().clone() for p in context.parameters] if self.config.pull else []
 
     def losses(self, model, batch) -> dict[str, Tensor]:

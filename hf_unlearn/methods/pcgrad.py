@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .base import TASKS, MethodInfo, Paper
-from .gradients import Gradient, combine_, dots
+from .gradients import Gradient, combine_, dots, share
 from .paired import PairedAscentConfig, PairedGradients
 
 
@@ -15,9 +15,8 @@ def pcgrad_update(retain: Gradient, forget: Gradient) -> Gradient:
 
     Inner products are over all tensors together. The gradients conflict when g_r·g_f > 0, with g_f as it is.
     """
-    kappa, rr, ff = (dots(x, y).sum().item() for x, y in ((retain, forget), (retain, retain), (forget, forget)))
-    conflict = max(0.0, kappa)
-    a, b = 1 + (conflict / rr if rr else 0.0), -1 - (conflict / ff if ff else 0.0)
+    kappa, rr, ff = (dots(x, y).sum() for x, y in ((retain, forget), (retain, retain), (forget, forget)))
+    a, b = 1 + share(kappa, rr), -1 - share(kappa, ff)
     return combine_(list(retain), forget, [[*range(len(retain))]], [(a, b)])
 
 

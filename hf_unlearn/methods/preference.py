@@ -19,7 +19,7 @@ def completion_lengths(labels: Tensor) -> Tensor:
 
 def original_log_p(log_p: Tensor, part: Batch, losses: Tensor) -> Tensor:
     """log π_ref(y|x) of every sample beside its log π_θ(y|x), from the original's `losses` by `sample_index`, means over tokens."""
-    return -losses[part.sample_index.cpu()].to(log_p) * completion_lengths(part.labels)
+    return -losses[part["rows"]].to(log_p) * completion_lengths(part.labels)
 
 
 def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Tensor:

@@ -129,11 +129,11 @@ class Salun(Method):
     def epochs(self, epochs: int) -> list[str]:
         return self.inner.epochs(epochs)
 
+    @property
+    def why_whole(self) -> str | None:
+        return "ranks all weights together"
+
     def prepare(self, context) -> None:
-        if context.is_sharded:
-            raise UnlearningError(
-                "salun ranks all weights together, and those of a sharded model (FSDP) are in pieces; expected DDP."
-            )
         self.parameters = context.parameters
         forget = [("forget", i) for i in range(context.schedule.n_forget)]
         (gradient,) = context.gradients(self.forget_loss, [forget])

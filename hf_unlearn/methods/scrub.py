@@ -128,13 +128,16 @@ class Scrub(Method):
         passes = min(left, self.config.max_epochs)
         return start + ["forget", "retain"] * passes + ["retain"] * (left - passes)
 
+    @property
+    def why_whole(self) -> str | None:
+        return "keeps the weights of an epoch (which rewind=False does not)" if self.config.rewind else None
+
     def prepare(self, context) -> None:
         self.context = context
         self.teacher = context.teacher()
-        if self.config.rewind and (context.is_sharded or not context.has("control")):
-            found = "the model is sharded (FSDP)" if context.is_sharded else "there are no unseen samples"
+        if self.config.rewind and not context.has("control"):
             raise UnlearningError(
-                f"scrub: rewind is on, and {found}; expected unseen samples to compare with and no FSDP, or rewind off."
+                "scrub: rewind is on, and there are no unseen samples; expected unseen samples to compare with, or rewind off."
             )
         self.gap, self.level, self.best = math.inf, 0.0, {}
         if self.config.rewind and not context.is_class_request:

@@ -4,11 +4,12 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every module's own mode back after."""
+    """Eval mode inside, every module's own mode back after; weights that FSDP2 has gathered for it are let go again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -16,3 +17,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # it keeps those of the outermost module for a backward pass that does not come

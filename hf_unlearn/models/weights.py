@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -59,7 +60,10 @@ def save_model(model: nn.Module, folder: str | os.PathLike[str], state_dict: dic
         return
     if not isinstance(model, PreTrainedModel):
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(model, str(folder / WEIGHTS))
+        if state_dict is None:
+            safetensors.torch.save_model(model, str(folder / WEIGHTS))
+        else:
+            safetensors.torch.save_file(state_dict, folder / WEIGHTS)
         return
     (folder / WEIGHTS_INDEX).unlink(missing_ok=True)  # of an earlier save: save_pretrained removes only its shards
     if not is_timm(model.config):
@@ -99,8 +103,13 @@ def keep_unpacked(model: nn.Module) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The digest of all tensors in the state dict."""
+    """The digest of all tensors in the state dict; of a model that is cut up over processes, on all of them together."""
     return digest_tensors(sorted(model.state_dict().items()))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be cut up over processes, which all must ask for it then."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -112,5 +121,5 @@ def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(whole(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -334,7 +334,7 @@ def _counted(batch: Batch) -> Batch:
     """The rows of a batch that are no padding."""
     if "weight" not in batch or bool((batch.weight > 0).all()):
         return batch
-    return Batch({key: value[batch.weight > 0] for key, value in batch.items()})
+    return Batch({key: value[batch.weight > 0] for key, value in batch.items() if isinstance(value, Tensor)})
 
 
 def _num_labels(model: nn.Module, batch: Batch) -> int:

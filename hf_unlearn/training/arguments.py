@@ -41,6 +41,11 @@ METHOD_DEFAULTS = (
     "decay",
 )
 
+NO_DEEPSPEED = (
+    "DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs), which cuts up the same things as ZeRO-3: nothing "
+    "here measures, saves or resumes through DeepSpeed's engine."
+)
+
 
 @dataclass
 class UnlearningArguments(TrainingArguments):
@@ -77,6 +82,13 @@ class UnlearningArguments(TrainingArguments):
             "parameter, as in the papers' own code; default: the method's, else weights"
         },
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "log the mean loss in the place of one that is NaN or infinite, which is read from the device in every step; a run "
+            "ends at one anyway, ten steps later at most"
+        },
+    )
     measure: bool = field(
         default=True, metadata={"help": "measure forget, retained and unseen samples before and after unlearning"}
     )
@@ -111,7 +123,7 @@ class UnlearningArguments(TrainingArguments):
             self.output_dir = os.fspath(self.output_dir)
         self.check_types()
         if self.deepspeed:
-            raise UnlearningError("DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs).")
+            raise UnlearningError(NO_DEEPSPEED)
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
         fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
         self._placeholders = {name: fields.get(name) for name in self._unset}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
 from ..errors import UnlearningError
+from ..methods.gradients import local
 from . import identity
 from .arguments import UnlearningArguments, Unnamed
 from .checksums import check_whole, checksums
@@ -36,6 +38,7 @@ from .output import (
     request_digest,
 )
 from .parts import Parts
+from .sharding import Sharding, is_cut
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,9 @@ class ResumableTrainer(Parts):
         digest, request, self._requests = "", "", {}
         with self.together():
             checkpoint = self._find_checkpoint(resume)
-            if self.args.should_save:
+            if self.args.should_save or is_cut(self.model):
                 digest = models.weights_digest(self.model)
+            if self.args.should_save:
                 request = self._check_output(checkpoint, digest)
                 if not self.is_edit:
                     self._settings = identity.settings_of(self, digest)
@@ -184,7 +188,7 @@ class ResumableTrainer(Parts):
         """Refuse to go on, or to save, where a loss was NaN or infinite, or `weights` are."""
         if not self.watch.all_finite():
             what = "loss was NaN or infinite by"
-        elif weights and not self.is_fsdp_enabled and not all(p.isfinite().all() for p in self.model.parameters()):
+        elif weights and not self._finite_weights():
             what = "weights are NaN or infinite after"
         else:
             return
@@ -193,6 +197,18 @@ class ResumableTrainer(Parts):
             f"max_grad_norm, and start again from {self.where_original()} without resume_from_checkpoint, since a checkpoint "
             "goes on with the settings it was saved with."
         )
+
+    def _finite_weights(self) -> bool:
+        bad = ~torch.stack([local(p).isfinite().all() for p in self.model.parameters()]).all()
+        if self.is_fsdp_enabled:  # every process has other weights
+            bad = cast(torch.Tensor, self.accelerator.reduce(bad.int(), "sum"))
+        return not bad
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, which writes no weights where the state dict is sharded, not even when the run is over."""
+        if not is_cut(self.model) or _internal_call:
+            return super().save_model(output_dir, _internal_call)
+        self._save(output_dir, cast(Sharding, self.sharding).whole_weights(self.model))
 
     def _save_checkpoint(self, model, trial) -> None:
         """The Trainer's checkpoint, with the method's state, counted as complete only by a marker that is written last.
@@ -326,6 +342,7 @@ class ResumableTrainer(Parts):
     def _interruptible(self) -> Iterator[None]:
         """The first Ctrl-C ends the step, saves a checkpoint and says how to resume; the second one is immediate."""
         self._signalled = self._interrupted = False
+        self._asked = None
 
         def on_interrupt(*_: Any) -> None:
             if self._signalled:
@@ -342,6 +359,8 @@ class ResumableTrainer(Parts):
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+            if self._asked is not None:
+                self._asked[1].wait()
         if self._interrupted:
             if self.is_world_process_zero():
                 print(
@@ -355,13 +374,27 @@ class ResumableTrainer(Parts):
     _interrupted = False  # some process was, and all know it
 
     def interrupted(self) -> bool:
-        """Whether any process was interrupted; all of them ask at the same time."""
+        """Whether any process was interrupted; all of them ask at the same time, and learn what was so when they asked last:
+        the answer comes while the step goes on, over the CPUs, so that no device is waited for."""
         if self.accelerator.num_processes == 1:
             self._interrupted = self._signalled
         elif not self._interrupted:
-            flag = torch.tensor(int(self._signalled), device=self.args.device)
-            self._interrupted = bool(cast(torch.Tensor, self.accelerator.reduce(flag, "sum")).item())
+            if self._asked is not None:
+                flag, answer = self._asked
+                answer.wait()
+                self._interrupted = bool(flag)
+            flag = torch.tensor(int(self._signalled))
+            self._asked = flag, dist.all_reduce(flag, group=self._over_cpus, async_op=True)
         return self._interrupted
+
+    @property
+    def _over_cpus(self) -> dist.ProcessGroup:
+        if self._cpus is None:
+            self._cpus = dist.new_group(backend="gloo")
+        return self._cpus
+
+    _cpus: dist.ProcessGroup | None = None
+    _asked: tuple[torch.Tensor, dist.Work] | None = None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

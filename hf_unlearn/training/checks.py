@@ -17,7 +17,7 @@ from ..methods import Method
 from ..models import adapters
 from ..tasks import task_of
 from ..tasks.base import Task
-from .arguments import UnlearningArguments
+from .arguments import NO_DEEPSPEED, UnlearningArguments
 from .output import check_folder
 from .request import Request
 
@@ -387,20 +387,20 @@ def check_gradient_method(
         )
 
 
-def check_sharding(method: Method, accelerator: Accelerator) -> None:
-    """Refuse what cannot be had of weights that FSDP shards."""
+def check_sharding(method: Method, accelerator: Accelerator, args: UnlearningArguments) -> None:
+    """Refuse what cannot be had of weights that FSDP shards, and DeepSpeed where the launcher asks for it."""
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        raise UnlearningError(NO_DEEPSPEED)
     if (fsdp := getattr(accelerator.state, "fsdp_plugin", None)) is None:
         return
-    if method.info.kind == "surgery":
-        raise UnlearningError(f"{method.info.name} edits whole weights, and FSDP shards them; expected DDP.")
-    if method.info.kind != "gradient":
-        return
-    if (version := getattr(fsdp, "fsdp_version", 1)) != 2:
+    name, version = method.info.name, getattr(fsdp, "fsdp_version", 1)
+    if why := "edits whole weights" if method.info.kind == "surgery" else method.why_whole:
+        raise UnlearningError(f"{name} {why}, and the weights are sharded (FSDP); expected DDP.")
+    if version != 2:
         raise UnlearningError(
-            f"{method.info.name} needs whole gradients, and FSDP version {version} holds pieces of flattened ones; expected "
-            "FSDP2 (fsdp_version: 2) or DDP."
+            f"FSDP is of version {version}, which flattens the weights; expected FSDP2 (fsdp_version: 2) or DDP."
         )
-    if method.single_samples:
+    if args.torch_compile:
         raise UnlearningError(
-            f"{method.info.name} takes gradients of single samples, which cannot be had of a sharded model; expected DDP."
+            "torch_compile=True gives the weights other names, by which sharded ones (FSDP) are found; leave it out, or use DDP."
         )

@@ -26,6 +26,7 @@ from ..tasks.several import Tasks
 from .disk import check_room
 from .parts import Parts
 from .past import Start
+from .sharding import pieces
 from .teacher import TableTeacher
 
 
@@ -186,7 +187,7 @@ class Context(base.Context):
             module.load_state_dict(state)
 
     @property
-    def clipped(self) -> dict[str, float]:
+    def clipped(self) -> dict[str, Tensor]:
         return self._trainer.named_gradients.clipped
 
     # -- Other models
@@ -201,6 +202,8 @@ class Context(base.Context):
             return self._table()
         if adapter := self._trainer.adapter:
             return OnlineTeacher(self.model, adapter.disabled)
+        if sharding := self._trainer.sharding:
+            return OnlineTeacher(sharding.twin(self.model))
         return OnlineTeacher(copy.deepcopy(self.model).eval().requires_grad_(False))
 
     def _table(self) -> TableTeacher:
@@ -219,10 +222,13 @@ class Context(base.Context):
         model = cast(PreTrainedModel, models.base_of(self.model))
         with seeded(self.seed):
             untrained = cast(nn.Module, type(model)(copy.deepcopy(model.config)))
+        if sharding := self._trainer.sharding:
+            return sharding.of_whole(untrained.to(model.dtype))
         return untrained.to(model.device, model.dtype).eval().requires_grad_(False)
 
     def start_weights(self) -> dict[str, Tensor]:
-        return cast(Start, self._trainer.start).take()
+        weights = cast(Start, self._trainer.start).take()
+        return pieces(weights, self.model) if self.is_sharded else weights
 
     def look_again(self) -> None:
         self._trainer.looks.forget()
@@ -243,7 +249,7 @@ class Context(base.Context):
             )
         trainer.looks.forget()
         torch.manual_seed(self.seed)
-        self.model.load_state_dict(cast(Start, trainer.start).take())
+        self.model.load_state_dict(self.start_weights())
 
     # -- Logs
 

@@ -29,7 +29,7 @@ def describe_run(run: Run, model: nn.Module | None = None) -> dict[str, Any]:
     return {
         "task": run.task.name,
         "library": _library(model),
-        "architecture": getattr(config, "architecture", None) or type(network).__name__,
+        "architecture": getattr(config, "architecture", None) or type(network).__name__.removeprefix("FSDP"),
         "parameters": sum(p.numel() for p in network.parameters()),
         "has_batchnorm": bool(models.batchnorm_modules(network)),
         "original": run.origin,

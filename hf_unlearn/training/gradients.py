@@ -21,7 +21,7 @@ class NamedGradients:
     def __init__(self, max_norm: float | None):
         self.max_norm = max_norm or 0.0
         self.by_name: dict[str, list[Tensor | None]] = {}
-        self.clipped: dict[str, float] = {}
+        self.clipped: dict[str, Tensor] = {}
 
     @contextmanager
     def of(self, name: str, parameters: list[nn.Parameter]) -> Iterator[None]:
@@ -38,9 +38,9 @@ class NamedGradients:
             name: [torch.zeros_like(p) if g is None else g for g, p in zip(gradient, parameters, strict=True)]
             for name, gradient in added.items()
         }
-        self.clipped = dict.fromkeys(whole, 1.0)
+        self.clipped = dict.fromkeys(whole, torch.ones(()))
         if self.max_norm > 0:
-            self.clipped = {name: clip_(gradient, self.max_norm).item() for name, gradient in whole.items()}
+            self.clipped = {name: clip_(gradient, self.max_norm) for name, gradient in whole.items()}
         return whole
 
 

@@ -21,6 +21,7 @@ from ..models.types import ModelOrName, ModelSource
 from ..tasks.base import Task
 from .arguments import UnlearningArguments
 from .output import COMPLETE, ORIGINAL, PRIVATE, check_not_original, read_original, taken_back
+from .sharding import Sharding
 
 
 def load_original(
@@ -43,9 +44,14 @@ def load_original(
 
 @contextmanager
 def original_of(
-    model: nn.Module, adapter: Adapter | None, private: Path, device: torch.device | str
+    model: nn.Module,
+    adapter: Adapter | None,
+    private: Path,
+    device: torch.device | str,
+    sharding: Sharding | None = None,
 ) -> Iterator[nn.Module]:
-    """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
+    """The model as it was before unlearning, inside a `with` block; read from where it is kept, by the first process alone where
+    it is cut up over all of them."""
     if adapter:
         with adapter.disabled():
             yield model
@@ -54,12 +60,19 @@ def original_of(
     if about is None:
         raise UnlearningError(f"{private} is gone, and the original with it; run again to keep it.")
     kept = str(private / about["folder"]) if about["folder"] else about["repo"]
-    if not isinstance(model, PreTrainedModel):
-        original = copy.deepcopy(model)
+
+    def whole() -> nn.Module:
+        if isinstance(model, PreTrainedModel):
+            return cast(nn.Module, models.load_model(kept, revision=about.get("revision")))
+        original = copy.deepcopy(sharding.form).to_empty(device="cpu") if sharding else copy.deepcopy(model)
         models.load_weights(original, kept)
-        yield original
-        return
-    yield cast(nn.Module, models.load_model(kept, revision=about.get("revision"))).to(device)
+        return original
+
+    if sharding:
+        weights = whole().state_dict() if sharding.accelerator.is_main_process else {}
+        yield sharding.filled(copy.deepcopy(sharding.form), weights)
+    else:
+        yield whole().to(device)
 
 
 @contextmanager

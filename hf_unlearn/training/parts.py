@@ -28,6 +28,7 @@ from .output import PRIVATE
 from .past import Start
 from .reading import Reading
 from .request import Request
+from .sharding import Sharding
 from .watch import Watch
 
 
@@ -39,6 +40,7 @@ class Parts(Trainer):
         adapter: the one that is trained, if there is one.
         origin, original_folder: where on the Hub the original is, and the folder that it was loaded from, if these are known.
         original, unlearned: what was measured before and after; empty before it was, or where nothing is measured.
+        sharding: how models are cut up over the processes, once the model is (FSDP2).
         given_optimizer: the user's own, in whatever form the Trainer takes it.
     """
 
@@ -61,6 +63,7 @@ class Parts(Trainer):
     base_model: ModelSource | None
     given_teacher: ModelSource | None
     given_optimizer: Any
+    sharding: Sharding | None = None
     frozen_batchnorm: Sequence[nn.Module]
     named_gradients: NamedGradients
     evaluator: Evaluator
@@ -126,7 +129,7 @@ class Parts(Trainer):
 
     def original_model(self) -> AbstractContextManager[nn.Module]:
         """The model as it was before unlearning, inside a `with` block; read from where it is kept."""
-        return original_of(self.model, self.adapter, self.private, self.args.device)
+        return original_of(self.model, self.adapter, self.private, self.args.device, self.sharding)
 
     def own_clipping(self) -> dict[str, float]:
         """The norm that a gradient method's gradients are clipped to, each by itself; the Trainer clips none."""

@@ -18,6 +18,7 @@ from ..models.types import ModelSource
 from ..tasks.base import Task
 from ..tasks.evaluation import Evaluator
 from .output import PRIVATE, read_original
+from .sharding import Sharding
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Run:
         device: of the model.
         processes: that took part.
         writes: whether this one is to write what is saved.
-        is_sharded: whether the weights lie in several processes.
+        sharding: how the models are cut up over the processes, if they are.
     """
 
     model: nn.Module
@@ -73,7 +74,7 @@ class Run:
     device: torch.device
     processes: int
     writes: bool
-    is_sharded: bool
+    sharding: Sharding | None
 
     @property
     def private(self) -> Path:

@@ -40,7 +40,7 @@ def record(trainer: UnlearningTrainer) -> Run:
         device=args.device,
         processes=args.world_size,
         writes=args.should_save,
-        is_sharded=trainer.is_fsdp_enabled,
+        sharding=trainer.sharding,
     )
 
 

@@ -55,8 +55,7 @@ class TableTeacher:
         accelerator.wait_for_everyone()
 
     def logits(self, batch: Batch) -> Tensor:
-        rows = torch.from_numpy(self.table[batch.sample_index.cpu().numpy()])
-        return rows.to(batch.sample_index.device, non_blocking=True)
+        return torch.from_numpy(self.table[batch["rows"]]).to(batch.sample_index.device, non_blocking=True)
 
 
 def remove_tables(folder: Path, accelerator: Accelerator) -> None:

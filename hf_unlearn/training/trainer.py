@@ -51,6 +51,7 @@ from .pieces import in_pieces
 from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
+from .sharding import Sharding, is_cut
 from .teacher import remove_tables
 from .watch import Watch
 
@@ -146,7 +147,7 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        check_sharding(self.method, self.accelerator)
+        check_sharding(self.method, self.accelerator, self.args)
         plan = self.request, self.method, self.args, self.reading.sizes
         self.schedule = None if self.is_edit else make_schedule(*plan)
         if self.schedule:
@@ -159,6 +160,14 @@ class UnlearningTrainer(ResumableTrainer):
     def _forward_model(self) -> nn.Module:
         """What a forward pass goes through: sharded models only work through their wrapper."""
         return self.model_wrapped if self.is_fsdp_enabled else self.model
+
+    def _shard(self) -> None:
+        """Cut the model up over the processes (FSDP2) before anything goes through it: the Trainer would do so only when it
+        begins to train, and until then the model is whole and not where the batches are."""
+        if self.is_fsdp_enabled and not is_cut(self.model):
+            self.sharding = Sharding(self.accelerator, self.model)
+            self.model, self.optimizer = self.sharding.cut(self.model, self.optimizer)
+            self.model_wrapped = self.model
 
     # -----------------------------------------------------------------------------------------------------------------
     # The way through a run
@@ -187,6 +196,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.watch.begin(0)
         self.named_gradients.by_name = {}
         checkpoint = self._begin(resume_from_checkpoint)
+        self._shard()
         # The model is still the original here, in a resumed run too: the checkpoint is loaded by `super().train`.
         if self.args.measure or self.args.eval_strategy != IntervalStrategy.NO:
             self.original = self.measure()

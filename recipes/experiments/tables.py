@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import communication
 import language_models
 import memory
 import numpy as np
@@ -225,6 +226,10 @@ def render(name: str) -> str:
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "memory":
         return _memory(results)
+    if name == "communication":
+        return communication.table(results["rows"])
+    if name == "communication.arithmetic":
+        return communication.arithmetic(results["rows"])
     if name == "before_first_step":
         return _before_first_step(results)
     if name == "request_queue":

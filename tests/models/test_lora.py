@@ -283,19 +283,6 @@ class TestMerging:
         second = run("vit", tmp_path / "second", first.model, peft_config=None, merge=True)
         assert second.model is first.model and not same_bits(weights(second.model), state)
 
-    def test_sharded_weights_are_refused_before_the_run(self, tmp_path, monkeypatch):
-        class Sharded(UnlearningTrainer):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **kwargs)
-                self.is_fsdp_enabled = True
-
-            def train(self, **kwargs):
-                raise AssertionError("it was trained")
-
-        monkeypatch.setattr("hf_unlearn.api.UnlearningTrainer", Sharded)
-        with pytest.raises(UnlearningError, match="The weights are sharded .*save the result without merge"):
-            run("vit", tmp_path, original("vit"), merge=True)
-
     def test_figures_are_those_of_the_merged_model(self, tmp_path):
         args = arguments(tmp_path, learning_rate=1e-2, use_cpu=True)
         about = {"method": "lotus", "peft_config": True, "merge": True}

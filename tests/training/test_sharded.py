@@ -1,10 +1,15 @@
-"""Gradient rules on a model that is sharded over two processes."""
+"""Models that are sharded over two processes: gradient rules, and whole runs."""
 
 import json
 
 import pytest
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, ViTForImageClassification
 
-from tests.runs import launch
+from hf_unlearn import models
+from hf_unlearn.models import adapters
+from tests.distributed import fsdp
+from tests.runs import distance, launch, make_trainer, weights
 
 
 @pytest.mark.slow
@@ -13,3 +18,31 @@ def test_updates_of_a_sharded_model(tmp_path):
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert len(errors) == 13
     assert max(errors.values()) < 1e-14, errors
+
+
+@pytest.mark.slow
+def test_whole_runs_of_a_sharded_model(tmp_path):
+    launch("fsdp", tmp_path)
+    found, other = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
+    assert [about["metrics"] for about in found.values()] == [about["metrics"] for about in other.values()]
+    for name, (method, family, lora, _) in fsdp.CASES.items():
+        trainer = make_trainer(method, family, tmp_path / "one" / name, num_train_epochs=1, dtype="float64", lora=lora)
+        start = weights(trainer.model)
+        trainer.train()
+        assert distance(load_file(tmp_path / f"{name}.safetensors"), weights(trainer.model), start) < 1e-8, name
+        measured, expected = found[name]["metrics"]["after"], trainer.metrics["after"]
+        assert measured.keys() == expected.keys()
+        for key, value in expected.items():
+            assert measured[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), (name, key)
+    lotus, npo, grad_diff = (found[name]["more"] for name in ("lotus", "npo", "grad_diff"))
+    assert lotus["release"] and lotus["distance"] > 0
+    assert max(lotus["whole"], lotus["pieces"]) < 1e-10
+    assert npo["original"] == 0 < npo["unlearned"]
+    assert grad_diff["same weights"] and grad_diff["distance"] > 0
+    saved = ViTForImageClassification.from_pretrained(tmp_path / "saved", dtype="float64")
+    assert saved.config.architectures == ["ViTForImageClassification"]
+    assert distance(weights(saved), load_file(tmp_path / "lotus.safetensors")) < 1e-12
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype="float64")
+    alone = make_trainer("grad_diff", "llama", tmp_path / "two", lora=True, dtype="float64").model
+    models.load_weights(alone, tmp_path / "adapter")
+    assert distance(weights(merged), weights(adapters.merged(alone))) < 1e-12
