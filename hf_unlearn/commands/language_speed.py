@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from ..data.types import Data
 from ..errors import UnlearningError
 from ..methods import get_method
 from ..training.arguments import UnlearningArguments
@@ -139,7 +138,7 @@ def make_trainer(
             gradient_checkpointing=side.checkpointing,
             measure=False,
         )
-        sets: dict[str, Data] = {f"{name}_dataset": data for name, data in texts.items()}
+        sets: dict[str, Any] = {f"{name}_dataset": data for name, data in texts.items()}
         trainer = UnlearningTrainer(model, args, method=config, **sets, peft_config=side.adapter)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -158,7 +157,7 @@ def evaluations(vocabulary: int, tokens: int) -> Iterator[dict[str, Callable[[],
 
         def plain() -> None:
             with torch.no_grad():
-                model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+                model(**{name: tensor.to(trainer.args.device) for name, tensor in inputs.items()})
 
         yield {PLAIN: plain, EVALUATION: lambda: trainer.evaluator.measure(model, *trainer.indices["forget"])}
 
