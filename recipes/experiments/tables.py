@@ -103,6 +103,11 @@ LOCAL_TEACHER = {
 }
 
 
+def _with_spread(value: float, spread: float | None, digits: int) -> str:
+    """Of one seed there is none."""
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
 def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
     columns = {
@@ -112,7 +117,7 @@ def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     for name, row in rows.items():
         digits = {key: 0 if key == "seconds" else 3 for key in columns}
         cells = (
-            "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
+            "-" if row["mean"].get(key) is None else _with_spread(row["mean"][key], row[spread][key], n)
             for key, n in digits.items()
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
