@@ -148,7 +148,7 @@ def merged(model: PeftModel) -> nn.Module:
 
 def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tensor:
     """That of a quantised layer with its active adapters, in numbers."""
-    if not isinstance(layer, LoraLayer) or any(active in layer.lora_variant for active in layer.active_adapters):
+    if not is_plain_lora(layer):
         raise UnlearningError(
             f"The adapter of {name} is no plain LoRA, and cannot be put into quantised weights; leave it beside them, or load the "
             "model without quantisation."
@@ -158,6 +158,11 @@ def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tens
         if active in layer.lora_A:
             weight += cast(Any, layer).get_delta_weight(active).to(weight)
     return weight
+
+
+def is_plain_lora(layer: nn.Module) -> bool:
+    """Whether its active adapters add a product of two matrices, and nothing else."""
+    return isinstance(layer, LoraLayer) and not any(name in layer.lora_variant for name in layer.active_adapters)
 
 
 def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
@@ -174,6 +179,7 @@ def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if layer is not module:
             within = name
+        layer = cast(nn.Module, layer)
         own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
         for key, tensor in own.items():
             if (
