@@ -22,7 +22,7 @@ from hf_unlearn.methods.idk_dpo import IdkDpoConfig
 from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.pdu import PduConfig, dual_step, margin_loss
 from hf_unlearn.methods.satimp import Satimp, SatimpConfig, satimp_weights
-from hf_unlearn.methods.task_vector import TaskVector, TaskVectorConfig, negate
+from hf_unlearn.methods.task_vector import SCALES, TaskVector, TaskVectorConfig, negate
 from hf_unlearn.methods.undial import UndialConfig, undial_loss
 from hf_unlearn.methods.wga import Wga, WgaConfig, wga_weights
 from hf_unlearn.tasks.alternatives import Alternatives, alternatives_in
@@ -296,12 +296,11 @@ class TestRuns:
             method = trainer.method
             assert len(method.notes) == notes and (method.known() >= aim) == (not notes)
             if notes:
-                assert (
-                    method.report == {"scale": 8.0} and "and the aim is 100. Raise num_train_epochs" in method.notes[0]
-                )
-            elif method.scale > 0.25:
+                assert method.report == {"scale": SCALES[-1]}
+                assert "and the aim is 100. Raise num_train_epochs" in method.notes[0]
+            elif method.scale > SCALES[0]:
                 vector = [(s - w) / method.scale for w, s in zip(method.weights, method.start, strict=True)]
-                negate(method.weights, method.start, vector, method.scale / 2)
+                negate(method.weights, method.start, vector, method.scale / 1.25)
                 trainer.looks.forget()
                 assert method.known() < aim
 
