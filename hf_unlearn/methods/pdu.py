@@ -65,7 +65,9 @@ class Pdu(Held):
     """min mean of (max z − mean z)² over D_f, subject to L_r ≤ ε: L_f + λ·(L_r − ε), with λ ← max(0, λ + η·(L_r − ε)) after
     every step.
 
-    The loss counts the places that predict a completion; open-unlearning's code takes all of a text, and its padding.
+    The loss counts the places that predict a completion; open-unlearning's code takes all of a text, and its padding. The run goes on
+    until the bound holds (ours): tried once on made-up stories that a small model (stories15M) had learnt, one that ended with the
+    forget samples took nearly as much from the retained ones.
     """
 
     info = MethodInfo(
