@@ -108,6 +108,10 @@ class Collator:
         """How much each sample counts in a mean, by `sample_index`; None: all count the same."""
         return None
 
+    def sizes_of(self, batch: Batch, places: Sequence[tuple[str, int]]) -> Tensor:
+        """The same of the samples of a batch, which stand at these places: (name of the set, row)."""
+        return torch.ones(len(places), dtype=torch.int64)
+
     def read(self, source: Source, indices: Sequence[int]) -> Batch:
         """The batch of some rows of a set; an error says which row it is about."""
         return self.collate(source.rows(indices), [(source.name, int(index)) for index in indices])

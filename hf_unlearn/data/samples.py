@@ -1,8 +1,11 @@
 """The drawn samples of a step, read from their sets, and what makes training batches of them."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 from .batches import Batch
 from .collator import Collator
@@ -55,10 +58,14 @@ class DrawnSamples(torch.utils.data.Dataset):
 
 
 class TrainingCollator:
-    """`DrawnSamples` to what a method's `losses` gets: one `Batch`, or one for each group of a paired step."""
+    """`DrawnSamples` to what a method's `losses` gets: one `Batch`, or one for each group of a paired step.
 
-    def __init__(self, collator: Collator):
-        self.collator = collator
+    Args:
+        counts: samples are weighed by sizes that are found as they come, see `weigh`.
+    """
+
+    def __init__(self, collator: Collator, counts: bool = False):
+        self.collator, self.counts = collator, counts
 
     def __call__(self, samples: list[tuple[Draw, int, dict]]) -> Batch | dict[str, Batch]:
         groups = {}
@@ -68,24 +75,53 @@ class TrainingCollator:
         return batches if len(batches) > 1 else next(iter(batches.values()))
 
     def _batch(self, samples: list[tuple[Draw, int, dict]]) -> Batch:
-        batch = self.collator.collate(
-            [row for _, _, row in samples], [(draw.source, draw.index) for draw, _, _ in samples]
-        )
+        places = [(draw.source, draw.index) for draw, _, _ in samples]
+        batch = self.collator.collate([row for _, _, row in samples], places)
         batch["is_forget"] = torch.tensor([draw.source == "forget" for draw, _, _ in samples])
         batch["sample_index"] = torch.tensor([index for _, index, _ in samples])
         batch["epoch"] = torch.tensor([draw.epoch for draw, _, _ in samples])
         for name in ("weight", "sample_weight"):
             batch[name] = torch.tensor([getattr(draw, name) for draw, _, _ in samples], dtype=torch.float64)
+        if self.counts:
+            batch["weight"] *= self.collator.sizes_of(batch, places)
         return batch
+
+
+def weigh(batches: list[Batch | dict[str, Batch]], accelerator: Accelerator) -> None:
+    """Give the micro-batches of a step, whose samples were counted as they came, the weights of a mean over all of the step."""
+    groups: dict[str, list[Batch]] = {}
+    for batch in batches:
+        for name, part in [("", batch)] if isinstance(batch, Batch) else batch.items():
+            groups.setdefault(name, []).append(part)
+    sums = [torch.stack([part.weight.sum() for part in groups[name]]).sum() for name in sorted(groups)]
+    totals = accelerator.reduce(torch.stack(sums).to(accelerator.device), "sum")
+    for name, total in zip(sorted(groups), cast(Tensor, totals), strict=True):
+        for part in groups[name]:
+            part["weight"] = part.weight.to(total.device) * (accelerator.num_processes / total)
 
 
 def is_deterministic(source: Source, collator: Collator, samples: int = 16) -> bool:
     """Whether reading a sample in two epochs gives the same inputs; not so after a random transform, or in a stream
     that is shuffled anew in every epoch."""
-    indices, read = list(range(min(samples, len(source)))), []
+    indices, read = source.first(samples), []
     for epoch in range(2):
         with seeded(epoch):  # every process finds the same
-            rows = source.rows(indices, epoch)
-            read.append(collator.collate(rows, [(source.name, index) for index in indices]).inputs)
-    first, second = read
-    return all(first[key].shape == second[key].shape and torch.equal(first[key], second[key]) for key in first)
+            read.append(_inputs(source, collator, indices, epoch))
+    return _are_equal(*read)
+
+
+def is_repeatable(source: Source, collator: Collator, samples: int = 16) -> bool:
+    """Whether reading a stream twice in one epoch gives the same; not so where its rows are transformed at random."""
+    read = []
+    for seed in range(2):
+        with seeded(seed):
+            read.append(_inputs(source.read_by(0, 1, 0), collator, source.first(samples), 0))
+    return _are_equal(*read)
+
+
+def _inputs(source: Source, collator: Collator, indices: list[int], epoch: int) -> dict[str, torch.Tensor]:
+    return collator.collate(source.rows(indices, epoch), [(source.name, index) for index in indices]).inputs
+
+
+def _are_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(a[key].shape == b[key].shape and torch.equal(a[key], b[key]) for key in a)

@@ -7,10 +7,12 @@ continues it by its step number alone.
 import bisect
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from .streams import in_turn
 
 KINDS = ("mixed", "paired", "forget", "retain", "forget-paired")
 
@@ -38,7 +40,8 @@ class Schedule:
     - `forget`, `retain`: one shuffled pass over that set alone
 
     The last step of an epoch may be smaller. `retain_fraction` keeps one random subset of the retained samples, drawn
-    once, for all epochs. A retained set that is a stream is read in its own order.
+    once, for all epochs. A retained set that is a stream is read in its own order, one sample of each of its lanes in turn, and
+    processes have lanes of their own where these can be shared out evenly.
 
     `sizes` says how much each sample counts in a mean, in whole numbers by `sample_index` (forget samples first, retained
     ones behind): [N], or [N, T] for T means of their own. Without it, all samples count the same.
@@ -54,6 +57,7 @@ class Schedule:
         seed: int = 0,
         retain_fraction: float = 1.0,
         retain_is_stream: bool = False,
+        lane_starts: Sequence[int] = (0,),
         max_steps: int | None = None,
         sizes: np.ndarray | None = None,
     ):
@@ -64,6 +68,10 @@ class Schedule:
         rng = np.random.default_rng([seed, 0])
         kept = math.floor(retain_fraction * n_retain + 1e-9)  # 0.29 * 100 is 28.999999999999996
         self.retain_subset = np.sort(rng.choice(n_retain, kept, replace=False))
+        self.lane_starts = list(lane_starts)
+        if retain_is_stream:
+            streamed = in_turn(self.lane_starts, self.retain_subset)
+            self._in_turn = n_forget + np.searchsorted(self.retain_subset, streamed)
         self.epochs, self.starts = [], [0]  # the first step of every epoch
         for kind in epochs:
             self._append(kind)
@@ -132,15 +140,30 @@ class Schedule:
         A step with fewer samples than there are micro-batches is padded with a repeated sample of weight 0. Gradients
         are averaged over processes, so a weight is `world_size` times the share in the mean.
         """
-        parts = world_size * accumulation
+        own_lanes = self.retain_is_stream and world_size > 1 and len(self.lane_starts) % world_size == 0
+        last: dict[str, Draw] = {}  # of each group; a sample of a stream can be read twice, but no earlier one
         for step in range(first_step, self.max_steps):
-            groups = [self.weighted(draws, world_size) for draws in self.step(step).values()]
-            for part in range(rank * accumulation, (rank + 1) * accumulation):
+            groups = {group: self.weighted(draws, world_size) for group, draws in self.step(step).items()}
+            parts, first = (accumulation, 0) if own_lanes else (world_size * accumulation, rank * accumulation)
+            for part in range(first, first + accumulation):
                 batch = []
-                for draws in groups:
-                    lo, hi = part * len(draws) // parts, (part + 1) * len(draws) // parts
-                    batch += draws[lo:hi] or [_padding(draws[0])]
+                for group, draws in groups.items():
+                    mine = self._share(draws, rank, world_size) if own_lanes else draws
+                    chosen = mine[part * len(mine) // parts : (part + 1) * len(mine) // parts]
+                    batch += chosen or [_padding(last.get(group, draws[0]) if self.retain_is_stream else draws[0])]
+                    last[group] = batch[-1]
                 yield batch
+
+    def _share(self, draws: list[Draw], rank: int, world_size: int) -> list[Draw]:
+        """Those of a step that this process reads: of a stream, those of its own lanes, and as many others as make it even."""
+        streamed: list[list[Draw]] = [[] for _ in range(world_size)]
+        for draw in draws:
+            if draw.source == "retain":
+                streamed[(bisect.bisect_right(self.lane_starts, draw.index) - 1) % world_size].append(draw)
+        others = [draw for draw in draws if draw.source == "forget"]
+        ends = [len(draws) * (r + 1) // world_size - sum(map(len, streamed[: r + 1])) for r in range(world_size - 1)]
+        cuts = [0, *np.maximum.accumulate(np.clip(ends, 0, len(others))).tolist(), len(others)]
+        return others[cuts[rank] : cuts[rank + 1]] + streamed[rank]
 
     def weighted(self, draws: list[Draw], world_size: int = 1) -> list[Draw]:
         """The draws, of forget or retained samples, with the weights of a mean over them all."""
@@ -169,9 +192,8 @@ class Schedule:
         total = self.n_forget + len(self.retain_subset)
         lo, hi = {"mixed": (0, total), "forget": (0, self.n_forget), "retain": (self.n_forget, total)}[kind]
         order = np.random.default_rng([self.seed, 1 + epoch, KINDS.index(kind)]).permutation(np.arange(lo, hi))
-        if self.retain_is_stream:
-            retained = order >= self.n_forget
-            order[retained] = np.sort(order[retained])
+        if self.retain_is_stream and hi > self.n_forget:
+            order[order >= self.n_forget] = self._in_turn
         return order
 
     def _cycled(self, group: str, round: int, start: int, count: int) -> list[tuple[int, int]]:

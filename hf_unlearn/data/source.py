@@ -5,24 +5,30 @@ A dataset is a `datasets.Dataset` (or a `DatasetDict` with one split), a pandas 
 completion, messages, or a text), or are processed already.
 """
 
+import copy
 import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from PIL import Image
 
 from ..errors import UnlearningError
+from . import arrow
 from .labels import Numbering
 from .layout import CLASSES, IMAGE_COLUMNS, LABEL_COLUMNS, MODEL_INPUTS, TEXT_COLUMNS, Columns, Layout
 from .randomness import seeded
+from .reasons import reason, unreadable
+from .streams import StreamReader, in_turn, lane_starts
 from .types import Data
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,12 +99,50 @@ class Source:
             raise UnlearningError(
                 f"{name} is a {type(dataset).__name__}; expected a datasets.Dataset or a torch Dataset of dicts."
             )
-        self._size, self._reader = size, (StreamReader(self.dataset) if self.is_stream else None)
+        self._size, self._share = size, ((0, 1), 0)
+        self._told: set[int] = set()  # of a stream: its lanes that are shorter than they should be
         self._digests: np.ndarray | None = None
         self.numbering: Numbering | None = None  # of the classes, as the model numbers them
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is read anew: a worker that is not forked would be sent all that is stored a second time."""
+        return {
+            name: value for name, value in vars(self).items() if name not in ("columns", "_stored_labels", "_reader")
+        }
+
     def __len__(self) -> int:
         return cast(int, self._size) if self.is_stream else len(self.dataset)  # a stream comes with its size
+
+    @cached_property
+    def lane_starts(self) -> list[int]:
+        """The first sample of each lane of a stream, see `streams`; of other sets, and of a stream of unknown size, 0."""
+        return lane_starts(self.dataset, self._size) if self.is_stream and self._size else [0]
+
+    def splits_over(self, processes: int) -> bool:
+        """Whether each process can read lanes of its own."""
+        return len(self.lane_starts) % processes == 0
+
+    def read_by(self, rank: int, processes: int, workers: int) -> "Source":
+        """A stream that is read by itself, from its beginning, with lanes for this process, which workers read ahead."""
+        other = copy.copy(self)
+        other._share = (rank, processes), workers
+        return other
+
+    @cached_property
+    def _reader(self) -> StreamReader:
+        (rank, processes), workers = self._share
+        lanes = range(len(self.lane_starts))
+        mine = list(lanes[rank::processes]) if self.splits_over(processes) else list(lanes)
+        return StreamReader(self.dataset, self.lane_starts, mine, workers, self._told)
+
+    def first(self, count: int) -> list[int]:
+        """So many samples, those that a stream gives first."""
+        count = min(count, len(self))
+        if not self.is_stream:
+            return list(range(count))
+        ends = [*self.lane_starts[1:], len(self)]
+        near = [np.arange(start, min(end, start + count)) for start, end in zip(self.lane_starts, ends, strict=True)]
+        return in_turn(self.lane_starts, np.concatenate(near))[:count].tolist()
 
     def rows(self, indices: Sequence[int], epoch: int = 0) -> list[dict]:
         rows = self._read(indices, epoch)
@@ -107,7 +151,7 @@ class Source:
         return rows
 
     def _read(self, indices: Sequence[int], epoch: int) -> list[dict]:
-        if self._reader:
+        if self.is_stream:
             rows = [self._reader.row(epoch, index) for index in indices]
         else:
             try:
@@ -168,13 +212,18 @@ class Source:
         """The names of a `datasets.ClassLabel`, or of labels that are text; None of numbers alone."""
         features = getattr(self.dataset, "features", None) or {}
         names = getattr(features.get(self.label_column), "names", None)
-        if names or self.is_stream:
-            return names
-        return sorted({str(label) for label in self._stored_labels if isinstance(label, str)}) or None
+        return names if names or self.is_stream else self._text_labels or None
 
     @cached_property
+    def _text_labels(self) -> list[str]:
+        values = self._stored_labels
+        if isinstance(values, pa.ChunkedArray):
+            return sorted(values.unique().drop_null().to_pylist()) if arrow.is_text(values.type) else []
+        return sorted({str(label) for label in values if isinstance(label, str)})
+
+    @property
     def has_text_labels(self) -> bool:
-        return not self.is_stream and any(isinstance(label, str) for label in self._stored_labels)
+        return not self.is_stream and bool(self._text_labels)
 
     @cached_property
     def input_columns(self) -> list[str]:
@@ -208,16 +257,18 @@ class Source:
         return [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
 
     @cached_property
-    def _stored_labels(self) -> list:
-        """As they are. Two columns that may both be the labels have to be the same."""
+    def _stored_labels(self) -> Any:
+        """As they are: numbers or texts in Arrow stay there. Two columns that may both be the labels have to be the same."""
         column = self.label_column
         other = next(
             (c for c in LABEL_COLUMNS if c != column and c in self.column_names and not self.given.label), None
         )
         columns = [column, other] if other else [column]
         if isinstance(self.dataset, datasets.Dataset):
-            plain = self.dataset.with_format(None)
-            found = [plain[c][:] for c in columns]
+            stored = [arrow.column(self.dataset, c) for c in columns]
+            if arrow.is_plain(stored[0].type) and (not other or stored[0].equals(stored[1])):
+                return stored[0]
+            found = [values.to_pylist() for values in stored]
         else:
             found = [[] for _ in columns]
             for i in range(len(self)):  # nothing else of a row is kept
@@ -241,6 +292,13 @@ class Source:
         values = self._stored_labels
         if self.has_text_labels:
             names = self.class_names or []
+            if isinstance(values, pa.ChunkedArray):
+                return (
+                    arrow.compute.index_in(values, pa.array(names, values.type))
+                    .fill_null(-1)
+                    .to_numpy()
+                    .astype(np.int64)
+                )
             places = {name: i for i, name in enumerate(names)}
             odd = next((value for value in values if value is not None and not isinstance(value, str)), None)
             if odd is not None:
@@ -250,7 +308,10 @@ class Source:
                 )
             return np.asarray([-1 if value is None else places[value] for value in values], np.int64)
         try:
-            numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.float64)
+            if isinstance(values, pa.ChunkedArray):
+                numbers = np.array(values.cast(pa.float64(), safe=False).to_numpy())  # missing ones are NaN
+            else:
+                numbers = np.asarray([-1 if value is None else value for value in values], dtype=np.float64)
         except (TypeError, ValueError, RuntimeError):  # nothing, or not the same number of labels, for every sample
             numbers = np.empty((0, 0))
         if numbers.ndim != 1:
@@ -280,24 +341,43 @@ class Source:
                 self._digests = np.asarray([self._digest(values, i) for i, values in enumerate(self.stored())])
         return self._digests
 
-    def stored(self, **numpy: Any) -> Iterator[list]:
+    def digests_of(self, rows: np.ndarray) -> np.ndarray:
+        """The same of some rows, of which alone more than the length is read if they stand in Arrow."""
+        if self._digests is not None or not isinstance(self.dataset, datasets.Dataset):
+            return self.digests()[rows]
+        return np.asarray([self._digest(v, i) for i, v in zip(rows.tolist(), self.stored(rows), strict=True)], "S16")
+
+    @cached_property
+    def columns(self) -> list[arrow.Values] | None:
+        """The input columns, if they stand in Arrow so that rows can be told apart without reading them."""
+        if not isinstance(self.dataset, datasets.Dataset):
+            return None
+        found = [arrow.Values.of(self.dataset, name) for name in self.input_columns]
+        for column in found:
+            if column is not None and column.missing is not None:
+                next(self.stored(np.asarray([column.missing])))  # which says what is wrong with it
+        return None if None in found else cast(list[arrow.Values], found)
+
+    def stored(self, rows: np.ndarray | None = None, **numpy: Any) -> Iterator[list]:
         """What is stored of every sample's input, a value for each input column; of an image the bytes of its file.
 
         Args:
+            rows: of these samples alone.
             numpy: what `with_format("numpy")` is given: `dtype=None` keeps floats of more than 32 bits.
         """
         if not isinstance(self.dataset, datasets.Dataset):
-            rows = (self._read([i], 0)[0] for i in range(len(self)))
-            inputs = ([row.get(column) for column in self.input_columns] for row in rows)
+            read = (self._read([i], 0)[0] for i in (range(len(self)) if rows is None else rows.tolist()))
+            inputs = ([row.get(column) for column in self.input_columns] for row in read)
         else:
             stored = self.dataset.with_format(None).select_columns(self.input_columns)
+            stored = stored if rows is None else stored.select(rows)
             for column, feature in stored.features.items():
                 if isinstance(feature, datasets.Image):
                     stored = stored.cast_column(column, datasets.Image(decode=False))
                 elif not (isinstance(feature, datasets.Value) or self._holds_conversations(column)):
                     stored = stored.with_format("numpy", **numpy)  # nested lists would be much slower
             inputs = (list(row) for batch in stored.iter(100) for row in zip(*cast(dict, batch).values(), strict=True))
-        for index, values in enumerate(inputs):
+        for index, values in zip(count() if rows is None else rows.tolist(), inputs, strict=False):
             try:
                 values = [_image_bytes(value) if isinstance(value, dict) else value for value in values]
             except Exception as error:  # PIL raises a different type for every file format
@@ -353,55 +433,9 @@ def _image_bytes(stored: dict) -> bytes:
     return content
 
 
-def unreadable(index: int, name: str, why: Exception) -> UnlearningError:
-    return UnlearningError(
-        f"Row {index} of {name} cannot be read ({reason(why)}); remove the row or replace its content."
-    )
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, in one line; its kind too, unless it is our own."""
-    if isinstance(error, UnlearningError):
-        return str(error).rstrip(".")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = lines[0][:150].rstrip(". ")
-    if isinstance(error, OSError) and said:
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
 def _differ(a: Any, b: Any) -> bool:
     """Whether two labels are not the same; a missing one is like another."""
     if a is None or b is None:
         return a is not b
     a, b = np.asarray(a), np.asarray(b)
     return not np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
-
-
-class StreamReader:
-    """Forward-only access by position to an iterable dataset: `row(epoch, position)` with positions increasing."""
-
-    def __init__(self, stream: Any):
-        self.stream, self.position = stream, 0
-        self.epoch: int | None = None
-        self.iterator: Iterator[dict] = iter(())
-
-    def row(self, epoch: int, position: int) -> dict:
-        try:
-            if epoch != self.epoch or position < self.position:
-                if hasattr(self.stream, "set_epoch"):
-                    self.stream.set_epoch(epoch)
-                self.epoch, self.position, self.iterator = epoch, 0, iter(self.stream)
-            for row in self.iterator:
-                self.position += 1
-                if self.position > position:
-                    return row
-        except Exception as error:
-            raise UnlearningError(
-                f"Sample {self.position} of the stream of retained samples cannot be read ({reason(error)}); leave it out, or "
-                "mend the stream."
-            ) from error
-        raise UnlearningError(
-            f"The stream of retained samples ended after {self.position} samples, but retain_size says that there are "
-            f"more than {position}; pass its true size, and a stream that can be read again in every epoch."
-        )

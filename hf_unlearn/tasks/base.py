@@ -72,6 +72,7 @@ class Task(Protocol):
     layout: Layout  # the columns of their rows
     has_classes: ClassVar[bool] = False  # whether every sample has one
     counted: ClassVar[str | None] = None  # what of samples is counted before the first step, which no stream allows
+    counts_in_steps: ClassVar[bool] = False  # whether it can also be counted in each step, as that of a stream must be
     is_fixed: ClassVar[bool] = False  # whether they must be the same whenever they are read
     is_whole: ClassVar[bool] = False  # whether a forward pass must see its whole batch, on one device
 

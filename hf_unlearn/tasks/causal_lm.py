@@ -28,6 +28,7 @@ class CausalLM(Task):
     outputs = "words"
     layout = COMPLETIONS
     counted = "the tokens of a language model's samples"
+    counts_in_steps = True
     is_fixed = True
     is_whole = True  # of which the head is told the places that count
     right_or_wrong = False  # most tokens of a text are right in unseen ones too

@@ -81,7 +81,7 @@ def check_samples(sources: Iterable[Source], collate: Collator, model: nn.Module
     first = None
     for source in sources:
         if source.is_stream:
-            source.rows(range(min(len(source), STREAMED)))
+            source.rows(source.first(STREAMED))
         rows = looked_at(source)
         with seeded(0):
             batch = collate.read(source, rows)
@@ -102,7 +102,7 @@ def check_samples(sources: Iterable[Source], collate: Collator, model: nn.Module
 def looked_at(source: Source) -> list[int]:
     """Evenly spread rows, the first and the last among them; the first ones of a stream."""
     n = min(len(source), SAMPLES)
-    return list(range(n)) if source.is_stream else np.linspace(0, len(source) - 1, n).round().astype(int).tolist()
+    return source.first(n) if source.is_stream else np.linspace(0, len(source) - 1, n).round().astype(int).tolist()
 
 
 def _check_padding(collate: Collator, model: nn.Module) -> None:

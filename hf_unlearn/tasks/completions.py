@@ -1,7 +1,7 @@
 """Prompts and completions of a language model, as token ids and labels."""
 
 import os.path
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -229,10 +229,25 @@ class CompletionCollator(Collator):
             stripped.append(ids[:end])
         return stripped
 
-    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray:
-        """The number of completion tokens that are predicted in each sample. Refuses samples without one."""
-        counts = {name: self._count(source, progress) for name, source in sources.items()}
+    def sizes(self, sources: dict[str, Source], progress: bool = False) -> np.ndarray | None:
+        """The number of completion tokens that are predicted in each sample. Refuses samples without one.
+
+        None where a set is a stream: its tokens are counted in each step.
+        """
+        counts = {name: self._count(source, progress) for name, source in sources.items() if not source.is_stream}
+        for name, source in sources.items():
+            if source.is_stream:
+                rows = source.first(16)
+                self.sizes_of(self.read(source, rows), [(name, row) for row in rows])
+                return None
         return np.concatenate([counts[name] for name in ("forget", "retain") if name in counts])
+
+    def sizes_of(self, batch: Batch, places: Sequence[tuple[str, int]]) -> Tensor:
+        counts = (next_tokens(batch.labels) != IGNORED).sum(dim=1)
+        if len(empty := (counts == 0).nonzero()):
+            name, row = places[int(empty[0])]
+            raise UnlearningError(f"Row {row} of {name} has no completion token to predict: {self._why_nothing}")
+        return counts
 
     def _count(self, source: Source, progress: bool, chunk: int = 256) -> np.ndarray:
         starts, counts = range(0, len(source), chunk), []
@@ -251,10 +266,16 @@ class CompletionCollator(Collator):
         if len(empty := np.flatnonzero(counts == 0)):
             raise UnlearningError(
                 f"{len(empty)} of the {len(source)} samples of {source.name} have no completion token to predict (the "
-                f"first is row {empty[0]}): it is empty, or behind the {self.longest} tokens that are read, or "
-                f"all of its labels are {IGNORED}. Remove the row, or shorten its prompt."
+                f"first is row {empty[0]}): {self._why_nothing}"
             )
         return counts
+
+    @property
+    def _why_nothing(self) -> str:
+        return (
+            f"it is empty, or behind the {self.longest} tokens that are read, or all of its labels are {IGNORED}. Remove the row, "
+            "or shorten its prompt."
+        )
 
 
 def _processed(row: dict) -> tuple[list[int], list[int]]:

@@ -27,6 +27,7 @@ def make_schedule(request: Request, method: Method, args: UnlearningArguments, s
         seed=args.seed if args.data_seed is None else args.data_seed,
         retain_fraction=method.retain_fraction,
         retain_is_stream=bool(retain and retain.is_stream),
+        lane_starts=retain.lane_starts if retain else (0,),
         max_steps=args.max_steps if args.max_steps > 0 else None,
         sizes=sizes,
     )

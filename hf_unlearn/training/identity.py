@@ -25,7 +25,7 @@ from ..data.randomness import seeded
 from ..data.source import Source
 from ..methods import Method
 from ..models.adapters import NAME, is_adapted
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, outline
 from .parts import Parts
 from .request import Request
 
@@ -193,8 +193,9 @@ def _inputs(collate: Collator, source: Source, processing_class: Any) -> str:
 
 def request_of(request: Request, key: str) -> dict[str, dict[str, Any]]:
     """The sets, and what of `forget` must go; not `test`, which is only measured."""
-    given = {"forget": request.forget, "retain": request.retain, "unseen": request.sources.get("unseen")}
-    sets = {name: fingerprint(source, key) for name, source in given.items() if source is not None}
+    sets = {name: fingerprint(request.sources[name], key) for name in ("forget", "unseen") if name in request.sources}
+    if request.retain is not None:
+        sets["retain"] = outline(request.retain, key)
     if request.mask is not None:
         sets["forget"]["tasks"] = hashlib.blake2b(request.mask.tobytes(), key=key.encode()).hexdigest()
     return sets

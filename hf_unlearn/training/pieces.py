@@ -29,6 +29,11 @@ def in_pieces(
     for name, data in sets.items():
         if data is not None:
             source = Source(data, name, args.columns, layout=task.layout)
+            if source.is_stream:
+                raise UnlearningError(
+                    f"{name} is a stream, and with stride a text becomes several samples, whose number is not known then; leave stride "
+                    "out, or make it a datasets.Dataset."
+                )
             cut[name] = datasets.Dataset.from_list(task.pieces(source, processing_class, length, stride))
     args = copy.copy(args)
     args.text_column = None  # of the texts, which are token ids now

@@ -1,5 +1,6 @@
 """How the samples of a request are read: as batches of model inputs, checked, counted, the same every time or not."""
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -7,7 +8,8 @@ import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
-from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic
+from ..data.samples import DrawnSamples, TrainingCollator, is_deterministic, is_repeatable
+from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method
@@ -16,6 +18,8 @@ from ..tasks.checks import check_samples
 from ..tasks.evaluation import Evaluator
 from .arguments import UnlearningArguments
 from .request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class Reading:
@@ -26,8 +30,9 @@ class Reading:
         sizes: how much each sample counts in a mean, by `sample_index`; None: all count the same.
         alternatives: other answers to the forget samples, where the method takes such.
         deterministic: whether training reads a sample the same in every epoch.
-        workers: processes that read, no more than there are cores. A stream is read in one: each worker would read all of it, or, worse, a part of its
-            shards.
+        counts: whether samples are counted in each step, as those of a stream must be.
+        workers: processes that make batches, no more than there are cores; none where there is a stream, which workers of its own
+            read ahead, each some of its lanes.
     """
 
     def __init__(
@@ -58,16 +63,41 @@ class Reading:
                 f"The samples are different every time they are read (augment, or a random transform), and {task.counted} are "
                 "counted before the first step; expected fixed texts."
             )
-        self.workers = 0 if request.has_stream else min(args.dataloader_num_workers, os.cpu_count() or 1)
+        workers = min(args.dataloader_num_workers, os.cpu_count() or 1)
+        self.counts = request.has_stream and task.counts_in_steps
+        self.workers = 0 if request.has_stream else workers
+        self._share = args.process_index, args.world_size, workers
+        if request.has_stream:
+            self._share_out(request.sources["retain"])
+
+    def _share_out(self, stream: Source) -> None:
+        rank, processes, workers = self._share
+        if not stream.splits_over(processes) and rank == 0:
+            logger.warning(
+                f"The stream of retained samples has {len(stream.lane_starts)} shards, or parts of equal numbers of them, which "
+                f"{processes} processes cannot share out evenly: each reads all of it, and trains on its own part."
+            )
+        if workers and not is_repeatable(stream, self.collate):
+            self._share = rank, processes, 0
+            if rank == 0:
+                logger.warning(
+                    "The stream of retained samples is transformed at random, which workers would do otherwise than one process: it is "
+                    "read without workers. (Pass the transform as augment instead.)"
+                )
+
+    def _sources(self) -> dict[str, Source]:
+        """A stream with a reader of its own: training goes on where it was after its samples were measured."""
+        sources = self.request.sources.items()
+        return {name: source.read_by(*self._share) if source.is_stream else source for name, source in sources}
 
     def training_samples(self) -> DrawnSamples:
         """As training reads them."""
-        return DrawnSamples(self.request.sources, self.augment, self.seed, seeded=not self.deterministic)
+        return DrawnSamples(self._sources(), self.augment, self.seed, seeded=not self.deterministic)
 
     def measured_samples(self) -> DrawnSamples:
         """As they are."""
         others = {NAME: self.alternatives.source} if self.alternatives else {}
-        return DrawnSamples(self.request.sources | others, seed=self.seed, seeded=not self.deterministic)
+        return DrawnSamples(self._sources() | others, seed=self.seed, seeded=not self.deterministic)
 
     @property
     def indices(self) -> dict[str, tuple[str, np.ndarray]]:
@@ -77,6 +107,9 @@ class Reading:
 
     def collator(self) -> TrainingCollator:
         return TrainingCollator(self.collate)
+
+    def training_collator(self) -> TrainingCollator:
+        return TrainingCollator(self.collate, self.counts)
 
     def evaluator(self, accelerator: Accelerator, args: UnlearningArguments) -> Evaluator:
         """Forward passes over the sets as they are."""

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import PreTrainedConfig
 
 from ..data.overlap import check_overlaps
@@ -68,7 +70,7 @@ class Request:
         if overlap not in ("error", "allow"):
             raise UnlearningError(f'overlap is {overlap!r}; expected "error" or "allow".')
         if overlap == "error":
-            check_overlaps(self.sources)
+            _check_overlaps_once(self.sources)
         self.supervision = task.supervision(self.sources, asked)
         self.mask, self.counted, self.kept = (getattr(self.supervision, of) for of in ("mask", "counted", "kept"))
         self.sizes, self.targets = self.supervision.sizes, list(self.supervision.targets)
@@ -96,8 +98,8 @@ class Request:
         if self.retain:
             size = min(len(self.retain), args.retain_eval_size)
             rng = np.random.default_rng([args.seed, 3])
-            chosen = range(size) if self.retain.is_stream else rng.choice(len(self.retain), size, replace=False)
-            indices["retain"] = ("retain", np.sort(chosen))
+            drawn = np.sort(rng.choice(len(self.retain), size, replace=False))
+            indices["retain"] = ("retain", np.asarray(self.retain.first(size)) if self.retain.is_stream else drawn)
         if "test" in sources:
             indices["evidence"] = ("test", np.arange(len(sources["test"])))
         if self.is_split:
@@ -152,6 +154,19 @@ def check_needs(method: Method, given: Mapping[str, Any]) -> None:
             )
 
 
+def _check_overlaps_once(sources: Mapping[str, Source]) -> None:
+    """One process of each machine looks, and all refuse what one of them has found."""
+    error = None
+    if PartialState().is_local_main_process:
+        try:
+            check_overlaps(sources)
+        except UnlearningError as found:
+            error = found
+    messages = [message for message in gather_object([error and str(error)]) if message]
+    if messages:
+        raise error or UnlearningError(messages[0])
+
+
 def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: Task) -> dict[str, Source]:
     sources = {}
     for name, dataset in datasets.items():
@@ -160,10 +175,15 @@ def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: 
         source = Source(dataset, name, args.columns, args.retain_size, task.layout)
         if source.is_stream and name != "retain":
             raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
-        if source.is_stream and task.counted:
+        if source.is_stream and task.counted and not task.counts_in_steps:
             raise UnlearningError(
                 f"The retained set is a stream, and {task.counted} are counted before the first step; make it a "
                 "datasets.Dataset."
+            )
+        if source.is_stream and getattr(dataset, "_distributed", None) is not None:
+            raise UnlearningError(
+                "The retained set is one process's part of a stream (split_dataset_by_node); pass the whole stream, which is "
+                "shared out here."
             )
         if source.is_stream and args.retain_size is None:
             raise UnlearningError("The retained set is a stream; say how many samples it has with retain_size=.")

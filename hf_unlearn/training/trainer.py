@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
 from .. import models
 from ..data.batches import to_model
+from ..data.samples import weigh
 from ..data.types import Data, DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
@@ -231,12 +232,18 @@ class UnlearningTrainer(ResumableTrainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=MicroBatches(self.planned, self.args),
-            collate_fn=self.reading.collator(),
+            collate_fn=self.reading.training_collator(),
             num_workers=workers,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             generator=torch.Generator(),
         )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.reading.counts:
+            weigh(batches, self.accelerator)
+        return batches, items
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         if self.args.decay == "all":

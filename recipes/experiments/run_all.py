@@ -24,6 +24,11 @@ EXPERIMENTS = (
     "audits.py",
     "closeness.py",
     "memory.py",
+    "before_first_step.py",
+    "request_queue.py",
+    "tofu.py",
+    "lm_speed.py",
+    "gpu_lm.py",
     "tables.py",
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import language_models
 import memory
 import numpy as np
 import reproduction
@@ -102,6 +103,11 @@ LOCAL_TEACHER = {
 }
 
 
+def _with_spread(value: float, spread: float | None, digits: int) -> str:
+    """Of one seed there is none."""
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
 def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
     columns = {
@@ -111,7 +117,7 @@ def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     for name, row in rows.items():
         digits = {key: 0 if key == "seconds" else 3 for key in columns}
         cells = (
-            "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
+            "-" if row["mean"].get(key) is None else _with_spread(row["mean"][key], row[spread][key], n)
             for key, n in digits.items()
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -160,6 +166,45 @@ def _memory(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _before_first_step(results: dict) -> str:
+    lines = [
+        "| retained rows | pictures, GB | before the first step, s | of these, overlaps, s | identity, s | pictures read | "
+        "`datasets`: labels, s | pictures, s | times the latter |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        passes = row["pass over pictures"]
+        numbers = (row["before the first step"], row["overlaps"], row["identity"])
+        lines.append(
+            f"| {row['rows']:,} | {row['bytes'] / 1e9:.2f} | {' | '.join(f'{number:.2f}' for number in numbers)} | {row['read']:,} | "
+            f"{row['pass over labels']:.2f} | {row['pass over pictures']:.2f} | {row['before the first step'] / passes:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _queue(results: dict) -> str:
+    """Every second batch, and the models beside them."""
+    lines = [
+        "| after | samples forgotten | drift (JSD) | unseen accuracy, first original's | AUC of all earlier samples |",
+        "|---|---|---|---|---|",
+    ]
+    requests = samples = 0
+    for number, row in enumerate(results["batches"], 1):
+        requests, samples, drift = requests + row["requests"], samples + row["samples"], row["drift"]
+        if number % 2 and number < len(results["batches"]):
+            continue
+        after = row["earlier"] and row["earlier"]["after"]
+        auc = f"{after['auc']:.3f} ({after['auc_low']:.3f} to {after['auc_high']:.3f})" if after else "-"
+        accuracy = f"{drift['now']:.3f}, {drift['first']:.3f}"
+        lines.append(f"| {requests} requests | {samples} | {drift['jsd']:.4f} | {accuracy} | {auc} |")
+    for name, row in results["others"].items():
+        what = {"same data": "another training on all data", "retrained": "retrained without them"}[name]
+        gone = results["rows"] if name == "retrained" else 0
+        auc = f"{row['auc']:.3f}" if row["auc"] is not None else "-"
+        lines.append(f"| {what} | {gone} | {row['jsd']:.4f} | {row['now']:.3f}, {row['first']:.3f} | {auc} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -169,6 +214,8 @@ def render(name: str) -> str:
     if name in reproduction.TABLES:
         return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
+    if file in language_models.STUDIES:
+        return language_models.render(file, setting)
     results = _results(file)
     if file == "compare":
         return f"```\n{results['texts'][setting]}\n```"
@@ -178,6 +225,10 @@ def render(name: str) -> str:
         return f"```\n{demo.table(results['rows'])}\n```\n\nThe audit says: *{results['verdict']}*"
     if name == "memory":
         return _memory(results)
+    if name == "before_first_step":
+        return _before_first_step(results)
+    if name == "request_queue":
+        return _queue(results)
     if name == "engine":
         return _engine(results)
     if name == "quota":
@@ -206,5 +257,6 @@ def updated(text: str) -> str:
 if __name__ == "__main__":
     closeness_estimates.write()
     closeness_picture.write()
+    language_models.write_picture()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text()))
