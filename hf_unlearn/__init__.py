@@ -12,6 +12,7 @@ _MODULES = {
     "audits.audit": ["audit"],
     "audits.hardness": ["HardnessReport"],
     "audits.report": ["AuditReport"],
+    "commands.request_queue": ["RequestQueue"],
     "errors": ["UnlearningError"],
     "methods": [
         *("AmunConfig", "AutoConfig", "CtConfig", "DeleteConfig", "MsgConfig", "RegunConfig", "RewindConfig"),
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .audits.audit import audit
     from .audits.hardness import HardnessReport
     from .audits.report import AuditReport
+    from .commands.request_queue import RequestQueue
     from .data.splits import split_dataset
     from .errors import UnlearningError
     from .methods import (

@@ -26,6 +26,7 @@ BOX = """((label, text) => {
     box.dispatchEvent(new Event('input', {bubbles: true}));
 })"""
 CLICK = "(text => [...document.querySelectorAll('button')].find(one => one.innerText.trim() == text && one.offsetParent).click())"
+TAB = "[...document.querySelectorAll('button[role=tab]')].find(one => one.innerText.trim() == 'A release').click()"
 SHOWN = "document.querySelector('%s')?.innerText ?? ''"
 
 
@@ -168,6 +169,12 @@ def test_in_a_browser(app, there, release, tmp_path, monkeypatch):
                 browser.wait_for("document.querySelector('iframe')?.srcdoc.startsWith('<!doctype html>')")
                 time.sleep(0.5)  # in which the frame is drawn
             browser.picture(tmp_path / f"{width}.png")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            browser.evaluate(TAB)
+            browser.wait_for(
+                "[...document.querySelectorAll('button')].some(one => one.innerText == 'Check' && one.offsetParent)"
+            )
+            browser.picture(tmp_path / f"release-{width}.png")
             assert browser.evaluate("document.documentElement.scrollWidth") <= width
             asked = [
                 e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"

@@ -19,6 +19,7 @@ EASY, HARD = 0.5, 0.9  # hardness01 of gradients at right angles, and of 37° be
 PAPER_RATIO = 0.5
 SHOWN = 10
 SIDES = ("retain", "forget")
+PLAIN = {"objective": "ce", "radius": "retain"}  # what it is measured with: the paper's units, and the plain losses
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class HardnessReport(Summarised):
             f"  cosine {hardness.cosine:.4f}, kappa {hardness.kappa:.3g} ({self.kappa_unclipped:.3g} before clipping), over "
             f"{self.forget_size:,} forget and {self.retain_size:,} retained samples and {self.parameters:,} weights",
         ]
+        if other := [f"{name}={getattr(config, name)!r}" for name in PLAIN if self._sets(name)]:
+            lines += [
+                f"  of the plain losses and the paper's radius, which a step is measured with here: {' and '.join(other)} "
+                "changes what a run does, and none of these figures"
+            ]
         asked = f"ratio {config.ratio:g}" + (" of what is reachable" if config.quota_scale == "relative" else "")
         side, price = ("forgetting", "retained") if config.variant == "q" else ("retaining", "forget")
         if not (hardness.infeasible or hardness.unavoidable):
@@ -110,6 +116,10 @@ class HardnessReport(Summarised):
             lines += ["Most in conflict: " + ", ".join(named)]
         lines += [self._advice()]
         return "\n".join(lines)
+
+    def _sets(self, name: str) -> bool:
+        """Whether the config asks for something else than it is measured with."""
+        return getattr(self.config, name) not in (PLAIN[name], getattr(HamuConfig(), name))
 
     def _advice(self) -> str:
         if self.hardness.infeasible or self.hardness.unavoidable:
@@ -160,7 +170,7 @@ def hardness(context: Context, method: Hamu, sizes: dict[str, int], max_norm: fl
             clip_(gradient, max_norm)
     config = method.config
     how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
-    _, found = solve(retain, forget, 1.0, *how, "retain")  # in the paper's units, and of the plain losses
+    _, found = solve(retain, forget, 1.0, *how, PLAIN["radius"])
     return HardnessReport(
         hardness=found,
         config=config,

@@ -31,6 +31,7 @@ COMMANDS = (
         "eval",
         "benchmark",
         "benchmark-lm",
+        "queue",
         "push-metric",
         "verify",
     ),

@@ -10,6 +10,8 @@ from .text import check_options, command_parser
 
 
 def main(argv: Sequence[str]) -> None:
+    if "--language-model" in argv:
+        return _language_model(argv)
     import torch
 
     from . import speed
@@ -30,6 +32,11 @@ def main(argv: Sequence[str]) -> None:
         help="cpu: processor time, of one thread, where others work too",
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument(
+        "--language-model",
+        action="store_true",
+        help="of methods for language models, with options of its own: add --help",
+    )
     args = parser.parse_args(argv)
     from ..training.output import check_files
 
@@ -58,4 +65,26 @@ def main(argv: Sequence[str]) -> None:
         settings["batchnorm"] = "in training mode on both sides"
         content = {"command": shlex.join(["hf-unlearn", "benchmark", *argv]), "machine": speed.machine()}
         content |= {"versions": speed.versions(), "settings": settings, "rows": rows, "memory": memory}
+        args.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _language_model(argv: Sequence[str]) -> None:
+    from . import language_speed as language
+
+    parser = command_parser("benchmark --language-model", "memory and time of a step beside a plain Trainer's")
+    parser.add_argument("--language-model", action="store_true", help="what this is")
+    parser.add_argument("--sides", nargs="+", metavar="NAME", help=f"default: {', '.join(language.SIDES)}")
+    parser.add_argument("--vocabulary", type=int, default=language.VOCABULARY, help="words; default %(default)s")
+    parser.add_argument("--tokens", type=int, default=language.TOKENS, help="of a text; default %(default)s")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of each training loop; default %(default)s")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    args = parser.parse_args(argv)
+    from ..training.output import check_files
+
+    check_options(args, vocabulary=8, tokens=8, steps=1)
+    check_files(json=args.json)
+    content = language.compare(args.sides or list(language.SIDES), args.vocabulary, args.tokens, args.steps)
+    print(language.report(content["rows"]))
+    if args.json:
+        content = {"command": shlex.join(["hf-unlearn", "benchmark", *argv])} | content
         args.json.write_text(json.dumps(content, indent=2) + "\n")

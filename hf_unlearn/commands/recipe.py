@@ -153,7 +153,11 @@ def parse(
     argv: Sequence[str] | None = None, recipe_file: str | Path | None = None
 ) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
     """The recipe, the method's config and the training arguments that the settings make (see `read_settings`)."""
-    settings = read_settings(sys.argv[1:] if argv is None else argv, recipe_file)
+    return read(read_settings(sys.argv[1:] if argv is None else argv, recipe_file))
+
+
+def read(settings: dict[str, Setting]) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
+    """What the settings mean."""
     method = method_of(settings)
     classes = (RecipeArguments, method.config_class, UnlearningArguments)
     known = [settable(cls) for cls in classes]

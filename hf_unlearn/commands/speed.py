@@ -164,7 +164,8 @@ class Lane(TrainerCallback):
     `seconds` has the time of every step, from the end of the one before, so that reading its batch is part of it.
     """
 
-    def __init__(self, trainer: Trainer, now: Callable[[], float]):
+    def __init__(self, trainer: Trainer, now: Callable[[], float], turn: int = TURN):
+        self.turn_length = turn
         self.trainer, self.now, self.seconds, self.error, self.closing = trainer, now, [], None, False
         self.turn, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
         trainer.add_callback(self)
@@ -173,10 +174,10 @@ class Lane(TrainerCallback):
         self._wait()
 
     def take_turn(self) -> float:
-        """Run `TURN` steps; their median time."""
+        """Run the steps of a turn; their median time."""
         self.turn.release()
         self._wait()
-        return statistics.median(self.seconds[-TURN:])
+        return statistics.median(self.seconds[-self.turn_length :])
 
     def close(self) -> None:
         self.closing = True
@@ -207,7 +208,7 @@ class Lane(TrainerCallback):
         end = self.now()
         self.seconds.append(end - self.start)
         self.start = end
-        if state.global_step % TURN == 0:
+        if state.global_step % self.turn_length == 0:
             self._pause()
         control.should_training_stop |= self.closing
 

@@ -19,7 +19,7 @@ from ..errors import UnlearningError
 from ..methods import MethodConfig, get_method
 from ..models import adapters
 from ..tasks import TASKS
-from ..training.arguments import UnlearningArguments
+from ..training.arguments import UnlearningArguments, Unnamed
 from ..training.checks import check_arguments
 from ..training.output import check_result_folder
 from .recipe import RecipeArguments
@@ -96,7 +96,8 @@ def _adapter(recipe: RecipeArguments, model: PreTrainedModel) -> PeftConfig | bo
 def load_model(recipe: RecipeArguments, args: UnlearningArguments) -> tuple[PreTrainedModel, ProcessingClass | None]:
     """The model, and its image processor or tokenizer, once it is sure that the result can be written."""
     check_arguments(args)
-    check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
+    if not isinstance(args.output_dir, Unnamed):  # else the run chooses its folder, by the request
+        check_result_folder(result_folder(args), recipe.model if Path(recipe.model).is_dir() else None)
     bits = four_bits(args.bf16) if recipe.load_in_4bit else {}
     model = models.load_model(recipe.model, revision=recipe.revision, task=recipe.task, **bits)
     return model, models.load_processor(recipe.model, model, recipe.revision)
@@ -115,6 +116,21 @@ def four_bits(bf16: bool) -> dict[str, Any]:
 
 def load_data(recipe: RecipeArguments, args: UnlearningArguments, model: PreTrainedModel) -> Sets:
     """The sets that a recipe names."""
+    train, unseen, test = load_splits(recipe, args)
+    parts = split_dataset(
+        train,
+        **_forget_choice(recipe, train, model, args),
+        fraction=recipe.forget_fraction,
+        seed=args.seed,
+        label_column=args.label_column,
+    )
+    return Sets(forget=parts["forget"], retain=parts["retain"], unseen=unseen, test=test)
+
+
+def load_splits(
+    recipe: RecipeArguments, args: UnlearningArguments
+) -> tuple[datasets.Dataset, datasets.Dataset | None, datasets.Dataset | None]:
+    """What the model was trained on, what it was not, and what is measured instead of half of that."""
     with args.main_process_first(desc="reading the dataset"):
         splits = read_dataset(recipe.dataset, recipe.dataset_config, recipe.dataset_revision)
     unseen_split = recipe.unseen_split
@@ -127,16 +143,10 @@ def load_data(recipe: RecipeArguments, args: UnlearningArguments, model: PreTrai
             f"{', '.join(map(str, splits))}; name one with unseen_split, which may be a slice that the model was not trained on, "
             "such as train[90%:]."
         )
-    names = {"train_split": recipe.train_split, "unseen_split": unseen_split, "test_split": recipe.test_split}
-    train, unseen, test = (name and take_split(splits, name, key) for key, name in names.items())
-    parts = split_dataset(
-        train,
-        **_forget_choice(recipe, train, model, args),
-        fraction=recipe.forget_fraction,
-        seed=args.seed,
-        label_column=args.label_column,
-    )
-    return Sets(forget=parts["forget"], retain=parts["retain"], unseen=unseen, test=test)
+    names = {"unseen": unseen_split, "test": recipe.test_split}
+    train = take_split(splits, recipe.train_split, "train_split")
+    unseen, test = (take_split(splits, name, f"{key}_split") if name else None for key, name in names.items())
+    return train, unseen, test
 
 
 def result_folder(args: UnlearningArguments) -> Path:

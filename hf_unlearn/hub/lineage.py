@@ -170,10 +170,13 @@ def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject) -> st
         raise Unchecked(f"{len(held)} earlier receipts hold, and of the one before, {reason}") from None
     except UnlearningError as error:
         raise Failed(str(error).rstrip(".")) from error
-    if receipt["previous"]:
-        raise Unchecked(
-            f"{len(held)} earlier receipts hold, and the last of them does not say where the one before is"
+    if link := receipt["previous"]:
+        more = (
+            "does not say where the one before is"
+            if link["repo"] is None
+            else "is not the first one; more are not read"
         )
+        raise Unchecked(f"{len(held)} earlier receipts hold, and the last of them {more}")
     return f"{len(held)} earlier receipts hold" + "".join(f"; {word}" for word in held if word)
 
 

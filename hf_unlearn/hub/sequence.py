@@ -22,16 +22,20 @@ from .client import UnreadableError, reading, retry
 from .names import RECEIPT
 from .weights import fetch_weights, parent_limit, relative_distance
 
+MOST = 1000  # earlier receipts that are fetched: whoever writes a chain could have written a longer one
 FIGURES = ("accuracy", "loss", "auc", "auc_low", "auc_high")
 
 
 def predecessors(receipt: Mapping[str, Any], token: str | bool | None = None) -> Iterator[tuple[dict, dict]]:
-    """(link, receipt) of every earlier request, the newest first; raises one of HUB_ERRORS where one cannot be had.
+    """(link, receipt) of every earlier request, the newest first, and at most `MOST` of them; raises one of HUB_ERRORS where
+    one cannot be had.
 
     A receipt that is not the one its successor names is the last, so that no chain goes round. A predecessor that was only
     a local folder (its link names no repository) ends the way.
     """
-    while (link := receipt["previous"]) and link["repo"] and link["receipt"]:
+    for _ in range(MOST):
+        if not ((link := receipt["previous"]) and link["repo"] and link["receipt"]):
+            return
         path = retry(hf_hub_download, link["repo"], RECEIPT, revision=link["commit"], token=token)
         receipt = read_receipt(Path(path).parent)
         yield link, receipt
@@ -84,6 +88,10 @@ def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> li
         earlier: `[{"name": "request-1", "forget": dataset}, ...]`.
     """
     run = result.run
+    if not isinstance(earlier, Sequence) or isinstance(earlier, str):
+        raise UnlearningError(
+            f'earlier is given as {type(earlier).__name__}; expected a list such as [{{"name": "request-1", "forget": dataset}}].'
+        )
     if not run.task.is_audited:
         raise UnlearningError(
             f"earlier is given for {run.task.noun}, whose requests are for single tasks; audit those by themselves."

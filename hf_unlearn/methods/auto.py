@@ -12,11 +12,12 @@ from .. import metrics, models
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, MethodInfo
 from .look import Look, kind_of
-from .rewind import KEEP, BudgetConfig, Rewind
+from .rewind import BudgetConfig, Rewind
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
 WARMUP = 0.1  # of every phase
+HARM = 0.02  # of accuracy on unseen samples, from which on a note says that it was lost
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Auto(Rewind):
 
     @property
     def keeps(self) -> list[float]:
-        return self.config.keeps or [KEEP[self.optim]]
+        return self.config.keeps or [self.usual_keep]
 
     # -- The race
 
@@ -155,8 +156,10 @@ class Auto(Rewind):
     def _end(self, phase: Phase) -> None:
         last = len(self.scores) - 1
         i = last if phase.candidate is None else phase.candidate
-        self.scores[i] = self._score(self._look())
+        look = self._look()
+        self.scores[i] = self._score(look)
         if len(self.phases) == 1:
+            self._say_what_is_lost(look)
             return
         if self.scores[i] > np.nanmin(self.scores):
             if i == last:
@@ -165,6 +168,8 @@ class Auto(Rewind):
                 )
                 self._load(self.kept)
         else:
+            if i == last:
+                self._say_what_is_lost(look)
             self.kept = {name: tensor.clone() for name, tensor in self.context.model.state_dict().items()}
 
     @torch.no_grad()
@@ -212,9 +217,7 @@ class Auto(Rewind):
         return {split: self.context.measure(split, self.samples) for split in ("forget", "control")}
 
     def _score(self, look: dict[str, Measurement]) -> float:
-        forget, control, before = look["forget"], look["control"], self.original["control"]
-        others = ~np.isin(control.labels, self.classes)
-        lost = before.signals["correct"][others] - control.signals["correct"][others]
+        forget, lost = look["forget"], self._lost(look)
         harm = lost.mean() if len(lost) else 0.0
         if self.classes:
             means = forget.class_means(np.intersect1d(self.classes, forget.labels))  # of those that the look has met
@@ -227,7 +230,22 @@ class Auto(Rewind):
             memory = metrics.memory(p[0], labels[0], p[1], labels[1])
         return memory + max(0.0, float(harm))
 
+    def _lost(self, look: dict[str, Measurement]) -> np.ndarray:
+        """Of each control sample of the classes that stay: by how much the original was more often right."""
+        control, before = look["control"], self.original["control"]
+        others = ~np.isin(control.labels, self.classes)
+        return before.signals["correct"][others] - control.signals["correct"][others]
+
     # -- What is said
+
+    def _say_what_is_lost(self, look: dict[str, Measurement]) -> None:
+        lost = self._lost(look)
+        if len(lost) < 2 or lost.mean() <= max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
+            return
+        self.notes.append(
+            f"Accuracy on unseen samples fell by {100 * lost.mean():.1f} points (of {len(lost)} that may steer): the repair does not "
+            "make up for what was taken away. A larger budget= or keep= repairs more; where that is not enough, retrain."
+        )
 
     @property
     def report(self) -> dict[str, Any]:

@@ -246,6 +246,10 @@ class Context(Protocol):
         """The model in eval mode inside."""
         ...
 
+    def training(self) -> AbstractContextManager[None]:
+        """The model in training mode inside, in eval mode after. Frozen BatchNorm has its own statistics back then."""
+        ...
+
     def teacher(self, cache: str = "auto") -> Teacher:
         """The frozen original: `teacher.logits(batch)`. Its logits are kept in a table, unless `cache` is "never" or reading
         a sample twice gives different inputs, which "always" refuses."""

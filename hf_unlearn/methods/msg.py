@@ -108,14 +108,14 @@ class Msg(Method):
         drawn = np.sort(rng.choice(schedule.retain_subset, n, replace=False))
         groups = [("retain", int(i)) for i in drawn], [("forget", i) for i in range(schedule.n_forget)]
         layers = {f"{name}.weight" for name, module in context.model.named_modules() if isinstance(module, LAYERS)}
-        fresh = dict(context.untrained_model().named_parameters())
-        self.masks = []
-        gradients = zip(*context.gradients(self.loss, list(groups)), strict=True)
-        weights = zip(context.parameter_names, context.parameters, strict=True)
-        for (name, weight), (retain, forget) in zip(weights, gradients, strict=True):
-            mask = smallest(retain - forget, self.config.share if name in layers else 0.0)
+        gradient, forget = context.gradients(self.loss, list(groups))
+        for part in gradient:
+            part -= forget.pop(0)  # so that there are no two gradients beside the new weights
+        fresh, self.masks = dict(context.untrained_model().named_parameters()), []
+        for name, weight in zip(context.parameter_names, context.parameters, strict=True):
+            mask = smallest(gradient.pop(0), self.config.share if name in layers else 0.0)
             with torch.no_grad():
-                weight.copy_(torch.where(mask, fresh[name], weight))
+                weight.copy_(torch.where(mask, fresh.pop(name), weight))
             self.masks.append(mask)
 
     def loss(self, model, batch) -> Tensor:

@@ -19,8 +19,9 @@ EPOCHS = {True: 30.0, False: 3.0}  # of the original, from scratch or fine-tuned
 RATES = {"convolutional": 0.1, "transformer": 0.128}  # from scratch; a transformer's is over its width
 
 BUDGET = 0.2
-# Chosen on the digits and the ViT of recipes/experiments/cases.py, judged on its other cases (docs/closeness.md).
-KEEP = {"sgd": 0.3, "adamw_torch": 0.4}  # of the original's weights, by what repairs the rest
+# Chosen on the digits and the ViT of recipes/experiments/cases.py, of fine-tuned models on its MiniLM (docs/closeness.md).
+KEEP = {"sgd": 0.3, "adamw_torch": 0.4}  # of the weights of an original from scratch, by what repairs the rest
+KEEP_FINE_TUNED = 0.7
 REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
 SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
 
@@ -67,8 +68,8 @@ class RewindConfig(BudgetConfig):
     keep: float | None = field(
         default=None,
         metadata={
-            "help": "λ, what is kept of the original's weights: 1 is fine-tuning, 0 a new training; default: 0.3 where SGD repairs, "
-            "0.4 where Adam does"
+            "help": "λ, what is kept of the original's weights: 1 is fine-tuning, 0 a new training; default: 0.7 of a fine-tuned "
+            "original, of one from scratch 0.3 where SGD repairs, 0.4 where Adam does"
         },
     )
 
@@ -105,7 +106,11 @@ class Rewind(Finetune):
     @property
     def keeps(self) -> list[float]:
         """What is kept of the original's weights."""
-        return [KEEP[self.optim] if self.config.keep is None else self.config.keep]
+        return [self.usual_keep if self.config.keep is None else self.config.keep]
+
+    @property
+    def usual_keep(self) -> float:
+        return KEEP[self.optim] if self.past.from_scratch else KEEP_FINE_TUNED
 
     def learn_past(self, past: Past) -> None:
         self.past = past

@@ -21,9 +21,13 @@ def saliency_mask(gradient: Gradient, density: float) -> list[Tensor]:
 
     The threshold is the exact k-th largest value. Values that equal it are all in.
     """
-    magnitudes = torch.cat([g.abs().flatten() for g in gradient])
-    k = max(1, round(density * len(magnitudes)))
-    threshold = magnitudes.kthvalue(len(magnitudes) - k + 1).values
+    sizes = [g.numel() for g in gradient]
+    magnitudes = torch.empty(sum(sizes), dtype=torch.promote_types(gradient[0].dtype, torch.float32))
+    for part, g in zip(magnitudes.split(sizes), gradient, strict=True):
+        part.copy_(g.abs().flatten())
+    place = len(magnitudes) - max(1, round(density * len(magnitudes)))
+    magnitudes.numpy().partition(place)  # in place, where kthvalue takes three times the memory
+    threshold = magnitudes[place].item()
     return [(g.abs() >= threshold) & (g != 0) for g in gradient]
 
 
@@ -131,14 +135,19 @@ class Salun(Method):
                 "salun ranks all weights together, and those of a sharded model (FSDP) are in pieces; expected DDP."
             )
         self.parameters = context.parameters
-        self.original = [parameter.detach().clone() for parameter in self.parameters]
         forget = [("forget", i) for i in range(context.schedule.n_forget)]
         (gradient,) = context.gradients(self.forget_loss, [forget])
         ranked = [i for i, g in enumerate(gradient) if g.any() or not is_adapted(context.model)]
         self.masks = [torch.ones_like(g, dtype=torch.bool) for g in gradient]
         for i, mask in zip(ranked, saliency_mask([gradient[i] for i in ranked], self.config.density), strict=True):
             self.masks[i] = mask
+        del gradient
+        self._keep()
         self.inner.prepare(context)
+
+    def _keep(self) -> None:
+        """The weights outside of the mask, which never change."""
+        self.kept = [p.detach()[~mask] for p, mask in zip(self.parameters, self.masks, strict=True)]
 
     def forget_loss(self, model, batch) -> Tensor:
         return batch.mean(sample_losses(model, batch))
@@ -157,8 +166,8 @@ class Salun(Method):
 
     @torch.no_grad()
     def on_step_end(self, step: int) -> bool | None:
-        for parameter, mask, original in zip(self.parameters, self.masks, self.original, strict=True):
-            parameter.copy_(torch.where(mask, parameter, original))
+        for parameter, mask, kept in zip(self.parameters, self.masks, self.kept, strict=True):
+            parameter.masked_scatter_(~mask, kept)
         return self.inner.on_step_end(step)
 
     @property
@@ -172,5 +181,6 @@ class Salun(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         parts = state["mask"].split([mask.numel() for mask in self.masks])
         self.masks = [part.view_as(mask).to(mask.device) for part, mask in zip(parts, self.masks, strict=True)]
+        self._keep()
         inner = {name.removeprefix("inner."): tensor for name, tensor in state.items() if name != "mask"}
         self.inner.load_state_dict(inner)

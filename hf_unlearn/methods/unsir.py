@@ -139,11 +139,9 @@ class Unsir(Method):
 
         about = (config.steps, config.rate, config.penalty)
         rows = ROWS_AT_ONCE if config.noise_mode == "eval" else config.samples
-        with context.evaluating():
-            model.train(config.noise_mode == "train")
+        with context.training() if config.noise_mode == "train" else context.evaluating():
             parts = zip(noise.split(rows), labels.split(rows), strict=True)
             learned = torch.cat([learn_noise(logits, part, y, *about) for part, y in parts])
-            model.eval()
         self.classes, self.noise = classes, scale * learned.view(len(classes), config.samples, *shape)
 
     def losses(self, model, batch) -> dict[str, Tensor]:

@@ -140,17 +140,21 @@ class Importances:
     why_loop: str | None = None  # if something else was tried
 
 
-def importances(model: nn.Module, loader: Iterable[Mapping], config: SsdConfig, name: str = "forget") -> Importances:
+def importances(
+    model: nn.Module, loader: Iterable[Mapping], config: SsdConfig, name: str = "forget", how: str = ""
+) -> Importances:
     """I(θ) = mean of (∂ℓ/∂θ)², in one pass in eval mode. Frozen parameters count like all others, tied ones once.
 
     Args:
         loader: this process's share of the set, in batches of model inputs and `labels`; rows of `weight` 0 are padding.
         name: what errors call the set.
+        how: as those of another set were taken; else two samples are tried, which takes two more copies of the weights.
     """
     weights: Weights = {key: p for key, p in model.named_parameters() if p.is_floating_point()}
     sums, frozen = _zeros(weights), [p for p in weights.values() if not p.requires_grad]
     device = next(iter(weights.values())).device
-    samples, terms, how, why, num_labels = 0, 0, "batch" if config.importance == "batch" else "", None, 0
+    samples, terms, why, num_labels = 0, 0, None, 0
+    how = "batch" if config.importance == "batch" else how
     try:
         for p in frozen:
             p.requires_grad_(True)
@@ -201,7 +205,7 @@ def ssd_edit(
     config, model = config or SsdConfig(), extract_model_from_parallel(model, keep_torch_compile=False)
     check_weights(model, "ssd")
     forget = importances(model, forget_loader, config, "forget")
-    retain = importances(model, retain_loader, config, "retain")
+    retain = importances(model, retain_loader, config, "retain", forget.how)
     share = forget.terms / (forget.terms + retain.terms)
     alpha = min(PAPER_ALPHA, max(1.0, 1 / (3 * share))) if config.alpha is None else config.alpha
     tensors, factors, sizes, largest = [], [], [], 0.0

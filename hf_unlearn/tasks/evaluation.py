@@ -122,6 +122,12 @@ class Evaluator:
         return self.total(rows)
 
     @property
+    def classes(self) -> np.ndarray:
+        """Those whose mean answer a measurement keeps: of the forget samples, and of those of earlier requests."""
+        sources = self.samples.sources.items()
+        return np.unique(np.concatenate([of.labels for name, of in sources if name.startswith(("forget", "earlier"))]))
+
+    @property
     def shard(self) -> tuple[int, int]:
         return self.accelerator.process_index, self.accelerator.num_processes
 
@@ -169,7 +175,7 @@ class Tally:
         self.evaluator, self.name, self.indices = evaluator, name, indices
         self.columns: dict[str, list[Tensor]] = {}
         device = evaluator.accelerator.device
-        self.classes = torch.as_tensor(np.unique(evaluator.samples.sources["forget"].labels), device=device)
+        self.classes = torch.as_tensor(evaluator.classes, device=device)
         self.sums = torch.zeros(len(self.classes), evaluator.num_labels, dtype=torch.float64, device=device)
 
     def add(self, positions: np.ndarray, batch: Batch, predicted: Any, **columns: Tensor) -> None:

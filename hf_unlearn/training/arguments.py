@@ -150,6 +150,12 @@ class UnlearningArguments(TrainingArguments):
             if name in defaults and getattr(args, name) == self._placeholders[name]:  # else it was set afterwards
                 setattr(args, name, defaults[name])
         args.optim, args.lr_scheduler_type = OptimizerNames(args.optim), SchedulerType(args.lr_scheduler_type)
+        is_set = "warmup_steps" not in self._unset or self.warmup_steps != self._placeholders["warmup_steps"]
+        if is_set and args.warmup_steps and args.lr_scheduler_type == SchedulerType.CONSTANT:
+            raise UnlearningError(
+                f"warmup_steps is {args.warmup_steps}, and the schedule is constant, which has no warm-up; expected "
+                "lr_scheduler_type=constant_with_warmup beside it, or no warmup_steps."
+            )
         return args
 
     @property

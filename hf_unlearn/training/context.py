@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import cast
 
 import numpy as np
@@ -174,6 +174,16 @@ class Context(base.Context):
 
     def evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        kept = [(module, copy.deepcopy(module.state_dict())) for module in self._trainer.frozen_batchnorm]
+        with evaluating(self.model):
+            self.model.train()
+            yield
+            self.model.eval()
+        for module, state in kept:
+            module.load_state_dict(state)
 
     @property
     def clipped(self) -> dict[str, float]:

@@ -1,13 +1,15 @@
 """How much memory each method takes beside plain fine-tuning, in copies of the weights.
 
-    python recipes/experiments/memory.py [--models resnet18 vit bert] [--methods rewind auto]
+    python recipes/experiments/memory.py [--models resnet18 vit bert] [--methods rewind auto] [--add]
 
 Every run is a process of its own, on random data whose labels are the model's answers, so that there is something to forget: a
 few steps at a batch of 8, through `unlearn()` with everything it does before, between and after the steps. Counted is what the
-process holds at most, files left out, beyond what it held when the model and the data stood ready.
+process holds at most, files left out, beyond what it held when the model and the data stood ready. With --add, rows that
+are there stay, but for those of the --methods that are named, and a new row says which commit made it.
 """
 
 import argparse
+import json
 import os
 import tempfile
 import threading
@@ -16,7 +18,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from study import record
+from study import RESULTS, commit, record
 from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -90,7 +92,7 @@ def run(job: tuple[str, str]) -> dict[str, Any]:
             if hasattr(config, "original_epochs"):
                 config.original_epochs = 30
             unlearn(model, **data, method=config, args=UnlearningArguments(folder, **ARGUMENTS), overlap="allow")
-    row = {"model": name, "method": method, "weights": weights, "peak": peak.most - peak.start}
+    row = {"model": name, "method": method, "weights": weights, "peak": peak.most - peak.start, "commit": commit()}
     print(*job, f"{row['peak'] / weights:.2f} times the weights", flush=True)
     return row
 
@@ -100,11 +102,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=["resnet18", "vit", "bert"])
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--add", action="store_true", help="keep the rows that are there, and make those that are not")
     options = parser.parse_args()
+    rows = json.loads((RESULTS / "memory.json").read_text())["results"]["rows"] if options.add else []
+    kept = [row for row in rows if row["model"] not in options.models or row["method"] not in (options.methods or ())]
     jobs = []
     for name in options.models:
         task = "text-classification" if name == "bert" else "image-classification"
         known = [one for one in list_methods(task=task) if one not in WITHOUT]
         jobs += [(name, one) for one in (PLAIN, *(options.methods or known))]
+    jobs = [job for job in jobs if job not in {(row["model"], row["method"]) for row in kept}]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        record("memory", {"rows": list(pool.map(run, jobs))})
+        for row in pool.map(run, jobs):
+            kept.append(row)
+            record("memory", {"rows": kept})  # after each, so that none is lost

@@ -25,6 +25,10 @@ EXPERIMENTS = (
     "closeness.py",
     "memory.py",
     "before_first_step.py",
+    "request_queue.py",
+    "tofu.py",
+    "lm_speed.py",
+    "gpu_lm.py",
     "tables.py",
 )
 

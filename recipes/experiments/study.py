@@ -106,13 +106,17 @@ def std(rows: list[dict[str, float | None]]) -> dict[str, float | None]:
     }
 
 
+def commit() -> str:
+    """The one that is checked out."""
+    here = Path(__file__).parent
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
+
+
 def record(name: str, results: Any) -> None:
     """Write `results/NAME.json`, with the command and the commit that made it."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True).stdout.strip()
     about = {
         "command": " ".join(["python", f"recipes/experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "commit": commit,
+        "commit": commit(),
         "versions": {
             "hf_unlearn": hf_unlearn.__version__,
             "python": platform.python_version(),

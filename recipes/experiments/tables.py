@@ -10,6 +10,7 @@ from pathlib import Path
 import closeness_estimates
 import closeness_picture
 import closeness_tables
+import language_models
 import memory
 import numpy as np
 import reproduction
@@ -181,6 +182,29 @@ def _before_first_step(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _queue(results: dict) -> str:
+    """Every second batch, and the models beside them."""
+    lines = [
+        "| after | samples forgotten | drift (JSD) | unseen accuracy, first original's | AUC of all earlier samples |",
+        "|---|---|---|---|---|",
+    ]
+    requests = samples = 0
+    for number, row in enumerate(results["batches"], 1):
+        requests, samples, drift = requests + row["requests"], samples + row["samples"], row["drift"]
+        if number % 2 and number < len(results["batches"]):
+            continue
+        after = row["earlier"] and row["earlier"]["after"]
+        auc = f"{after['auc']:.3f} ({after['auc_low']:.3f} to {after['auc_high']:.3f})" if after else "-"
+        accuracy = f"{drift['now']:.3f}, {drift['first']:.3f}"
+        lines.append(f"| {requests} requests | {samples} | {drift['jsd']:.4f} | {accuracy} | {auc} |")
+    for name, row in results["others"].items():
+        what = {"same data": "another training on all data", "retrained": "retrained without them"}[name]
+        gone = results["rows"] if name == "retrained" else 0
+        auc = f"{row['auc']:.3f}" if row["auc"] is not None else "-"
+        lines.append(f"| {what} | {gone} | {row['jsd']:.4f} | {row['now']:.3f}, {row['first']:.3f} | {auc} |")
+    return "\n".join(lines)
+
+
 def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
@@ -190,6 +214,8 @@ def render(name: str) -> str:
     if name in reproduction.TABLES:
         return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
+    if file in language_models.STUDIES:
+        return language_models.render(file, setting)
     results = _results(file)
     if file == "compare":
         return f"```\n{results['texts'][setting]}\n```"
@@ -201,6 +227,8 @@ def render(name: str) -> str:
         return _memory(results)
     if name == "before_first_step":
         return _before_first_step(results)
+    if name == "request_queue":
+        return _queue(results)
     if name == "engine":
         return _engine(results)
     if name == "quota":
@@ -229,5 +257,6 @@ def updated(text: str) -> str:
 if __name__ == "__main__":
     closeness_estimates.write()
     closeness_picture.write()
+    language_models.write_picture()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text()))

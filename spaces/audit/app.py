@@ -177,7 +177,10 @@ def _plain(text: str) -> str:
 THEME = gr.themes.Base(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )  # no font from elsewhere
-STYLE = ".page { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }"
+STYLE = """
+.page { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+@media (max-width: 40rem) { .page { width: 100vw; margin-left: calc(50% - 50vw); border-width: 1px 0; border-radius: 0; } }
+"""
 
 
 def build() -> gr.Blocks:
@@ -202,7 +205,7 @@ def build() -> gr.Blocks:
             )
         with gr.Tab("A release"):
             gr.Markdown(
-                "The files of a release, or a zip of its folder (with an adapter, the zip). They are deleted after the check."
+                "The files of a release, or a zip of its folder (with an adapter, the zip). They are deleted after about an hour."
             )
             files = gr.File(label="Release", file_count="multiple", file_types=[".zip", *filter(None, SUFFIXES)])
             check = gr.Button("Check", variant="primary")

@@ -114,7 +114,11 @@ class TestFigures:
         report = measure_hardness(fitted(), **by_class())
         assert report.level == "easy" and report.hardness.cosine < 0 and not report.hardness.unavoidable
         assert report.free > 0.9 and "Damage is avoidable at ratio 0.1 of what is reachable" in report.summary()
-        assert "improve both sides" in report.summary()
+        assert "improve both sides" in report.summary() and "plain losses" not in report.summary()
+
+    def test_what_it_does_not_look_at(self):
+        report = measure_hardness(fitted(), **pair(), method=HamuConfig(radius="unit"))
+        assert "radius='unit' changes what a run does, and none of these figures" in report.summary()
 
     def test_in_between(self):
         report = measure_hardness(fitted(), **pair())

@@ -937,6 +937,9 @@ def test_earlier_requests(made):
     for item in (made.forget, {"forget": made.forget}):
         with pytest.raises(UnlearningError, match="An earlier request is given as"):
             evaluate_earlier(result, [item])
+    for given in (5, "request-1", {"name": "x", "forget": made.forget}):
+        with pytest.raises(UnlearningError, match=r"earlier is given as \w+; expected a list such as \[\{"):
+            evaluate_earlier(result, given)
     with pytest.raises(UnlearningError, match="is empty"):
         evaluate_earlier(result, [{"name": "x", "forget": made.forget.select([])}])
     with pytest.raises(UnlearningError, match="have labels the model does not have"):

@@ -654,14 +654,16 @@ class TestUnsir:
         run(tmp_path, again, fitted(flipped=False), one_class(2), max_steps=1, per_device_train_batch_size=3)
         assert torch.equal(again.noise, method.noise)
 
-    def test_noise_in_training_mode(self, tmp_path):
-        """All noise of a class goes through BatchNorm together; the model is in eval mode after."""
-        trainer = make_trainer(UnsirConfig(samples=4, steps=2, noise_mode="train"), "resnet", tmp_path, measure=False)
+    @pytest.mark.parametrize("frozen", [True, False])
+    def test_noise_in_training_mode(self, frozen, tmp_path):
+        """All noise of a class goes through BatchNorm together; the model is in eval mode after, and what is frozen as it was."""
+        config = UnsirConfig(samples=4, steps=2, noise_mode="train")
+        trainer = make_trainer(config, "resnet", tmp_path, measure=False, freeze_batchnorm=frozen)
         before = weights(trainer.model)
         trainer.method.prepare(Context(trainer))
         after = weights(trainer.model)
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert changed and all("running" in name or "num_batches" in name for name in changed)
+        assert bool(changed) != frozen and all("running" in name or "num_batches" in name for name in changed)
         assert not any(module.training for module in trainer.model.modules())
 
     def test_of_texts_in_the_embeddings(self, tmp_path):

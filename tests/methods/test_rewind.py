@@ -187,6 +187,11 @@ def test_a_convolutional_network_is_repaired_as_it_was_trained(tmp_path):
         assert found.optim == optim and found.learning_rate == pytest.approx(share * rate) and method.keeps == [keep]
 
 
+def test_of_a_fine_tuned_model_more_is_kept(tmp_path):
+    _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base"))
+    assert method.keeps == [0.7]
+
+
 def test_a_training_that_was_stopped_early_is_as_long_as_it_was(tmp_path):
     state = {"num_train_epochs": 30, "epoch": 3.2, "log_history": []}
     _, method = known(tmp_path / "out", saved(tmp_path / "model", tmp_path / "base", state))

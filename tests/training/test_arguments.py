@@ -57,6 +57,7 @@ def refused(message, method="finetune", data=None, peft_config=None, **changes):
             {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"num_cycles": 2}},
             "'constant_with_warmup' has no arguments",
         ),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 2}, "the schedule is constant, which has no warm-up"),
         ({"optim_target_modules": ["q_proj"]}, "which only GaLore and APOLLO optimizers read"),
         ({"retain_size": 30}, "retain_size is 30, and there are 24 retained samples; .* leave it out"),
         (
