@@ -2,8 +2,7 @@
 
     python recipes/experiments/local_teacher.py [--cases digits digits-vit cifar10-small] [--seeds 0 1] [--rows before defaults]
 
-The defaults were chosen on the small ResNet of `cases.py` on digits with wrong labels and on a small ViT on the same, and are judged on
-a small ResNet on 2,000 images of CIFAR-10. `before` is without any of it: all ten epochs of all layers at a third of the rate, and a teacher at 32 px. A share is of the processor time of the original's whole training, as in `closeness.py`; `teacher` is the teacher's part in it.
+The small ResNet of `cases.py` and a small ViT on digits with wrong labels, and a small ResNet on 2,000 images of CIFAR-10. `before` is without any of it: all ten epochs of all layers at a third of the rate, and a teacher at 32 px. A share is of the processor time of the original's whole training, as in `closeness.py`; `teacher` is the teacher's part in it.
 `affected_gap` is the mean distance in the accuracy on forgotten, retained and unseen samples of the class to two retrained models.
 What is recorded of other cases stays.
 """
