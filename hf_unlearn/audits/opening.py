@@ -19,7 +19,7 @@ from ..data.source import Columns, Source
 from ..data.splits import split_unseen
 from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
-from ..models.adapters import Adapter, is_adapted, is_quantized, merged
+from ..models.adapters import Adapter, is_adapted, is_plain_lora, is_quantized, merged, tuner_layers
 from ..tasks.base import Task
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
@@ -61,6 +61,7 @@ def models_of_run(run: Run, unlearned: nn.Module) -> dict[str, nn.Module]:
     """The original and the unlearned model of a run; of a language model's adapter the same one, with that switched off and on,
     and of what it came with before too. Else copies without adapters."""
     in_place = run.task.lora and run.adapter and unlearned is run.model and not run.sharding
+    in_place = in_place and all(map(is_plain_lora, tuner_layers(unlearned)))
     if in_place and not isinstance(models.pretrained(unlearned).get_output_embeddings(), BaseTunerLayer):
         view = models.View(cast(PeftModel, unlearned), cast(Adapter, run.adapter).disabled)
         return {"original": view, "unlearned": unlearned}

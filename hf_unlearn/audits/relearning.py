@@ -248,9 +248,9 @@ def _path(original: nn.Module, unlearned: nn.Module, in_place: bool) -> Iterator
             with _towards(unlearned, original, 1 - alpha):
                 yield unlearned
     else:
-        model, states = copy.deepcopy(original), [model.state_dict() for model in (original, unlearned)]
+        model, before, after = copy.deepcopy(original), original.state_dict(), unlearned.state_dict()
         for alpha in ALPHAS:
-            model.load_state_dict(interpolated(*states, alpha))
+            model.load_state_dict(interpolated(before, after, alpha))
             yield model
 
 
@@ -258,30 +258,28 @@ def _path(original: nn.Module, unlearned: nn.Module, in_place: bool) -> Iterator
 def _towards(model: nn.Module, other: nn.Module, share: float) -> Iterator[None]:
     """Inside, the weights of each layer lie so far on the way to another model's, while it runs."""
     kept: dict[nn.Parameter, Tensor] = {}
+    ends: dict[nn.Module, nn.Module] = dict(zip(model.modules(), other.modules(), strict=True))
     handles = []
 
-    def before(layer: nn.Module, own: list[nn.Parameter], theirs: list[nn.Parameter]) -> None:
-        for weight, end in zip(own, theirs, strict=True):
+    def before(layer: nn.Module, inputs: Any) -> None:
+        for weight, end in zip(layer.parameters(recurse=False), ends[layer].parameters(recurse=False), strict=True):
             kept[weight] = weight.data
             weight.data = torch.lerp(weight.data, end.data.to(weight), share) if share else weight.data
 
-    def after(own: list[nn.Parameter]) -> None:
-        for weight in own:
+    def after(layer: nn.Module, *_: Any) -> None:
+        for weight in layer.parameters(recurse=False):
             weight.data = kept.pop(weight)
 
-    for layer, same in zip(model.modules(), other.modules(), strict=True):
-        own, theirs = ([*each.parameters(recurse=False)] for each in (layer, same))
-        if own:
-            handles.append(
-                layer.register_forward_pre_hook(lambda m, _, own=own, theirs=theirs: before(m, own, theirs))
-            )
-            handles.append(layer.register_forward_hook(lambda *_, own=own: after(own)))
+    for layer in ends:
+        if next(layer.parameters(recurse=False), None) is not None:
+            handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        after([*kept])  # where a forward pass has failed
+        for weight, data in kept.items():  # where a forward pass has failed
+            weight.data = data
 
 
 def _connectivity(ctx: AuditContext) -> dict[str, Any] | None:

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from ..data.types import Data
 from ..errors import UnlearningError
 from ..methods import get_method
 from ..training.arguments import UnlearningArguments
@@ -120,10 +119,10 @@ def make_trainer(
         **arguments,
     }
     texts = {
-        name: RandomTexts(TEXTS * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
+        name: RandomTexts(group * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
     }
     if side is None:
-        args = TrainingArguments(**shared, per_device_train_batch_size=2 * TEXTS)
+        args = TrainingArguments(**shared, per_device_train_batch_size=2 * group)
         trainer = Trainer(model, args, train_dataset=ConcatDataset([*texts.values()]))
     else:
         method = get_method(side.method)
@@ -134,12 +133,12 @@ def make_trainer(
             config.until = "end"  # pyright: ignore[reportAttributeAccessIssue]
         args = UnlearningArguments(
             **shared,
-            per_device_train_batch_size=TEXTS,
-            per_device_eval_batch_size=2 * TEXTS,
+            per_device_train_batch_size=group,
+            per_device_eval_batch_size=2 * group,
             gradient_checkpointing=side.checkpointing,
             measure=False,
         )
-        sets: dict[str, Data] = {f"{name}_dataset": data for name, data in texts.items()}
+        sets: dict[str, Any] = {f"{name}_dataset": data for name, data in texts.items()}
         trainer = UnlearningTrainer(model, args, method=config, **sets, peft_config=side.adapter)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -158,7 +157,7 @@ def evaluations(vocabulary: int, tokens: int) -> Iterator[dict[str, Callable[[],
 
         def plain() -> None:
             with torch.no_grad():
-                model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+                model(**{name: tensor.to(trainer.args.device) for name, tensor in inputs.items()})
 
         yield {PLAIN: plain, EVALUATION: lambda: trainer.evaluator.measure(model, *trainer.indices["forget"])}
 

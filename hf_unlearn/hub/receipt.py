@@ -261,7 +261,7 @@ def _is_original(run: Run, digest: str, origin: Path) -> bool:
         return _digests(live) == _digests(saved)
     # Quantised as the model was, and where
     bits = {"quantization_config": base.config.quantization_config, "device_map": {"": base.device}}
-    about = {"dtype": base.dtype} | (bits if is_quantized(base) else {})
+    about: dict[str, Any] = {"dtype": base.dtype} | (bits if is_quantized(base) else {})
     saved = _merged(origin, adapters, base.dtype) if adapters else models.load_model(origin, **about)
     if is_adapted(model):
         state = model.get_base_model().state_dict().items()

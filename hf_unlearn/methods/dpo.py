@@ -49,6 +49,8 @@ class Dpo(Held):
     The other answer of each forget sample stands in the data: in the column `alternative` (a text, or several, of which each
     epoch draws one), or, as preferences have it, as `chosen` beside the `rejected` one, which the model has learnt. The
     original's log-likelihoods are measured once, before the first step.
+
+    Tried once on made-up stories that a small model (stories15M) had learnt, it raised the loss of what had to go to that of unseen ones and lowered the retained one.
     """
 
     info = MethodInfo(

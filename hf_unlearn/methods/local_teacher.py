@@ -106,6 +106,13 @@ class LocalTeacherConfig(MethodConfig):
             "an adapter"
         },
     )
+    until: Literal["teacher", "end"] = field(
+        default="teacher",
+        metadata={
+            "help": "teacher: end with the epoch in which no more forget samples are right than the teacher has right (ours); end: "
+            "all epochs"
+        },
+    )
     teacher: str = field(
         default="auto",
         metadata={
@@ -156,7 +163,9 @@ class LocalTeacherConfig(MethodConfig):
         arguments |= {"optim": "adamw_torch", "weight_decay": 1e-6, "lr_scheduler_type": "constant"}
         arguments |= {"max_grad_norm": 0.0, "freeze_batchnorm": False, "decay": "all"}
         teacher = {"teacher": "resnet8", "teacher_optim": "sgd", "teacher_lr": 0.2, "teacher_batch": 256}
-        return cls(k=1000, similarity="centroid", frozen=0.0, teacher_pixels=32, **teacher, arguments=arguments)
+        return cls(
+            k=1000, similarity="centroid", frozen=0.0, until="end", teacher_pixels=32, **teacher, arguments=arguments
+        )
 
 
 class LocalTeacher(Method):
@@ -172,7 +181,7 @@ class LocalTeacher(Method):
         kind="loss",
         summary="gives forget samples the labels of a small model that was trained on their retained neighbours alone",
         needs=("forget", "retain"),
-        cost=4,
+        cost=6,
         paper=Paper(
             title="Forgetting Has Neighbors: Localized Collateral Forgetting in Machine Unlearning",
             arxiv="2605.31317",
@@ -188,7 +197,7 @@ class LocalTeacher(Method):
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         return {
             "learning_rate": 1e-3 if family == "convolutional" else 0.1 / width,
-            "num_train_epochs": 3,
+            "num_train_epochs": 10,
             "per_device_train_batch_size": 64,
             "weight_decay": 1e-6,
             "lr_scheduler_type": "constant",
@@ -236,6 +245,11 @@ class LocalTeacher(Method):
             )
         if reached < self.config.teacher_accuracy:
             self.note(f"the teacher's accuracy on its support ended at {reached:.3f}; try more teacher_epochs")
+
+    def on_epoch_begin(self, epoch: int) -> bool | None:
+        if epoch == 0 or self.config.until == "end":
+            return None
+        return self.context.accuracy("forget") > self.facts["teacher_forget_accuracy"]
 
     def note(self, text: str) -> None:
         self.notes.append(f"local_teacher: {text}.")

@@ -14,7 +14,7 @@ from ..tasks.base import Task
 from ..tasks.losses import sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper, measured
 
-SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # that are tried, where no scale is set
+SCALES = tuple(round(0.1 * 1.25**k, 3) for k in range(21))  # 0.1 to 8.674, that are tried, where no scale is set
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ class TaskVectorConfig(MethodConfig):
     scale: float | None = field(
         default=None,
         metadata={
-            "help": "λ: how much of the task vector is taken away; null: the least of 1/4, 1/2, 1, 2, 4 and 8 by which forget samples "
+            "help": "λ: how much of the task vector is taken away; null: the least of 21 from 0.1 to 8.7 by which forget samples "
             "are known no better than unseen samples were by the original, or 1 without unseen samples (ours)"
         },
     )
@@ -53,7 +53,8 @@ class TaskVector(Method):
     """θ = θ₀ − λ(θ_learnt − θ₀), where θ_learnt is the original θ₀ trained on D_f once more.
 
     In a LoRA adapter, which starts at nothing, what is learnt is BA, and B becomes −λB. Nothing holds the retained samples but the
-    size of λ.
+    size of λ: tried once on made-up stories that a small model (stories15M) had learnt, they lost more than half as much as what was
+    forgotten.
     """
 
     info = MethodInfo(

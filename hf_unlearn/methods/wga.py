@@ -48,6 +48,8 @@ class Wga(Held):
     """min mean of w_t·log p(y_t) over the tokens of D_f, plus the retain term: ascent that each token leaves as it is forgotten.
 
     Plain ascent has its largest slope where a token is forgotten already; w_t takes that factor 1/p away.
+
+    Tried once on made-up stories that a small model (stories15M) had learnt, it raised the loss of what had to go to that of unseen ones and lowered the retained one.
     """
 
     info = MethodInfo(

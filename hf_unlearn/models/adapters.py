@@ -148,7 +148,7 @@ def merged(model: PeftModel) -> nn.Module:
 
 def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tensor:
     """That of a quantised layer with its active adapters, in numbers."""
-    if not isinstance(layer, LoraLayer) or any(active in layer.lora_variant for active in layer.active_adapters):
+    if not is_plain_lora(layer):
         raise UnlearningError(
             f"The adapter of {name} is no plain LoRA, and cannot be put into quantised weights; leave it beside them, or load the "
             "model without quantisation."
@@ -160,6 +160,11 @@ def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tens
     return weight
 
 
+def is_plain_lora(layer: nn.Module) -> bool:
+    """Whether its active adapters add a product of two matrices, and nothing else."""
+    return isinstance(layer, LoraLayer) and not any(name in layer.lora_variant for name in layer.active_adapters)
+
+
 def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """The weights that a model has with its active adapters, by the names that they have without, each made when it is asked for."""
     if not isinstance(model, (PeftModel, View)):
@@ -168,11 +173,13 @@ def tensors(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     known, within = set(base.state_dict()), None
     found: dict[str, Callable[[], Tensor]] = {}
     for name, module in base.named_modules():
+        module = cast(nn.Module, module)
         if within is not None and name.startswith(f"{within}."):
             continue
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if layer is not module:
             within = name
+        layer = cast(nn.Module, layer)
         own = dict(layer.named_parameters(recurse=False)) | dict(layer.named_buffers(recurse=False))
         for key, tensor in own.items():
             if (

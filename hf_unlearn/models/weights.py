@@ -99,7 +99,7 @@ def keep_unpacked(model: nn.Module) -> None:
                     f"bitsandbytes has packed {name} for this processor in an earlier forward pass, and its weights are no longer what "
                     "they were; load the model anew."
                 )
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportAttributeAccessIssue]  (of a layer of its own)
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (to type checkers a module has tensors only)
 
 
 def weights_digest(model: nn.Module) -> str:

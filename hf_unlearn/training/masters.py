@@ -39,11 +39,11 @@ def keep_masters(optimizer: Optimizer) -> None:
             weight.copy_(master)
             master.grad = None
 
-    def saved(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def saved(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         return state | {KEY: [master.detach() for _, master in pairs]}
 
     @torch.no_grad()
-    def loaded(_: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    def loaded(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
         for (_, master), kept in zip(pairs, state[KEY], strict=True):
             master.copy_(kept)
         return {name: value for name, value in state.items() if name != KEY}

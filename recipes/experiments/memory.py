@@ -4,8 +4,8 @@
 
 Every run is a process of its own, on random data whose labels are the model's answers, so that there is something to forget: a
 few steps at a batch of 8, through `unlearn()` with everything it does before, between and after the steps. Counted is what the
-process holds at most, files left out, beyond what it held when the model and the data stood ready. With --add, runs that the results
-have already are not made again, and a row says which commit made it.
+process holds at most, files left out, beyond what it held when the model and the data stood ready. With --add, rows that
+are there stay, but for those of the --methods that are named, and a new row says which commit made it.
 """
 
 import argparse
@@ -104,7 +104,8 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--add", action="store_true", help="keep the rows that are there, and make those that are not")
     options = parser.parse_args()
-    kept = json.loads((RESULTS / "memory.json").read_text())["results"]["rows"] if options.add else []
+    rows = json.loads((RESULTS / "memory.json").read_text())["results"]["rows"] if options.add else []
+    kept = [row for row in rows if row["model"] not in options.models or row["method"] not in (options.methods or ())]
     jobs = []
     for name in options.models:
         task = "text-classification" if name == "bert" else "image-classification"

@@ -26,6 +26,9 @@ EXPERIMENTS = (
     "memory.py",
     "before_first_step.py",
     "request_queue.py",
+    "tofu.py",
+    "lm_speed.py",
+    "gpu_lm.py",
     "tables.py",
 )
 

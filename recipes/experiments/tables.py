@@ -11,6 +11,7 @@ import closeness_estimates
 import closeness_picture
 import closeness_tables
 import communication
+import language_models
 import memory
 import numpy as np
 import reproduction
@@ -103,6 +104,11 @@ LOCAL_TEACHER = {
 }
 
 
+def _with_spread(value: float, spread: float | None, digits: int) -> str:
+    """Of one seed there is none."""
+    return f"{value:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
 def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     """The columns that a row has, as mean ± `std` or half of a 95 % `interval`."""
     columns = {
@@ -112,7 +118,7 @@ def _means(rows: dict, columns: dict[str, str], spread: str) -> str:
     for name, row in rows.items():
         digits = {key: 0 if key == "seconds" else 3 for key in columns}
         cells = (
-            "-" if row["mean"].get(key) is None else f"{row['mean'][key]:.{n}f} ± {row[spread][key]:.{n}f}"
+            "-" if row["mean"].get(key) is None else _with_spread(row["mean"][key], row[spread][key], n)
             for key, n in digits.items()
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -209,6 +215,8 @@ def render(name: str) -> str:
     if name in reproduction.TABLES:
         return reproduction.TABLES[name]()
     file, _, setting = name.partition(".")
+    if file in language_models.STUDIES:
+        return language_models.render(file, setting)
     results = _results(file)
     if file == "compare":
         return f"```\n{results['texts'][setting]}\n```"
@@ -254,5 +262,6 @@ def updated(text: str) -> str:
 if __name__ == "__main__":
     closeness_estimates.write()
     closeness_picture.write()
+    language_models.write_picture()
     for document in DOCUMENTS:
         document.write_text(updated(document.read_text()))

@@ -32,7 +32,7 @@ def settings_of(name: str) -> Settings:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("name", choices=("small", *RETAIN))
+    parser.add_argument("name", nargs="?", choices=("small", *RETAIN), default="small")
     parser.add_argument("--methods", nargs="+", default=usual())
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="begin no further model after so many")

@@ -22,7 +22,7 @@ from hf_unlearn.methods.idk_dpo import IdkDpoConfig
 from hf_unlearn.methods.npo import npo_loss
 from hf_unlearn.methods.pdu import PduConfig, dual_step, margin_loss
 from hf_unlearn.methods.satimp import Satimp, SatimpConfig, satimp_weights
-from hf_unlearn.methods.task_vector import TaskVector, TaskVectorConfig, negate
+from hf_unlearn.methods.task_vector import SCALES, TaskVector, TaskVectorConfig, negate
 from hf_unlearn.methods.undial import UndialConfig, undial_loss
 from hf_unlearn.methods.wga import Wga, WgaConfig, wga_weights
 from hf_unlearn.tasks.alternatives import Alternatives, alternatives_in
@@ -266,6 +266,22 @@ class TestRuns:
         trainer.train()
         assert trainer.method.epsilon == pytest.approx(trainer.metrics["before"]["retain_loss"] + 0.1)
 
+    def test_pdu_ends_within_its_bound_only(self, tmp_path):
+        """Where nothing is left to forget it goes on as long as the retained samples are worse off than is allowed, and says so."""
+        data = questions()
+        data = {"forget": data["unseen"], "retain": data["retain"], "unseen": data["forget"]}
+        trainer = trainer_of(
+            tmp_path, PduConfig(epsilon=0.0, look=1), data, max_steps=3, learning_rate=3e-2, measure=False
+        )
+        trainer.method.on_epoch_begin = lambda epoch: True
+        trainer.train()
+        assert trainer.state.global_step == 3 and trainer.method.found > 0
+        assert trainer.method.notes[0].startswith("pdu has used up its 3 steps, and the loss of retained samples is ")
+        trainer = trainer_of(tmp_path / "met", PduConfig(epsilon=1e3, look=1), data, max_steps=3, measure=False)
+        trainer.method.on_epoch_begin = lambda epoch: True
+        trainer.train()
+        assert trainer.state.global_step == 1 and trainer.method.notes == []
+
     @pytest.mark.parametrize("peft_config", [None, False], ids=["adapter", "weights"])
     def test_task_vector_takes_away_what_was_learnt(self, tmp_path, peft_config):
         found = []
@@ -296,12 +312,11 @@ class TestRuns:
             method = trainer.method
             assert len(method.notes) == notes and (method.known() >= aim) == (not notes)
             if notes:
-                assert (
-                    method.report == {"scale": 8.0} and "and the aim is 100. Raise num_train_epochs" in method.notes[0]
-                )
-            elif method.scale > 0.25:
+                assert method.report == {"scale": SCALES[-1]}
+                assert "and the aim is 100. Raise num_train_epochs" in method.notes[0]
+            elif method.scale > SCALES[0]:
                 vector = [(s - w) / method.scale for w, s in zip(method.weights, method.start, strict=True)]
-                negate(method.weights, method.start, vector, method.scale / 2)
+                negate(method.weights, method.start, vector, method.scale / 1.25)
                 trainer.looks.forget()
                 assert method.known() < aim
 

@@ -756,6 +756,14 @@ class TestRun:
         assert plain.s == pytest.approx(adapted.s, abs=1e-5)
         assert same_bits(weights(plain.teacher), weights(adapted.teacher))
 
+    @pytest.mark.parametrize(("until", "epochs"), [("teacher", 1), ("end", 3)])
+    def test_it_ends_with_what_the_teacher_knows(self, tmp_path, until, epochs):
+        """Here the teacher knows all that there is to know."""
+        method = LocalTeacher(LocalTeacherConfig(until=until, **QUICK))
+        method.answers = lambda teachers: (1.0, np.ones(3) / 3)
+        result = run(tmp_path, method, num_train_epochs=3, measure=False)
+        assert result.trainer.state.epoch == epochs
+
     @pytest.mark.parametrize("frozen", [0.0, 0.5])
     def test_the_first_layers_stay(self, tmp_path, frozen):
         result = run(tmp_path, LocalTeacherConfig(frozen=frozen, **QUICK), max_steps=2)
