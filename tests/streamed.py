@@ -14,7 +14,6 @@ SHARDS = {"even": [6, 6, 6, 6], "uneven": [9, 3, 8, 4]}
 CASES: dict[str, dict[str, Any]] = {
     "mixed": {"method": "finetune", "family": "vit"},
     "paired": {"method": "neggrad_plus", "family": "vit"},
-    "phases": {"method": "scrub", "family": "vit"},
     "uneven": {"method": "finetune", "family": "vit", "shards": "uneven", "dataloader_num_workers": 2},
     "completions": {"method": "grad_diff", "family": "llama", "dataloader_num_workers": 1},
     "one": {"method": "finetune", "family": "vit", "shards": None},

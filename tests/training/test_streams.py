@@ -217,7 +217,7 @@ def test_each_process_opens_shards_of_its_own(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    """Each opens shards of its own, and together they do what one does; of a single shard both read all, and for a teacher's table."""
+    """Each opens shards of its own, and together they do what one does; of a single shard both read all."""
     launch("streams", tmp_path)
     for name, case in CASES.items():
         trainer = trainer_of(tmp_path / f"{name}-one", **case, callbacks=[start := Record()])
@@ -227,5 +227,5 @@ def test_two_processes(tmp_path):
         first, second = map(set, json.loads((tmp_path / f"{name}.json").read_text()))
         if case.get("shards", "even") is None:
             assert first == second == {0}
-        elif name != "phases":  # its teacher says once what it makes of each sample
+        else:
             assert not first & second and len(first) == len(second) == 2, name
