@@ -89,7 +89,7 @@ def run(folder: Path, method: str) -> dict[str, Any]:
     report = audit(original, last, **sets, retrained=others["retrained"], overlap="allow")
     return {
         "requests": status.requests,
-        "rows": len(gone),
+        "samples": len(gone),
         "in_one_batch_each": sorted(name for batch in batches for name in batch.requests) == sorted(requests),
         "rows_in_receipts": sum(batch.samples for batch in batches),
         "receipts": len(batches),

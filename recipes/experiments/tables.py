@@ -200,7 +200,7 @@ def _queue(results: dict) -> str:
         lines.append(f"| {requests} requests | {samples} | {drift['jsd']:.4f} | {accuracy} | {auc} |")
     for name, row in results["others"].items():
         what = {"same data": "another training on all data", "retrained": "retrained without them"}[name]
-        gone = results["rows"] if name == "retrained" else 0
+        gone = results["samples"] if name == "retrained" else 0
         auc = f"{row['auc']:.3f}" if row["auc"] is not None else "-"
         lines.append(f"| {what} | {gone} | {row['jsd']:.4f} | {row['now']:.3f}, {row['first']:.3f} | {auc} |")
     return "\n".join(lines)
