@@ -208,7 +208,7 @@ class TestRuns:
         assert trainer.state.log_history[0]["loss"] == pytest.approx(20 * math.log(2), rel=1e-5)
         rows = trainer.sources["forget"].rows(range(7))
         part = trainer.collate(rows)
-        part["sample_index"], part["epoch"] = torch.arange(7), torch.full((7,), 2)
+        part["sample_index"], part["rows"], part["epoch"] = torch.arange(7), np.arange(7), torch.full((7,), 2)
         part["sample_weight"] = torch.full((7,), 1 / 7)
         drawn = [
             row["alternative"][i - 2 * n]
