@@ -8,6 +8,7 @@ import numpy as np
 from accelerate import Accelerator
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -62,6 +63,7 @@ def models_of_run(run: Run, unlearned: nn.Module) -> dict[str, nn.Module]:
     and of what it came with before too. Else copies without adapters."""
     in_place = run.task.lora and run.adapter and unlearned is run.model and not run.sharding
     in_place = in_place and all(map(is_plain_lora, tuner_layers(unlearned)))
+    in_place = in_place and not any(isinstance(module, AuxiliaryTrainingWrapper) for module in unlearned.modules())
     if in_place and not isinstance(models.pretrained(unlearned).get_output_embeddings(), BaseTunerLayer):
         view = models.View(cast(PeftModel, unlearned), cast(Adapter, run.adapter).disabled)
         return {"original": view, "unlearned": unlearned}

@@ -94,7 +94,7 @@ class Benchmark:
     def work(self, methods: Sequence[str], seeds: int, minutes: float | None = None) -> int:
         """All that is still to do, or what is begun within some minutes, and at least one model; how many are left."""
         pieces = [(seed, name) for seed in range(seeds) for name in (*TRAINED, *methods)]
-        left = [(seed, name) for seed, name in pieces if name not in self.rows.get(str(seed), {})]
+        left = [(seed, name) for seed, name in pieces if "seconds" not in self.rows.get(str(seed), {}).get(name, {})]
         began = time.monotonic()
         for i, (seed, name) in enumerate(left):
             if i and minutes is not None and time.monotonic() - began > 60 * minutes:

@@ -64,11 +64,13 @@ def renamed(data: Data, name: str, layout: Layout) -> Data:
     rows = cast(list[Any], data) if isinstance(data, list) and data and isinstance(data[0], Mapping) else None
     columns = set(rows[0] if rows else getattr(data, "column_names", None) or ())
     found, missing = sorted(names.keys() & columns), sorted(names.keys() - columns)
-    if found and missing and not columns & set(names.values()):
+    if columns & set(names.values()):
+        return data  # which are read as they are
+    if found and missing:
         raise UnlearningError(
             f"{name} has the column {found[0]} and no {missing[0]}; expected both answers of a preference, or {layout.expected}"
         )
-    if not found or missing:
+    if not found:
         return data
     if rows:
         return cast(Data, [{names.get(key, key): value for key, value in row.items()} for row in rows])

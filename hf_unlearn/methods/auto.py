@@ -244,7 +244,8 @@ class Auto(Rewind):
             return
         self.notes.append(
             f"Accuracy on unseen samples fell by {100 * lost.mean():.1f} points (of {len(lost)} that may steer): the repair does not "
-            "make up for what was taken away. A larger budget= or keep= repairs more; where that is not enough, retrain."
+            "make up for what was taken away. A larger budget= repairs more, and AutoConfig(keeps=[...]) takes less away; where that is "
+            "not enough, retrain."
         )
 
     @property

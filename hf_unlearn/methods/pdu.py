@@ -39,7 +39,8 @@ class PduConfig(HeldConfig):
     epsilon: float | None = field(
         default=None,
         metadata={
-            "help": "ε: the highest loss of retained samples that is allowed; null: 0.1 more than the original's (ours)"
+            "help": "ε: the highest loss of retained tokens that is allowed; null: 0.1 more than the original's mean over "
+            "samples (ours), which is another mean where answers are of very unlike lengths: give ε there"
         },
     )
     dual_rate: float = field(default=5.0, metadata={"help": "η: how fast λ follows the retained loss"})

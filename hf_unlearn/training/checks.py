@@ -341,9 +341,14 @@ def _check_quantised(method: Method, model: nn.Module) -> None:
         )
 
 
-def rounding(trained: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+def rounding(trained: Iterable[tuple[str, nn.Parameter]], fp16: bool = False) -> list[str]:
     """What is to be known of weights that are trained in half precision, without copies in float32."""
     coarse = {p.dtype for _, p in trained if torch.finfo(p.dtype).bits < 32}
+    if coarse and fp16:
+        raise UnlearningError(
+            f"fp16 scales gradients, which weights in {str(min(coarse, key=str)).removeprefix('torch.')} cannot be trained with; load the "
+            "model in float32, or pass bf16=True."
+        )
     return [
         f"The weights that were trained are in {str(dtype).removeprefix('torch.')}, where a step of less than "
         f"{torch.finfo(dtype).eps / 4:.1g} of a weight is lost to rounding, as most of those at a low learning rate are; load the model "

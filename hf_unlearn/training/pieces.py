@@ -25,6 +25,10 @@ def in_pieces(
             f"stride is {stride}, and max_length is {length}; expected a max_length above it, the length of the pieces that a text is "
             "cut into."
         )
+    if sets.get("unseen") is not None and sets.get("test") is None:
+        raise UnlearningError(
+            "unseen would be halved by pieces, so that both halves had pieces of one text; with stride, pass other texts as test too."
+        )
     cut: dict[str, Data | None] = dict(sets)
     for name, data in sets.items():
         if data is not None:

@@ -14,6 +14,7 @@ from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method
 from ..tasks.alternatives import NAME, Alternatives
+from ..tasks.base import Task
 from ..tasks.checks import check_samples
 from ..tasks.evaluation import Evaluator
 from .arguments import UnlearningArguments
@@ -58,7 +59,9 @@ class Reading:
             self.alternatives = Alternatives(request.forget, self.collate, method.alternatives, args.seed)
         trained = [request.sources[name] for name in ("forget", "retain") if name in request.sources]
         self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
-        if task.is_fixed and not self.deterministic:
+        if task.is_fixed and not (
+            self.deterministic or (augment is None and all(self._is_fixed(source, task) for source in trained))
+        ):
             raise UnlearningError(
                 f"The samples are different every time they are read (augment, or a random transform), and {task.counted} are "
                 "counted before the first step; expected fixed texts."
@@ -69,6 +72,12 @@ class Reading:
         self._share = args.process_index, args.world_size, workers
         if request.has_stream:
             self._share_out(request.sources["retain"])
+
+    def _is_fixed(self, source: Source, task: Task) -> bool:
+        """Whether a sample is the same each time that it is read. What is counted in every step may come in any order."""
+        if source.is_stream and task.counts_in_steps:
+            return is_repeatable(source, self.collate)
+        return is_deterministic(source, self.collate)
 
     def _share_out(self, stream: Source) -> None:
         rank, processes, workers = self._share

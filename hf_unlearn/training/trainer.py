@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.training_args import OptimizerNames
 
 from .. import models
 from ..data.batches import to_model
@@ -203,8 +204,8 @@ class UnlearningTrainer(ResumableTrainer):
             self.looks.remember(self.original)
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
-        rounds = not self.is_edit and not self._keeps_masters
-        self.method.notes[:] = rounding(self.trained()) if rounds else []  # and nothing of a run before
+        coarse = [] if self.is_edit else rounding(self.trained(), self.args.fp16)
+        self.method.notes[:] = [] if self._keeps_masters else coarse  # and nothing of a run before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)
@@ -269,8 +270,12 @@ class UnlearningTrainer(ResumableTrainer):
 
     @property
     def _keeps_masters(self) -> bool:
-        """Whether weights in half precision are trained by copies in float32: an optimizer of ours, on whole weights."""
-        return not self.given_optimizer and not self.is_fsdp_enabled
+        """Whether weights in half precision are trained by copies in float32: an optimizer of ours, on whole weights, that loads
+        its state as torch does."""
+        loads_otherwise = any(
+            part in OptimizerNames(self.args.optim).value for part in ("bit", "bnb", "paged", "ademamix")
+        )
+        return not self.given_optimizer and not self.is_fsdp_enabled and not loads_otherwise
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:

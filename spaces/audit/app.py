@@ -1,7 +1,7 @@
 """A Space that audits two models of the Hub, and holds a release against its receipt: `python app.py`.
 
-Visitors name public models and data; nothing of this machine can be named, no code of a repository is run, only safetensors are read,
-and what is uploaded is small. What cannot be done is told in one sentence.
+Visitors name public models and data; a card that names files elsewhere is refused, no code of a repository is run, only safetensors are
+read, and what is uploaded is small. What cannot be done is told in one sentence.
 """
 
 import html
@@ -11,9 +11,10 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # a visitor reads what everyone may read, not what the Space's owner may
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
@@ -95,11 +96,14 @@ def _known(what: str, name: str, most: int, kind: str) -> str:
             f"{what} is {name.strip()!r}; expected the name of a {kind} on the Hub, such as {example}."
         )
     try:
-        files = HfApi().repo_info(repo, revision=revision or None, repo_type=kind, files_metadata=True).siblings or []
+        info = HfApi().repo_info(repo, revision=revision or None, repo_type=kind, files_metadata=True)
     except HfHubHTTPError as error:
         raise UnlearningError(
             f"{what} {name.strip()} is not a public {kind} on the Hub, or not at that revision."
         ) from error
+    files, card = info.siblings or [], getattr(info, "card_data", None)
+    if kind == "dataset" and any(map(_is_elsewhere, _strings(card and card.to_dict().get("configs")))):
+        raise UnlearningError(f"{what} {repo} names files outside of its repository, which this Space does not read.")
     read = [file.size or 0 for file in files if kind == "dataset" or file.rfilename.endswith(".safetensors")]
     if kind == "model" and not read:
         raise UnlearningError(f"{what} {repo} has no safetensors; nothing else is read here.")
@@ -109,6 +113,18 @@ def _known(what: str, name: str, most: int, kind: str) -> str:
             "`hf-unlearn audit` on a machine of your own."
         )
     return name.strip()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in what a card says, however deep."""
+    if isinstance(value, str):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _strings(part)
+
+
+def _is_elsewhere(path: str) -> bool:
+    return "://" in path or path.startswith(("/", "~")) or ".." in path
 
 
 def _release(files: list[Path], folder: Path) -> Path:

@@ -748,7 +748,7 @@ def test_sums_are_of_forget_classes_only():
     samples = SimpleNamespace(sources={"forget": SimpleNamespace(labels=np.array([21_840, 3, 3]))})
     alone = {"accelerator": Accelerator(cpu=True), "total": lambda tensor: tensor}
     alone["statistics"] = lambda predicted, batch: metrics.sample_statistics(predicted, batch.labels)
-    evaluator = SimpleNamespace(num_labels=size, samples=samples, **alone)
+    evaluator = SimpleNamespace(num_labels=size, samples=samples, classes=np.array([3, 21_840]), **alone)
     tally = Tally(evaluator, "unseen", np.arange(4))
     assert tally.sums.shape == (2, size)
     logits = torch.randn(4, size, generator=torch.Generator().manual_seed(0))

@@ -37,7 +37,7 @@ class Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.inside += [] if tag in ("meta", "br", "wbr") else [tag]
+        self.inside += [] if tag in ("meta", "br", "wbr", "input") else [tag]
         self.ids += [found for name, found in attrs if name == "id"]
         if tag == "data":
             attrs = dict(attrs)

@@ -685,12 +685,17 @@ class TestRefused:
 def test_long_texts_in_pieces(tmp_path):
     """From texts that the model could not read to a result, by a column of another name; a classifier's are refused."""
     rng, sets = np.random.default_rng(0), {}
-    for name, n in (("forget", 2), ("retain", 4), ("unseen", 3)):
+    for name, n in (("forget", 2), ("retain", 4), ("unseen", 3), ("test", 3)):
         sets[name] = datasets.Dataset.from_dict({"story": [" ".join(rng.choice(WORDS, 40)) for _ in range(n)]})
     args = arguments(tmp_path, max_length=16, stride=4, text_column="story", max_steps=1)
     trainer = unlearn(tiny_llama_lm(), **sets, method="npo", args=args, processing_class=tiny_tokenizer()).trainer
-    assert {name: len(source) for name, source in trainer.sources.items()} == {"forget": 8, "retain": 16, "unseen": 12}
+    found = {name: len(source) for name, source in trainer.sources.items()}
+    assert found == {"forget": 8, "retain": 16, "unseen": 12, "test": 12}
     assert trainer.sizes.sum() == 6 * 41  # every token but the first
+    with pytest.raises(
+        UnlearningError, match="both halves had pieces of one text; with stride, pass other texts as test"
+    ):
+        unlearn(tiny_llama_lm(), **sets | {"test": None}, method="npo", args=args, processing_class=tiny_tokenizer())
     with pytest.raises(
         UnlearningError, match="stride is 4, and the model is for text-classification; it cuts the texts"
     ):
