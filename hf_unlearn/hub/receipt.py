@@ -260,8 +260,9 @@ def _is_original(run: Run, digest: str, origin: Path) -> bool:
         saved = [load_peft_weights(str((origin / file).parent), device="cpu") for file in adapters]
         return _digests(live) == _digests(saved)
     # Quantised as the model was, and where
-    bits = {"quantization_config": base.config.quantization_config, "device_map": {"": base.device}}
-    about: dict[str, Any] = {"dtype": base.dtype} | (bits if is_quantized(base) else {})
+    about: dict[str, Any] = {"dtype": base.dtype}
+    if is_quantized(base):
+        about |= {"quantization_config": base.config.quantization_config, "device_map": {"": base.device}}
     saved = _merged(origin, adapters, base.dtype) if adapters else models.load_model(origin, **about)
     if is_adapted(model):
         state = model.get_base_model().state_dict().items()
