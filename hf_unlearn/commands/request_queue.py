@@ -16,7 +16,7 @@ from .. import models
 from ..api import UnlearningResult, unlearn
 from ..errors import UnlearningError
 from ..hub.canonical import read_receipt
-from ..hub.names import MAIN, check_names
+from ..hub.names import AUDIT, AUDIT_PAGE, MAIN, check_names
 from ..hub.receipt import SECRETS
 from ..hub.records import Secrets, record_digests
 from ..hub.release import prepare
@@ -208,6 +208,9 @@ class RequestQueue:
                 pushed = cast(Pushed, push(batch.release, address, revision=self._branch(batch), **where))
                 about["pushed"] = {"repo": pushed.repo_id, "revision": pushed.revision, "commit": pushed.commit}
             request_files.copy(batch.folder / RUN / PRIVATE / SECRETS, batch.folder / SECRETS)
+            for name in (AUDIT, AUDIT_PAGE):  # the whole of it, of which a part is published
+                if (batch.folder / RUN / name).exists():
+                    request_files.copy(batch.folder / RUN / name, batch.folder / name)
         request_files.write(batch.folder / DONE, {"format": FORMAT, **about})
         shutil.rmtree(batch.folder / RUN, ignore_errors=True)
         if batch.samples:
@@ -244,7 +247,7 @@ class RequestQueue:
         request_files.write(batch.folder / MEASURED, {"format": FORMAT, **content})
         parent = self._parent(released[-1] if released else None, begun["original"])
         where: dict[str, Any] = {"repo_id": address, "revision": address and self._branch(batch), "token": token}
-        prepare(result, batch.release, report=report, earlier=rows[1:], parent=parent, **where)
+        prepare(result, batch.release, report=report, earlier=rows[1:], parent=parent, retained=False, **where)
         result.trainer.accelerator.end_training()
 
     def _begun(self, result: UnlearningResult) -> dict[str, Any]:
@@ -286,7 +289,7 @@ class RequestQueue:
             self._check_samples(past, train, rows)
             before |= set(past.requests)
             gone.append(rows)
-            if len(rows) >= FEWEST:
+            if len(rows) == past.samples >= FEWEST:  # of a part, beside the whole, figures would tell of the others
                 earlier.append({"name": f"batch-{past.number}", "forget": train.select(rows)})
         if sum(map(len, gone)):
             earlier.insert(0, {"name": "all", "forget": train.select(np.concatenate(gone))})
