@@ -269,6 +269,37 @@ def test_what_may_not_change(done, place, tmp_path):
             RequestQueue(folder).run(now=True)
 
 
+def test_samples_of_ids_that_are_done(place, tmp_path):
+    """They are deleted, and later others come."""
+    full = datasets.load_from_disk(place / "data")
+
+    def on_disk(train: datasets.Dataset) -> RequestQueue:
+        datasets.DatasetDict({"train": train, "test": full["test"]}).save_to_disk(tmp_path / "data")
+        return RequestQueue(tmp_path / "queue")
+
+    about: dict = {"id_column": "user", "dataset": tmp_path / "data", "batch_requests": 1}
+    begun(tmp_path / "queue", place, **about)
+    queue = on_disk(full["train"])
+    queue.add({"a": {"ids": ["u1"]}})
+    queue.run()
+    queue = on_disk(full["train"].select([0, 1, *range(4, 32)]))  # without u1
+    assert queue.add({"a": {"ids": ["u1"]}, "b": {"ids": ["u1", "u4"]}}) == ["b"]
+    with pytest.raises(UnlearningError, match="'u99', which is not in the column"):
+        queue.add({"c": {"ids": ["u1", "u99"]}})
+    assert [batch.samples for batch in queue.run()] == [2]
+    users = [{"u0": "u1"}.get(user, user) for user in full["train"]["user"]]  # two new samples of u1
+    queue = on_disk(full["train"].remove_columns("user").add_column("user", users))
+    queue.add({"c": {"ids": ["u5"]}})
+    (batch,) = queue.run()
+    run = json.loads((batch.release / "metrics.json").read_text())["run"]
+    assert run["request"]["samples"] | {"forget": 2, "retain": 32 - 8} == run["request"]["samples"]
+    assert batch.measured["earlier"]["samples"] == 4
+    assert queue.status().unnamed == 2 and "2 rows of ids that are done were new" in queue.status().summary()
+    queue.add({"d": {"ids": ["u1"]}})
+    assert [batch.samples for batch in queue.run()] == [2] and queue.status().unnamed == 0
+    assert sum(batch.samples for batch in queue.folder.batches()) == 8
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # On the Hub
 
