@@ -362,7 +362,13 @@ class RequestQueue:
     @functools.cached_property
     def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset | None, datasets.Dataset | None]:
         settings, _, args = self._settled({})
-        return steps.load_splits(settings, args)
+        splits = steps.load_splits(settings, args)
+        if splits[1] is None and splits[2] is None:
+            raise UnlearningError(
+                f"The dataset {settings.dataset!r} has no split of samples that the model was not trained on, on which a queue "
+                f"measures drift; name one in {RECIPE} with unseen_split, which may be a slice such as train[90%:]."
+            )
+        return splits
 
     @functools.cached_property
     def _rows(self) -> Rows:

@@ -67,6 +67,8 @@ def _line(row: Mapping[str, Any]) -> str:
     parts = [f"batch {row['number']}: {len(row['requests'])} requests, {row['samples']} samples"]
     if drift.get("jsd") is not None:
         parts += [f"drift {drift['jsd']:.4f}", f"unseen accuracy {drift['first']:.3f} → {drift['now']:.3f}"]
+    elif drift:
+        parts += ["drift not measured, for want of unseen samples of retained classes"]
     if (auc := (earlier.get("after") or {}).get("auc")) is not None:
         parts += [f"AUC of {earlier['samples']} earlier samples {auc:.3f}"]
     parts += [row["revision"] or "not pushed"] if row["is_done"] else ["not done"]

@@ -133,6 +133,8 @@ def test_drift(done):
     retain = result.run.sources["retain"]
     retain.labels[:] = 1 + (retain.labels % 3)  # of class 0 nothing is left
     assert drift_of(result, tiny_vit())["samples"] == (result.run.sources[name].labels[rows] != 0).sum() < len(rows)
+    retain.labels[:] = 99  # and then of none that an unseen sample is of
+    assert drift_of(result, tiny_vit()) == {"jsd": None, "first": None, "now": None, "samples": 0}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,15 @@ def test_requests_that_are_refused(place, tmp_path, requests, said):
 def test_queues_that_are_refused(place, tmp_path, changes, said):
     with pytest.raises(UnlearningError, match=re.escape(said)):
         begun(tmp_path / "queue", place, **changes)
+
+
+def test_a_queue_has_unseen_samples(place, tmp_path):
+    queue = begun(tmp_path / "queue", place, dataset=tmp_path / "data")
+    train = datasets.load_from_disk(place / "data")["train"]
+    datasets.DatasetDict({"train": train}).save_to_disk(tmp_path / "data")
+    with pytest.raises(UnlearningError, match="no split of samples that the model was not trained on.* unseen_split"):
+        queue.add(rows({"a": [1]}))
+    assert queue.folder.requests() == {}
 
 
 def test_what_may_not_change(done, place, tmp_path):
