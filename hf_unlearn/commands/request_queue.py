@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from ..hub.release import prepare
 from ..hub.repository import Parent
 from ..hub.revisions import Pushed, push
 from ..hub.sequence import evaluate_earlier
-from ..hub.verification import Verification, verify
+from ..hub.verification import Check, Verification, verify
 from ..hub.withholding import FEWEST
 from ..methods import MethodConfig
 from ..tasks import TASKS
@@ -163,15 +164,23 @@ class RequestQueue:
         return finished
 
     def verify(self, token: str | None = None) -> list[Verification]:
-        """Each release held against its receipt and its parent, the first one first; on the Hub where it was pushed."""
+        """Each release held against its receipt, its parent, and the digest that the queue kept of the receipt, the first one
+        first; on the Hub where it was pushed."""
         found, parent = [], self.recipe.model if Path(self.recipe.model).is_dir() else None
         for batch in self._released():
-            pushed = (batch.done or {})["pushed"]
-            if pushed:
-                found.append(verify(pushed["repo"], revision=pushed["revision"], token=token))
-            else:
-                found.append(verify(batch.release, parent=parent, token=token))
-            parent = batch.release
+            done = batch.done or {}
+            where, revision = batch.release, None
+            if pushed := done["pushed"]:
+                where, revision = pushed["repo"], pushed["revision"]
+            one = verify(where, revision=revision, parent=parent, token=token)
+            is_kept = one.receipt is not None and one.receipt["digest"] == done["receipt"]
+            same = (
+                "the digest of the receipt is that of the batch"
+                if is_kept
+                else "it is another receipt than the batch's"
+            )
+            found.append(replace(one, checks=[*one.checks, Check("queue", is_kept, same)]))
+            parent = None if pushed else batch.release  # a receipt names its parent on the Hub
         return found
 
     def picture(self) -> str:

@@ -104,7 +104,8 @@ def test_two_batches(done, place, capsys):
     capsys.readouterr()
     assert cli.main(["queue", "status", str(done), "--verify"]) == 0
     said = capsys.readouterr().out
-    assert "4 requests: 4 done, 0 waiting" in said and "2 receipts hold" in said
+    assert "4 requests: 4 done, 0 waiting" in said and "2 receipts hold, each with the release" in said
+    assert "unchecked: records of 2" in said and "unchecked: parent" not in said
     assert cli.main(["queue", "add", str(done), "--rows", "3,17", "--name", "anna"]) == 0
     assert "0 requests added, 1 were there already" in capsys.readouterr().out
     assert queue.run(now=True) == []
@@ -334,6 +335,9 @@ def test_each_batch_is_a_revision(place, tmp_path, hub):
     assert same_bits(release, weights(queue.folder.batches()[0].release))
     found = verify("me/vit", revision="unlearned/batch-0002")
     assert found.ok and "1 earlier receipts hold" in [check.sentence for check in found.checks]
+    kept = queue.folder.batches()[0].folder / "done.json"
+    kept.write_text(kept.read_text().replace(queue.folder.batches()[0].done["receipt"], "0" * 64))
+    assert [found.failed for found in queue.verify()] == [["queue"], []]  # the branch holds another release
     for where, content in hub.sent():
         assert b"anna" not in content and b"bert" not in content, where
 
