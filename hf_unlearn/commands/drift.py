@@ -51,14 +51,15 @@ def drift_of(result: UnlearningResult, first: nn.Module) -> dict[str, Any]:
     """Mean JSD between the answers of the first original and of the model now, and the accuracy of both, on unseen samples
     that steered nothing.
 
-    Samples of a class that nothing of is left to retain do not count: their answers were to change.
+    Samples of a class that nothing of is left to retain do not count: their answers were to change. Where no sample is left,
+    all is None.
     """
     run = result.run
-    if "evidence" not in run.indices:
-        return {"jsd": None, "first": None, "now": None, "samples": 0}
-    name, rows = run.indices["evidence"]
-    if run.task.has_classes and "retain" in run.sources:
+    name, rows = run.indices.get("evidence", ("", np.zeros(0, int)))
+    if len(rows) and run.task.has_classes and "retain" in run.sources:
         rows = rows[np.isin(run.sources[name].labels[rows], run.sources["retain"].labels)]
+    if len(rows) == 0:
+        return {"jsd": None, "first": None, "now": None, "samples": 0}
     first = first.to(run.device).eval()
     return {
         "jsd": run.evaluator.compare(first, result.model, name, rows)["jsd"],

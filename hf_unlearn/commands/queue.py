@@ -92,6 +92,18 @@ def _add(queue: "RequestQueue", source: Any) -> None:
 
 def _verify(queue: "RequestQueue") -> bool:
     found = queue.verify()
-    failed = [str(verification) for verification in found if verification.failed]
-    print("\n".join(failed) or f"{len(found)} receipts hold, each with the release and the receipt before it")
-    return not failed
+    if failed := [str(verification) for verification in found if verification.failed]:
+        print("\n".join(failed))
+        return False
+    unchecked: dict[str, list[str]] = {}
+    for verification in found:
+        for name, passed, why in verification.checks:
+            if passed is None:
+                unchecked.setdefault(name, []).append(why)
+    claim = (
+        "" if {"weights", "parent", "chain"} & set(unchecked) else ", each with the release and the receipt before it"
+    )
+    print(f"{len(found)} receipts hold{claim}")
+    for name, reasons in unchecked.items():
+        print(f"unchecked: {name} of {len(reasons)}, such as: {reasons[0]}")
+    return True

@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,14 @@ from .. import models
 from ..api import UnlearningResult, unlearn
 from ..errors import UnlearningError
 from ..hub.canonical import read_receipt
-from ..hub.names import MAIN, check_names
+from ..hub.names import AUDIT, AUDIT_PAGE, MAIN, check_names
 from ..hub.receipt import SECRETS
 from ..hub.records import Secrets, record_digests
 from ..hub.release import prepare
 from ..hub.repository import Parent
 from ..hub.revisions import Pushed, push
 from ..hub.sequence import evaluate_earlier
-from ..hub.verification import Verification, verify
+from ..hub.verification import Check, Verification, verify
 from ..hub.withholding import FEWEST
 from ..methods import MethodConfig
 from ..tasks import TASKS
@@ -70,6 +71,7 @@ class RequestQueue:
         settings = read_settings([], file)
         kinds = settable(Policy)
         self.policy = Policy(**{key: typed(key, settings[key], kinds[key]) for key in kinds if key in settings})
+        self._found: dict[int, np.ndarray] = {}  # the rows of batches that are done
         self.settings = {key: setting for key, setting in settings.items() if key not in kinds}
         if given := [key for key in self.settings if key in OWN]:
             raise UnlearningError(f"{file} has {given[0]}, which a queue decides by itself; remove it.")
@@ -88,8 +90,10 @@ class RequestQueue:
         """
         found = self.read(requests)
         about = {"dataset": self._dataset(), "added": _now().isoformat(timespec="seconds"), "size": self._rows.size}
+        known, taken = self.folder.requests(), self._taken()
         for name, request in found.items():
-            self._rows.of(name, request | about)
+            if name not in known:  # else it has been looked at, and its rows may be gone since
+                self._rows.of(name, request | about, may_be_gone=taken)
         with self.folder.held("adding"):
             return self.folder.keep({name: request | about for name, request in found.items()})
 
@@ -118,11 +122,13 @@ class RequestQueue:
             rows.append(about | {"revision": done and done["pushed"] and done["pushed"]["revision"]})
         drifts = [row["drift"] for row in rows if row["drift"]]
         unfinished = any(not row["is_done"] for row in rows)
+        unnamed = ([0] + [(batch.measured or {}).get("unnamed", 0) for batch in self._released()])[-1]
         return Status(
             requests=len(requests),
             waiting=waiting,
             oldest_days=age,
             batches=rows,
+            unnamed=unnamed,
             is_due=unfinished or self._is_due(waiting, age),
             retraining=self.policy.exceeded(drifts[-1]) if drifts else None,
         )
@@ -158,15 +164,23 @@ class RequestQueue:
         return finished
 
     def verify(self, token: str | None = None) -> list[Verification]:
-        """Each release held against its receipt and its parent, the first one first; on the Hub where it was pushed."""
+        """Each release held against its receipt, its parent, and the digest that the queue kept of the receipt, the first one
+        first; on the Hub where it was pushed."""
         found, parent = [], self.recipe.model if Path(self.recipe.model).is_dir() else None
         for batch in self._released():
-            pushed = (batch.done or {})["pushed"]
-            if pushed:
-                found.append(verify(pushed["repo"], revision=pushed["revision"], token=token))
-            else:
-                found.append(verify(batch.release, parent=parent, token=token))
-            parent = batch.release
+            done = batch.done or {}
+            where, revision = batch.release, None
+            if pushed := done["pushed"]:
+                where, revision = pushed["repo"], pushed["revision"]
+            one = verify(where, revision=revision, parent=parent, token=token)
+            is_kept = one.receipt is not None and one.receipt["digest"] == done["receipt"]
+            same = (
+                "the digest of the receipt is that of the batch"
+                if is_kept
+                else "it is another receipt than the batch's"
+            )
+            found.append(replace(one, checks=[*one.checks, Check("queue", is_kept, same)]))
+            parent = None if pushed else batch.release  # a receipt names its parent on the Hub
         return found
 
     def picture(self) -> str:
@@ -183,10 +197,9 @@ class RequestQueue:
         if not waiting or not (now or self._is_due(waiting, _age(requests[waiting[0]]))):
             return None
         chosen = waiting[: self.policy.batch_requests]
-        before = {name for batch in batches for name in batch.requests}
         return self.folder.begin(
             requests=chosen,
-            samples=len(self._new_rows(requests, chosen, before)),
+            samples=len(self._new_rows(requests, chosen)),
             known=max(request["number"] for request in requests.values()),
             began=_now().isoformat(timespec="seconds"),
         )
@@ -208,6 +221,9 @@ class RequestQueue:
                 pushed = cast(Pushed, push(batch.release, address, revision=self._branch(batch), **where))
                 about["pushed"] = {"repo": pushed.repo_id, "revision": pushed.revision, "commit": pushed.commit}
             request_files.copy(batch.folder / RUN / PRIVATE / SECRETS, batch.folder / SECRETS)
+            for name in (AUDIT, AUDIT_PAGE):  # the whole of it, of which a part is published
+                if (batch.folder / RUN / name).exists():
+                    request_files.copy(batch.folder / RUN / name, batch.folder / name)
         request_files.write(batch.folder / DONE, {"format": FORMAT, **about})
         shutil.rmtree(batch.folder / RUN, ignore_errors=True)
         if batch.samples:
@@ -240,11 +256,11 @@ class RequestQueue:
         content = {key: begun[key] for key in ("original", "base_model")}
         first = models.load_model(begun["original"]["model"], revision=begun["original"]["revision"], task=task.name)
         content |= {"drift": drift_of(result, first), "figures": result.metrics["after"]}
-        content |= {"earlier": rows[0] if rows else None}
+        content |= {"earlier": rows[0] if rows else None, "unnamed": self._unnamed()}
         request_files.write(batch.folder / MEASURED, {"format": FORMAT, **content})
         parent = self._parent(released[-1] if released else None, begun["original"])
         where: dict[str, Any] = {"repo_id": address, "revision": address and self._branch(batch), "token": token}
-        prepare(result, batch.release, report=report, earlier=rows[1:], parent=parent, **where)
+        prepare(result, batch.release, report=report, earlier=rows[1:], parent=parent, retained=False, **where)
         result.trainer.accelerator.end_training()
 
     def _begun(self, result: UnlearningResult) -> dict[str, Any]:
@@ -280,43 +296,69 @@ class RequestQueue:
         enough for its figures to be published."""
         train, unseen, test = self._splits
         requests = {name: item for name, item in self.folder.requests().items() if item["number"] <= batch.known}
-        earlier, before, gone = [], set(), []
+        earlier, gone = [], np.zeros(0, int)
         for past in self._released():
-            rows = self._new_rows(requests, past.requests, before, may_be_gone=True)
-            self._check_samples(past, train, rows)
-            before |= set(past.requests)
-            gone.append(rows)
-            if len(rows) >= FEWEST:
+            rows = np.setdiff1d(self._forgotten(past), gone)
+            size = self._check_samples(past, train, rows)
+            gone = np.union1d(gone, rows)
+            if len(rows) == size >= FEWEST:  # of a part, beside the whole, figures would tell of the others
                 earlier.append({"name": f"batch-{past.number}", "forget": train.select(rows)})
-        if sum(map(len, gone)):
-            earlier.insert(0, {"name": "all", "forget": train.select(np.concatenate(gone))})
-        forget = self._new_rows(requests, batch.requests, before)
+        if len(gone):
+            earlier.insert(0, {"name": "all", "forget": train.select(gone)})
+        forget = self._new_rows(requests, batch.requests)
         kept = np.setdiff1d(np.arange(len(train)), self._rows.of_all(requests, may_be_gone=True))
         return steps.Sets(forget=train.select(forget), retain=train.select(kept), unseen=unseen, test=test), earlier
 
-    def _new_rows(
-        self,
-        requests: Mapping[str, Mapping[str, Any]],
-        chosen: list[str],
-        before: set[str],
-        may_be_gone: bool = False,
-    ) -> np.ndarray:
-        """The rows of the chosen requests that none of those before has asked for."""
-        rows = self._rows.of_all({name: requests[name] for name in chosen}, may_be_gone)
-        return np.setdiff1d(rows, self._rows.of_all({name: requests[name] for name in before}, may_be_gone=True))
+    def _new_rows(self, requests: Mapping[str, Mapping[str, Any]], chosen: list[str]) -> np.ndarray:
+        """The rows of the chosen requests that no batch has forgotten."""
+        rows = self._rows.of_all({name: requests[name] for name in chosen}, may_be_gone=self._taken())
+        return np.setdiff1d(rows, self._gone())
 
-    def _check_samples(self, batch: Batch, train: datasets.Dataset, rows: np.ndarray) -> None:
-        """The rows of a batch are still the samples that it has forgotten, as far as they are there."""
-        if len(rows) == 0:
-            return
+    def _gone(self) -> np.ndarray:
+        return np.unique(np.concatenate([np.zeros(0, int), *map(self._forgotten, self._released())]))
+
+    def _taken(self) -> set[str]:
+        """The ids of batches that are done, which the dataset need not have any more."""
+        requests, done = self.folder.requests(), [batch for batch in self.folder.batches() if batch.done]
+        return {value for batch in done for name in batch.requests for value in requests[name].get("ids", ())}
+
+    def _unnamed(self) -> int:
+        """How many rows have come since of ids that are done, which no request after that names: they are in no set."""
+        requests = self.folder.requests()
+        done = {name for past in self.folder.batches() if past.done for name in past.requests}
+        rows, others = (
+            self._rows.of_all({name: requests[name] for name in requests if (name in done) == which}, may_be_gone=True)
+            for which in (True, False)
+        )
+        return len(np.setdiff1d(rows, np.union1d(self._gone(), others)))
+
+    def _forgotten(self, past: Batch) -> np.ndarray:
+        """The rows that a batch has forgotten, as far as they are there; of an id, those that the secrets of the batch know,
+        since others may have come later."""
+        if past.number not in self._found:
+            train, requests = self._splits[0], self.folder.requests()
+            asked = [
+                {name: requests[name] for name in past.requests if key in requests[name]} for key in ("rows", "ids")
+            ]
+            numbered, named = (self._rows.of_all(of, may_be_gone=True) for of in asked)
+            if len(named):
+                secrets = Secrets.load(past.folder / SECRETS)
+                digests = record_digests(train.select(named), secrets.columns, secrets.version)
+                named = named[[secrets.place(digest) is not None for digest in digests]]
+            self._found[past.number] = np.union1d(numbered, named)
+        return self._found[past.number]
+
+    def _check_samples(self, batch: Batch, train: datasets.Dataset, rows: np.ndarray) -> int:
+        """The rows of a batch are still the samples that it has forgotten, as far as they are there; gives how many it has."""
         secrets = Secrets.load(batch.folder / SECRETS)
-        digests = record_digests(train.select(rows), secrets.columns, secrets.version)
+        digests = record_digests(train.select(rows), secrets.columns, secrets.version) if len(rows) else []
         if strange := sum(secrets.place(digest) is None for digest in digests):
             raise UnlearningError(
                 f"{strange} of the {len(rows)} rows of batch {batch.number} hold other samples in {self.recipe.dataset} than those "
                 "that it has forgotten, so row numbers mean other samples now; bring back the dataset as it was. (Ids stay "
                 "what they are: id_column.)"
             )
+        return len(secrets.records)
 
     # -- What the queue is made with
 
@@ -329,7 +371,13 @@ class RequestQueue:
     @functools.cached_property
     def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset | None, datasets.Dataset | None]:
         settings, _, args = self._settled({})
-        return steps.load_splits(settings, args)
+        splits = steps.load_splits(settings, args)
+        if splits[1] is None and splits[2] is None:
+            raise UnlearningError(
+                f"The dataset {settings.dataset!r} has no split of samples that the model was not trained on, on which a queue "
+                f"measures drift; name one in {RECIPE} with unseen_split, which may be a slice such as train[90%:]."
+            )
+        return splits
 
     @functools.cached_property
     def _rows(self) -> Rows:

@@ -1,6 +1,6 @@
 """Which rows of a dataset requests ask for."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import datasets
@@ -23,12 +23,14 @@ class Rows:
         for row, value in enumerate(train.with_format(None)[self.column][:]):
             self.places.setdefault(str(value), []).append(row)
 
-    def of_all(self, requests: Mapping[str, Mapping[str, Any]], may_be_gone: bool = False) -> np.ndarray:
+    def of_all(
+        self, requests: Mapping[str, Mapping[str, Any]], may_be_gone: bool | Container[str] = False
+    ) -> np.ndarray:
         found = [self.of(name, request, may_be_gone) for name, request in requests.items()]
         return np.unique(np.concatenate([np.zeros(0, int), *found]))
 
-    def of(self, name: str, request: Mapping[str, Any], may_be_gone: bool = False) -> np.ndarray:
-        """Those of one request; an id that is not in the dataset is refused, unless it may be gone since."""
+    def of(self, name: str, request: Mapping[str, Any], may_be_gone: bool | Container[str] = False) -> np.ndarray:
+        """Those of one request; an id that is not in the dataset is refused, unless it (or any id) may be gone since."""
         if request["dataset"] != self.dataset:
             named = {key: value for key, value in request["dataset"].items() if value != self.dataset.get(key)}
             raise UnlearningError(
@@ -50,8 +52,9 @@ class Rows:
             raise UnlearningError(
                 f"The request {name!r} has ids, and {RECIPE} does not say of which column; expected id_column there."
             )
-        missing = [value for value in request["ids"] if value not in self.places]
-        if missing and not may_be_gone:
+        gone = () if isinstance(may_be_gone, bool) else may_be_gone
+        missing = [value for value in request["ids"] if value not in self.places and value not in gone]
+        if missing and may_be_gone is not True:
             raise UnlearningError(
                 f"The request {name!r} asks for {missing[0]!r}, which is not in the column {self.column!r}; expected ids that are there "
                 "until their batch is done."

@@ -37,6 +37,7 @@ class Status:
         waiting: requests that no batch names yet, in the order in which they came.
         oldest_days: how long the first of them has waited.
         batches: the number, requests, samples, drift, what is left of earlier requests, and the revision of each batch.
+        unnamed: rows of ids that were done, which had come since when the last batch was made: they are in no set.
         is_due: whether a run would begin a batch, or finish one.
         retraining: why retraining is due; None while it is not.
     """
@@ -45,6 +46,7 @@ class Status:
     waiting: list[str]
     oldest_days: float
     batches: list[dict[str, Any]]
+    unnamed: int
     is_due: bool
     retraining: str | None
 
@@ -53,6 +55,9 @@ class Status:
         wait = f", the oldest for {self.oldest_days:.1f} days" if self.waiting else ""
         lines = [f"{self.requests} requests: {done} done, {len(self.waiting)} waiting{wait}"]
         lines += map(_line, self.batches)
+        if self.unnamed:
+            why = "were new when the last batch was made, and are neither forgotten nor retained; put in a new request for them"
+            lines.append(f"{self.unnamed} rows of ids that are done {why}, if there is none yet")
         lines += ["a batch is due: hf-unlearn queue run"] if self.is_due else []
         return "\n".join([*lines, *([self.retraining] if self.retraining else [])])
 
@@ -62,6 +67,8 @@ def _line(row: Mapping[str, Any]) -> str:
     parts = [f"batch {row['number']}: {len(row['requests'])} requests, {row['samples']} samples"]
     if drift.get("jsd") is not None:
         parts += [f"drift {drift['jsd']:.4f}", f"unseen accuracy {drift['first']:.3f} → {drift['now']:.3f}"]
+    elif drift:
+        parts += ["drift not measured, for want of unseen samples of retained classes"]
     if (auc := (earlier.get("after") or {}).get("auc")) is not None:
         parts += [f"AUC of {earlier['samples']} earlier samples {auc:.3f}"]
     parts += [row["revision"] or "not pushed"] if row["is_done"] else ["not done"]

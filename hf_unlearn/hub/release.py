@@ -39,6 +39,7 @@ def prepare(
     sign_key: str | Path | None = None,
     class_names: bool = False,
     fewest: int = FEWEST,
+    retained: bool = True,
     token: str | bool | None = None,
     **receipt: Any,
 ) -> Path:
@@ -56,6 +57,7 @@ def prepare(
         sign_key: path of an Ed25519 private key that signs the receipt.
         class_names: name the classes of a request for whole classes.
         fewest: forget samples below which no figure is published that depends on them (see `withholding`).
+        retained: publish figures that depend on the retained samples; not for a release in a row of releases.
         receipt: what `make_receipt` takes beside these: `dataset`, `earlier`.
     """
     check_token(token)
@@ -78,9 +80,9 @@ def prepare(
             parent_card["base_model"] = [base for base in base_models(parent_card) if not is_local(base)]
         elif parent is not None:
             origin = address = pinned(parent, token)
-        _clean(unfinished, address, _class_names(result) if class_names else None, fewest)
+        _clean(unfinished, address, _class_names(result) if class_names else None, fewest, retained)
         if report is not None:
-            published = type(report)(publishable(report.content, class_names, fewest))
+            published = type(report)(publishable(report.content, class_names, fewest, retained))
             published.to_json(unfinished / AUDIT)
             published.to_html(unfinished / AUDIT_PAGE)
         (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
@@ -151,7 +153,13 @@ def _class_names(result: Result) -> list[str] | None:
     return [str(names[label]) for label in run.forget_classes]
 
 
-def _clean(folder: Path, parent: Parent | None, class_names: list[str] | None, fewest: int = FEWEST) -> None:
+def _clean(
+    folder: Path,
+    parent: Parent | None,
+    class_names: list[str] | None,
+    fewest: int = FEWEST,
+    retained: bool = True,
+) -> None:
     """Take out what names paths, or tells which samples are forgotten; pin the base of an adapter to the parent's commit."""
     for path in folder.rglob(ADAPTER_CONFIG):
         content = json.loads(path.read_text())
@@ -164,7 +172,7 @@ def _clean(folder: Path, parent: Parent | None, class_names: list[str] | None, f
     config = json.loads((folder / CONFIG).read_text())
     _write(folder / CONFIG, each_text(config, _without_path))
     metrics = json.loads((folder / METRICS).read_text())
-    _write(folder / METRICS, publishable_metrics(metrics, class_names, fewest))
+    _write(folder / METRICS, publishable_metrics(metrics, class_names, fewest, retained))
 
 
 def _without_path(text: str) -> str:

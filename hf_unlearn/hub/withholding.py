@@ -3,6 +3,9 @@
 Of few samples a figure is a test of a guess: who has the models works out the figure of each candidate, and keeps those that
 fit. So of a request of fewer than `FEWEST` samples no figure is published that depends on which samples these are: neither of
 forget samples nor of retained ones, which are all but these. What is left is the same for every candidate.
+
+In a row of releases two neighbours measure one model, and retain almost the same samples: their figures of these, beside each
+other, would be figures of the few in between. Such releases publish none of retained samples (`retained=False`).
 """
 
 import copy
@@ -26,6 +29,10 @@ LISTS = re.compile(
     r"|(?:the forget |the )?(?:classes )?\[[^\]]*\]|\bclass(?:es)? \d+(?:, \d+)*"
 )
 SOME = "some classes"
+NEIGHBOURS = (
+    "Left out: the releases before and after this one retain all but a few of the same samples, so figures of retained samples, "
+    "beside theirs, would be figures of these few."
+)
 # And where it counts the samples of these classes, which there may be as many of in no other one.
 COUNTS = {
     re.compile(r"With [\d,]+ forget samples (\(at least \d+ are wanted\)) beside [\d,]+ unseen ones"): (
@@ -50,17 +57,21 @@ def why(samples: int, fewest: int) -> str:
     )
 
 
-def coarse(figures: dict[str, Any] | None, samples: int, fewest: int = FEWEST) -> dict[str, Any] | None:
-    """Figures with four digits; of few forget samples those of unseen samples alone."""
+def coarse(
+    figures: dict[str, Any] | None, samples: int, fewest: int = FEWEST, retained: bool = True
+) -> dict[str, Any] | None:
+    """Figures with four digits; of few forget samples those of unseen samples alone; without `retained`, none that depends
+    on retained samples."""
     if figures is None:
         return None
-    if samples < fewest:
-        figures = {key: value for key, value in figures.items() if key.startswith("unseen_")}
+    if samples < fewest or not retained:
+        kept = ("unseen_",) if samples < fewest else ("unseen_", "forget_", "auc")
+        figures = {key: value for key, value in figures.items() if key.startswith(kept)}
     return rounded(figures)
 
 
 def publishable_metrics(
-    metrics: dict[str, Any], class_names: list[str] | None = None, fewest: int = FEWEST
+    metrics: dict[str, Any], class_names: list[str] | None = None, fewest: int = FEWEST, retained: bool = True
 ) -> dict[str, Any]:
     """The content of `metrics.json` without what tells which samples, or which classes, the request is of.
 
@@ -74,11 +85,15 @@ def publishable_metrics(
     request["class_names"] = class_names
     for when in ("before", "after"):
         if when in metrics:
-            metrics[when] = coarse(metrics[when], samples, fewest)
+            metrics[when] = coarse(metrics[when], samples, fewest, retained)
     if samples < fewest:
         metrics |= {"reasons": {"figures": why(samples, fewest)}, "notes": []}
         run["measured"] = {name: n for name, n in run["measured"].items() if name == "unseen"}
         run["read"] = {}  # a method may stop where its samples are forgotten
+        return metrics
+    if not retained:
+        metrics |= {"reasons": {"figures": NEIGHBOURS}, "notes": []}
+        run["measured"] = {name: n for name, n in run["measured"].items() if name != "retain"}
         return metrics
     metrics["reasons"] = {name: LISTS.sub(SOME, text) for name, text in metrics.get("reasons", {}).items()}
     if class_names is None:
@@ -86,12 +101,14 @@ def publishable_metrics(
     return metrics
 
 
-def publishable(content: dict[str, Any], class_names: bool = False, fewest: int = FEWEST) -> dict[str, Any]:
+def publishable(
+    content: dict[str, Any], class_names: bool = False, fewest: int = FEWEST, retained: bool = True
+) -> dict[str, Any]:
     """The content of an audit with four digits, without local paths, and without what tells which samples the request is of.
 
     Which classes the samples of a request for single samples are of is left out, with all rows of classes. The classes of a
     request for whole classes are there only if asked for. Of few forget samples there is no figure that depends on them,
-    and no verdict.
+    and no verdict; nor is there one without `retained`.
     """
     content = copy.deepcopy(content)
     request = content["request"]
@@ -103,10 +120,11 @@ def publishable(content: dict[str, Any], class_names: bool = False, fewest: int 
     if not is_named:
         request["forget_classes"], request["class_names"] = [], None
     samples = request["samples"]["forget"]
-    figures = {name: coarse(row, samples, fewest) for name, row in content.get("figures", {}).items()}
-    if samples < fewest:
+    figures = {name: coarse(row, samples, fewest, retained) for name, row in content.get("figures", {}).items()}
+    if samples < fewest or not retained:
         kept = {key: value for key, value in content.items() if key in PLAIN}
-        return rounded(kept | {"figures": figures, "verdict": _withheld(samples, fewest), "reasons": {}})
+        reason = why(samples, fewest) if samples < fewest else NEIGHBOURS
+        return rounded(kept | {"figures": figures, "verdict": _withheld(reason), "reasons": {}})
     content |= {"figures": figures} if figures else {}
     if not is_named:
         content["classes"] = []
@@ -122,7 +140,7 @@ def _without_classes(text: str) -> str:
     return LISTS.sub(SOME, text)
 
 
-def _withheld(samples: int, fewest: int) -> dict[str, Any]:
+def _withheld(reason: str) -> dict[str, Any]:
     """The verdict in place of one that would depend on the samples."""
     return {
         "outcome": "cannot judge",
@@ -130,7 +148,7 @@ def _withheld(samples: int, fewest: int) -> dict[str, Any]:
         "headline": "What was found of the forget samples is not published, so this says neither that they are forgotten nor "
         "that they are not.",
         "findings": [],
-        "cannot": [why(samples, fewest), "Ask who made this model for the audit itself."],
+        "cannot": [reason, "Ask who made this model for the audit itself."],
     }
 
 

@@ -104,7 +104,8 @@ def test_two_batches(done, place, capsys):
     capsys.readouterr()
     assert cli.main(["queue", "status", str(done), "--verify"]) == 0
     said = capsys.readouterr().out
-    assert "4 requests: 4 done, 0 waiting" in said and "2 receipts hold" in said
+    assert "4 requests: 4 done, 0 waiting" in said and "2 receipts hold, each with the release" in said
+    assert "unchecked: records of 2" in said and "unchecked: parent" not in said
     assert cli.main(["queue", "add", str(done), "--rows", "3,17", "--name", "anna"]) == 0
     assert "0 requests added, 1 were there already" in capsys.readouterr().out
     assert queue.run(now=True) == []
@@ -133,6 +134,8 @@ def test_drift(done):
     retain = result.run.sources["retain"]
     retain.labels[:] = 1 + (retain.labels % 3)  # of class 0 nothing is left
     assert drift_of(result, tiny_vit())["samples"] == (result.run.sources[name].labels[rows] != 0).sum() < len(rows)
+    retain.labels[:] = 99  # and then of none that an unseen sample is of
+    assert drift_of(result, tiny_vit()) == {"jsd": None, "first": None, "now": None, "samples": 0}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,15 @@ def test_queues_that_are_refused(place, tmp_path, changes, said):
         begun(tmp_path / "queue", place, **changes)
 
 
+def test_a_queue_has_unseen_samples(place, tmp_path):
+    queue = begun(tmp_path / "queue", place, dataset=tmp_path / "data")
+    train = datasets.load_from_disk(place / "data")["train"]
+    datasets.DatasetDict({"train": train}).save_to_disk(tmp_path / "data")
+    with pytest.raises(UnlearningError, match="no split of samples that the model was not trained on.* unseen_split"):
+        queue.add(rows({"a": [1]}))
+    assert queue.folder.requests() == {}
+
+
 def test_what_may_not_change(done, place, tmp_path):
     with pytest.raises(UnlearningError, match=r"is no queue: it has no queue\.yaml"):
         RequestQueue(tmp_path)
@@ -269,6 +281,37 @@ def test_what_may_not_change(done, place, tmp_path):
             RequestQueue(folder).run(now=True)
 
 
+def test_samples_of_ids_that_are_done(place, tmp_path):
+    """They are deleted, and later others come."""
+    full = datasets.load_from_disk(place / "data")
+
+    def on_disk(train: datasets.Dataset) -> RequestQueue:
+        datasets.DatasetDict({"train": train, "test": full["test"]}).save_to_disk(tmp_path / "data")
+        return RequestQueue(tmp_path / "queue")
+
+    about: dict = {"id_column": "user", "dataset": tmp_path / "data", "batch_requests": 1}
+    begun(tmp_path / "queue", place, **about)
+    queue = on_disk(full["train"])
+    queue.add({"a": {"ids": ["u1"]}})
+    queue.run()
+    queue = on_disk(full["train"].select([0, 1, *range(4, 32)]))  # without u1
+    assert queue.add({"a": {"ids": ["u1"]}, "b": {"ids": ["u1", "u4"]}}) == ["b"]
+    with pytest.raises(UnlearningError, match="'u99', which is not in the column"):
+        queue.add({"c": {"ids": ["u1", "u99"]}})
+    assert [batch.samples for batch in queue.run()] == [2]
+    users = [{"u0": "u1"}.get(user, user) for user in full["train"]["user"]]  # two new samples of u1
+    queue = on_disk(full["train"].remove_columns("user").add_column("user", users))
+    queue.add({"c": {"ids": ["u5"]}})
+    (batch,) = queue.run()
+    run = json.loads((batch.release / "metrics.json").read_text())["run"]
+    assert run["request"]["samples"] | {"forget": 2, "retain": 32 - 8} == run["request"]["samples"]
+    assert batch.measured["earlier"]["samples"] == 4
+    assert queue.status().unnamed == 2 and "2 rows of ids that are done were new" in queue.status().summary()
+    queue.add({"d": {"ids": ["u1"]}})
+    assert [batch.samples for batch in queue.run()] == [2] and queue.status().unnamed == 0
+    assert sum(batch.samples for batch in queue.folder.batches()) == 8
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # On the Hub
 
@@ -292,6 +335,9 @@ def test_each_batch_is_a_revision(place, tmp_path, hub):
     assert same_bits(release, weights(queue.folder.batches()[0].release))
     found = verify("me/vit", revision="unlearned/batch-0002")
     assert found.ok and "1 earlier receipts hold" in [check.sentence for check in found.checks]
+    kept = queue.folder.batches()[0].folder / "done.json"
+    kept.write_text(kept.read_text().replace(queue.folder.batches()[0].done["receipt"], "0" * 64))
+    assert [found.failed for found in queue.verify()] == [["queue"], []]  # the branch holds another release
     for where, content in hub.sent():
         assert b"anna" not in content and b"bert" not in content, where
 

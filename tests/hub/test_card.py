@@ -480,6 +480,10 @@ class TestAudit:
         given = {"forget_loss": 2.34567891, "retain_accuracy": 1.0, "rf_jsd": 0.1, "mia": 0.25} | few
         assert coarse(given, n) == (few if n < 30 else given | {"forget_loss": 2.346})
         assert coarse(given, n, fewest=10)["mia"] == 0.25 and coarse(given, n, fewest=100) == few
+        apart = publishable(content, retained=False)  # as a row of releases has it
+        assert not [key for row in apart["figures"].values() for key in row if key.startswith(("retain", "mia"))]
+        assert apart["verdict"]["withheld"] and "membership" not in apart
+        assert coarse(given, n, retained=False) == (few if n < 30 else {"forget_loss": 2.346} | few)
 
     def test_how_few_is_checked(self, runs, tmp_path):
         for fewest in (0, -1, True, 2.5, "30", None):
