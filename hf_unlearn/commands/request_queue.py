@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 
 from .. import models
 from ..api import UnlearningResult, unlearn
+from ..data.overlap import copies
+from ..data.source import Source
 from ..errors import UnlearningError
 from ..hub.canonical import read_receipt
 from ..hub.names import AUDIT, AUDIT_PAGE, MAIN, check_names
@@ -28,6 +30,7 @@ from ..hub.verification import Check, Verification, verify
 from ..hub.withholding import FEWEST
 from ..methods import MethodConfig
 from ..tasks import TASKS
+from ..tasks.base import Task
 from ..training.arguments import UnlearningArguments
 from ..training.output import COMPLETE, PRIVATE
 from . import recipe, request_files, steps
@@ -42,8 +45,8 @@ PICTURE, RUN = "drift.svg", "run"
 DATASET = ("dataset", "dataset_config", "dataset_revision", "train_split", "id_column")
 # What a queue decides by itself.
 OWN = (
-    *("output_dir", "forget_ids", "forget_labels", "forget_where", "forget_fraction", "resume", "merge", "overlap"),
-    *("tasks", "resume_from_checkpoint"),
+    *("output_dir", "forget_ids", "forget_labels", "forget_where", "forget_fraction", "resume", "merge", "tasks"),
+    "resume_from_checkpoint",
 )
 
 
@@ -118,7 +121,12 @@ class RequestQueue:
                 "samples": batch.samples,
                 "began": batch.began,
             }
-            about |= {"drift": measured.get("drift"), "earlier": measured.get("earlier"), "is_done": done is not None}
+            about |= {
+                "copies": measured.get("copies", 0),
+                "drift": measured.get("drift"),
+                "earlier": measured.get("earlier"),
+                "is_done": done is not None,
+            }
             rows.append(about | {"revision": done and done["pushed"] and done["pushed"]["revision"]})
         drifts = [row["drift"] for row in rows if row["drift"]]
         unfinished = any(not row["is_done"] for row in rows)
@@ -246,6 +254,9 @@ class RequestQueue:
                 f"not allow; expected one for {', '.join(name for name, kind in TASKS.items() if kind.is_audited)}."
             )
         data, earlier = self._sets(batch)
+        data["retain"], copied = _without_copies(
+            data["retain"], self._splits[0].select(self._known_rows(batch)), args, task
+        )
         is_begun = any(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"))
         about: dict[str, Any] = steps.settings(settings, args, model, data)
         about |= {"merge": True, "resume_from_checkpoint": is_begun}
@@ -256,7 +267,7 @@ class RequestQueue:
         content = {key: begun[key] for key in ("original", "base_model")}
         first = models.load_model(begun["original"]["model"], revision=begun["original"]["revision"], task=task.name)
         content |= {"drift": drift_of(result, first), "figures": result.metrics["after"]}
-        content |= {"earlier": rows[0] if rows else None, "unnamed": self._unnamed()}
+        content |= {"earlier": rows[0] if rows else None, "unnamed": self._unnamed(), "copies": copied}
         request_files.write(batch.folder / MEASURED, {"format": FORMAT, **content})
         parent = self._parent(released[-1] if released else None, begun["original"])
         where: dict[str, Any] = {"repo_id": address, "revision": address and self._branch(batch), "token": token}
@@ -306,8 +317,13 @@ class RequestQueue:
         if len(gone):
             earlier.insert(0, {"name": "all", "forget": train.select(gone)})
         forget = self._new_rows(requests, batch.requests)
-        kept = np.setdiff1d(np.arange(len(train)), self._rows.of_all(requests, may_be_gone=True))
+        kept = np.setdiff1d(np.arange(len(train)), self._known_rows(batch))
         return steps.Sets(forget=train.select(forget), retain=train.select(kept), unseen=unseen, test=test), earlier
+
+    def _known_rows(self, batch: Batch) -> np.ndarray:
+        """The rows of all requests that were there when a batch began."""
+        requests = {name: item for name, item in self.folder.requests().items() if item["number"] <= batch.known}
+        return self._rows.of_all(requests, may_be_gone=True)
 
     def _new_rows(self, requests: Mapping[str, Mapping[str, Any]], chosen: list[str]) -> np.ndarray:
         """The rows of the chosen requests that no batch has forgotten."""
@@ -406,6 +422,15 @@ class RequestQueue:
                     "receipts name each other."
                 )
         return address
+
+
+def _without_copies(
+    retain: datasets.Dataset, asked: datasets.Dataset, args: UnlearningArguments, task: type[Task]
+) -> tuple[datasets.Dataset, int]:
+    """The retained samples without copies of those that are asked for, which would bring them back; and how many there were."""
+    one, other = (Source(data, "the dataset", args.columns, layout=task.layout) for data in (asked, retain))
+    rows = copies(one, other)
+    return retain.select(np.setdiff1d(np.arange(len(retain)), rows)), len(rows)
 
 
 def _waiting(requests: Mapping[str, Any], batches: list[Batch]) -> list[str]:

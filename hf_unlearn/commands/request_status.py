@@ -65,6 +65,8 @@ class Status:
 def _line(row: Mapping[str, Any]) -> str:
     drift, earlier = row["drift"] or {}, row["earlier"] or {}
     parts = [f"batch {row['number']}: {len(row['requests'])} requests, {row['samples']} samples"]
+    if row["copies"]:
+        parts += [f"{row['copies']} copies left out of retain"]
     if drift.get("jsd") is not None:
         parts += [f"drift {drift['jsd']:.4f}", f"unseen accuracy {drift['first']:.3f} → {drift['now']:.3f}"]
     elif drift:

@@ -40,6 +40,12 @@ def shared_samples(one: Source, other: Source) -> np.ndarray:
     return np.flatnonzero(np.isin(one.digests(), other.digests_of(_alike(one, other))))
 
 
+def copies(one: Source, other: Source) -> np.ndarray:
+    """The rows of the other set that stand in this one too."""
+    rows = _alike(one, other)
+    return rows[np.isin(other.digests_of(rows), one.digests())]
+
+
 def _alike(one: Source, other: Source) -> np.ndarray:
     """The rows of the other set that may be one of this set, by lengths and then by a few bytes, of which the others are
     not read."""

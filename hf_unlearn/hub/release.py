@@ -46,18 +46,16 @@ def prepare(
     """Write everything that is published of a result to a folder, whole or not at all.
 
     An earlier release in the folder is replaced; a folder with anything else in it is refused. Under several processes,
-    all of them call this. What has to be read of the Hub, the parent and its card, is read or the error says why not: a
-    release without them could never be checked.
+    all of them call this. What has to be read of the Hub, the parent and its card, is read or the error says why not.
 
     Args:
         repo_id, revision: where the release is going to be, for the card.
         parent: the repository and commit that was unlearned, or its folder; default: the receipt names none, and the card
             the original, if it came from the Hub unchanged.
-        report: an audit of this result.
-        sign_key: path of an Ed25519 private key that signs the receipt.
+        report, sign_key: an audit of this result, and the path of an Ed25519 private key that signs the receipt.
         class_names: name the classes of a request for whole classes.
         fewest: forget samples below which no figure is published that depends on them (see `withholding`).
-        retained: publish figures that depend on the retained samples; not for a release in a row of releases.
+        retained: whether figures of retained samples are published; not in a row of releases.
         receipt: what `make_receipt` takes beside these: `dataset`, `earlier`.
     """
     check_token(token)

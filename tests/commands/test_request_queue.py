@@ -165,7 +165,7 @@ def test_a_spent_budget_is_said(done, tmp_path, capsys):
 
 
 def test_when_a_batch_is_due(place, tmp_path, monkeypatch):
-    queue = begun(tmp_path / "queue", place, batch_requests=3, batch_days=2)
+    queue = begun(tmp_path / "queue", place, batch_requests=3, batch_days=2, overlap="allow")
     began = []
     monkeypatch.setattr(RequestQueue, "_finish", lambda self, batch, *_: began.append(write_done(batch)))
     queue.add(rows({"a": [0], "b": [1]}))
@@ -284,6 +284,8 @@ def test_what_may_not_change(done, place, tmp_path):
 def test_samples_of_ids_that_are_done(place, tmp_path):
     """They are deleted, and later others come."""
     full = datasets.load_from_disk(place / "data")
+    copied = full["train"].select([*range(20), 2, *range(21, 32)]).remove_columns("user")  # u10 has a sample of u1
+    full["train"] = copied.add_column("user", full["train"]["user"][:])
 
     def on_disk(train: datasets.Dataset) -> RequestQueue:
         datasets.DatasetDict({"train": train, "test": full["test"]}).save_to_disk(tmp_path / "data")
@@ -304,8 +306,8 @@ def test_samples_of_ids_that_are_done(place, tmp_path):
     queue.add({"c": {"ids": ["u5"]}})
     (batch,) = queue.run()
     run = json.loads((batch.release / "metrics.json").read_text())["run"]
-    assert run["request"]["samples"] | {"forget": 2, "retain": 32 - 8} == run["request"]["samples"]
-    assert batch.measured["earlier"]["samples"] == 4
+    assert run["request"]["samples"] | {"forget": 2, "retain": 32 - 8 - 1} == run["request"]["samples"]
+    assert batch.measured["earlier"]["samples"] == 4 and "1 copies left out of retain" in queue.status().summary()
     assert queue.status().unnamed == 2 and "2 rows of ids that are done were new" in queue.status().summary()
     queue.add({"d": {"ids": ["u1"]}})
     assert [batch.samples for batch in queue.run()] == [2] and queue.status().unnamed == 0
