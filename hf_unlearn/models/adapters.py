@@ -155,12 +155,12 @@ def _merged_weight(name: str, layer: BaseTunerLayer, dtype: torch.dtype) -> Tens
         )
     weight = dequantize_module_weight(layer.get_base_layer()).to(dtype, copy=True)
     for active in layer.active_adapters:
-        if active in layer.lora_A:
+        if active in cast(Any, layer).lora_A:
             weight += cast(Any, layer).get_delta_weight(active).to(weight)
     return weight
 
 
-def is_plain_lora(layer: nn.Module) -> bool:
+def is_plain_lora(layer: Any) -> bool:
     """Whether its active adapters add a product of two matrices, and nothing else."""
     return isinstance(layer, LoraLayer) and not any(name in layer.lora_variant for name in layer.active_adapters)
 

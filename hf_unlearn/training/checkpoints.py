@@ -390,7 +390,9 @@ class ResumableTrainer(Parts):
     @property
     def _over_cpus(self) -> dist.ProcessGroup:
         if self._cpus is None:
-            self._cpus = dist.new_group(backend="gloo")
+            self._cpus = cast(
+                dist.ProcessGroup, dist.new_group(backend="gloo")
+            )  # of all processes, so this one is in it
         return self._cpus
 
     _cpus: dist.ProcessGroup | None = None

@@ -37,7 +37,7 @@ class Sharding:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module):
         self.accelerator, self.form = accelerator, form(model)
-        plugin = accelerator.state.fsdp_plugin
+        plugin = cast(Any, accelerator.state.fsdp_plugin)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = _classes_to_cut(base_of(model))
 
@@ -49,7 +49,7 @@ class Sharding:
         if optimizer is None:
             accelerator._optimizers.remove(prepared)
         # The Trainer prepares both once more. accelerate would then look pieces up by their address, and empty ones have none.
-        accelerator.prepare = self._prepared
+        accelerator.prepare = cast(Any, self._prepared)
         return model, optimizer and prepared
 
     def _prepared(self, *objects: Any) -> Any:
@@ -77,7 +77,7 @@ class Sharding:
 
     def whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Of a model that was cut, in the memory of the first process's CPU; the others get none."""
-        return self.accelerator.get_state_dict(model)
+        return cast(dict[str, Tensor], self.accelerator.get_state_dict(model))
 
     def merged(self, model: nn.Module) -> nn.Module:
         """A plain model with the weights that `model`, which was cut, has with its active adapters. They are merged by the
@@ -92,7 +92,7 @@ class Sharding:
         return self.filled(plain, whole.merge_and_unload(safe_merge=True).state_dict())
 
     def _cut_frozen(self, model: nn.Module) -> nn.Module:
-        plugin = self.accelerator.state.fsdp_plugin
+        plugin = cast(Any, self.accelerator.state.fsdp_plugin)
         spares_memory, plugin.cpu_ram_efficient_loading = plugin.cpu_ram_efficient_loading, False
         try:
             return fsdp2_prepare_model(self.accelerator, model).eval().requires_grad_(False)
