@@ -16,6 +16,7 @@ READS = ("item", "cpu", "numpy", "tolist", "__bool__", "__int__", "__float__", "
 ON_PURPOSE = {
     "hamu": "hamu.py",
     "dpo": "alternatives.py",  # which other answer a sample is given is drawn on the CPU
+    "pdu": "context.py",  # its weight follows the retained loss of a step over all processes: one number
 }
 LANGUAGE = [
     name
