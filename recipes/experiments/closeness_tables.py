@@ -218,7 +218,7 @@ def which(found: list[Group]) -> str:
     for request in REQUESTS:
         for known in (False, True):
             those = [g for g in found if g.request == request and (g.case in BASE_IS_KNOWN) == known]
-            rows = list(_advice(those)) or [("`auto`", percent(BUDGET), "not measured")]
+            rows = list(_advice(those)) or [_none_near(those)]
             base = "known" if known else "none, or not known"
             lines += [f"| {WORDS[request]} | {base} | {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, _completions(), _tasks()])
@@ -253,6 +253,18 @@ def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
             for group, one in zip(those, by_method[method], strict=True)
         )
         yield f"`{method}`", percent(cost[method]), ", ".join(said)
+
+
+def _none_near(those: list[Group]) -> tuple[str, str, str]:
+    """Where no method has come half of the way: what `auto` came to."""
+    found = [(group, one) for group in those for one in group.methods if one.name == "auto"]
+    if not found:
+        return "`auto`", percent(BUDGET), "not measured"
+    said = (
+        f"{SHORT[group.case]} {one['ratio']:.2f} for {percent(one['share_of_training'])} (original {group.original['ratio']:.2f})"
+        for group, one in found
+    )
+    return "`retrain`", "100 %", f"`auto`: {', '.join(said)}"
 
 
 def _completions() -> str:

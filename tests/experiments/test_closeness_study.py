@@ -82,12 +82,14 @@ class TestOutcomes:
     def test_what_the_defaults_have_reached(self):
         """As near to retrained models as these are to each other, for a fifth of the training, and not much worse on unseen
         samples: the goal is a point at most, which the ViT misses by a twentieth of one. On the whole of CIFAR-10, where a fifth is
-        1.6 epochs, `auto` misses the first too, and both lose two to three points."""
+        1.6 epochs, `auto` misses the first too, and both lose two to three points. On the fine-tuned MiniLM, where a fifth is half
+        an epoch, both come a quarter of the way from the original."""
         found = [(group, one) for group in outcomes.groups(outcomes.read()) for one in group.methods]
         mine = [(group, one) for group, one in found if one.name in ("auto", "rewind")]
-        assert {group.case for group, _ in mine} >= {"digits", "vit", "resnet"}
+        assert {group.case for group, _ in mine} >= {"digits", "vit", "resnet", "minilm"}
         for group, one in mine:
-            most, below = (1.15, 0.03) if group.case == "cifar10" else (1.05, 0.015)
+            most, below = {"cifar10": (1.15, 0.03), "minilm": (1.6, 0.015)}.get(group.case, (1.05, 0.015))
+            assert one["jsd"] < group.original["jsd"], group.title
             assert one["ratio"] <= most and one["unseen_below"] <= below and one["share_of_training"] <= 0.3, (
                 group.title
             )
