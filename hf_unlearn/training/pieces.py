@@ -25,10 +25,6 @@ def in_pieces(
             f"stride is {stride}, and max_length is {length}; expected a max_length above it, the length of the pieces that a text is "
             "cut into."
         )
-    if sets.get("unseen") is not None and sets.get("test") is None:
-        raise UnlearningError(
-            "unseen would be halved by pieces, so that both halves had pieces of one text; with stride, pass other texts as test too."
-        )
     cut: dict[str, Data | None] = dict(sets)
     for name, data in sets.items():
         if data is not None:
@@ -39,6 +35,10 @@ def in_pieces(
                     "out, or make it a datasets.Dataset."
                 )
             cut[name] = datasets.Dataset.from_list(task.pieces(source, processing_class, length, stride))
+    if sets.get("unseen") is not None and sets.get("test") is None:
+        raise UnlearningError(
+            "unseen would be halved by pieces, so that both halves had pieces of one text; with stride, pass other texts as test too."
+        )
     args = copy.copy(args)
     args.text_column = None  # of the texts, which are token ids now
     return cut, args

@@ -190,8 +190,11 @@ class TestUnlearning:
             return
         result = run(family, tmp_path, original(family).train(), **about)
         assert result.trainer.state.global_step > 0
-        if family == "resnet":
-            assert adapted(result.model) == adapted(chosen(original(family)))
+        found, usual = adapted(result.model), adapted(chosen(original(family)))
+        if method == "local_teacher":  # which trains the second half of the layers
+            assert found and found < usual
+        elif family == "resnet":
+            assert found == usual
         assert not torch.equal(outputs(result.model, inputs), wanted)
         with result.trainer.adapter.disabled():
             assert torch.equal(outputs(result.model, inputs), wanted)
