@@ -911,8 +911,9 @@ def test_with_a_teacher_on_the_original_s_features_nothing_is_forgotten(tmp_path
     """The control: why such a teacher is refused."""
     data, original = groups.half_of_a_class(seed), groups.fitted(seed, seed, False)
     changes = {"learning_rate": 2e-4, "num_train_epochs": 20, "per_device_train_batch_size": 128, "measure": False}
-    proper = LocalTeacherConfig(k=200), lambda: groups.perceptron(32)
-    leak = LocalTeacherConfig(k=200, teacher_optim="adamw", teacher_lr=1e-2, teacher_batch=200), OnFeatures(original)
+    whole = {"k": 200, "frozen": 0.0, "until": "end"}  # as in the paper, that nothing else holds the forget samples
+    proper = LocalTeacherConfig(**whole), lambda: groups.perceptron(32)
+    leak = LocalTeacherConfig(**whole, teacher_optim="adamw", teacher_lr=1e-2, teacher_batch=200), OnFeatures(original)
     with pytest.raises(UnlearningError, match="the teacher has 2 of 3 weight matrices of the original"):
         run(tmp_path, leak[0], copy.deepcopy(original), data, leak[1])
     monkeypatch.setattr(local_teacher, "check_teacher", lambda *about: False)
