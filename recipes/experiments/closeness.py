@@ -179,7 +179,9 @@ def run(name: str, request: str, seed: int, method: str, budget: float, data: di
     return figures | {
         "share_of_training": seconds / whole,
         "notes": result.trainer.method.notes,
-        "report": json.loads(json.dumps(result.trainer.method.report, default=str)),
+        "report": json.loads(
+            json.dumps(result.trainer.method.report, default=str).replace(str(cases.cache_folder()), "~")
+        ),
         "commit": commit(),
     }
 
