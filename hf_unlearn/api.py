@@ -412,4 +412,7 @@ def choose(
     rows = {"processing_class": processing_class, "data_collator": data_collator}
     others = {"base_model": base_model, "peft_config": peft_config}
     with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
-        return cast(Auto, trainer.method).look_at(Context(trainer))
+        if not isinstance(trainer.method, Auto):
+            name = trainer.method.info.name
+            raise UnlearningError(f"There is nothing to choose: on a language model auto is {name}, at its defaults.")
+        return trainer.method.look_at(Context(trainer))

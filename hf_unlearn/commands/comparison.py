@@ -15,8 +15,7 @@ from .. import __version__, metrics, models
 from ..audits.plots import points
 from ..errors import UnlearningError
 from ..methods import METHODS, Method, create_method
-from ..methods.auto import Auto
-from ..methods.rewind import BudgetConfig, spending
+from ..methods.rewind import BudgetConfig, Rewind, spending
 from ..metrics.tables import table
 from ..tasks.figures import Measurement
 from ..training.arguments import UnlearningArguments
@@ -76,10 +75,10 @@ class Comparison:
         self.given = {**sets, "base_model": base_model}
         check_output(folder, model)
         kept = read_results(self.folder / RESULTS)
-        with set_up(model, args, method=self._method("auto"), **self.given, overlap=overlap) as trainer:
-            auto = cast(Auto, trainer.method)
-            self.whole = auto.original_epochs * (auto.past.n_forget + auto.past.n_retain)
-            self.epochs, self.assumed = auto.original_epochs, "original_epochs" in auto.assumed
+        with set_up(model, args, method=self._method("rewind"), **self.given, overlap=overlap) as trainer:
+            rewind = cast(Rewind, trainer.method)
+            self.whole = rewind.original_epochs * (rewind.past.n_forget + rewind.past.n_retain)
+            self.epochs, self.assumed = rewind.original_epochs, "original_epochs" in rewind.assumed
             self.task, self.is_class = trainer.task.name, trainer.request.is_class
             salt = kept["about"]["salt"] if kept else secrets.token_hex(16)
             self.about = self._describe(trainer, salt)

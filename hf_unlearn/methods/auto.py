@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import metrics, models
+from ..errors import UnlearningError
+from ..tasks.base import Task
 from ..tasks.figures import Measurement
-from .base import CLASSIFICATION, MethodInfo
+from .base import CLASSIFICATION, Method, MethodInfo
 from .look import Look, kind_of
 from .rewind import BudgetConfig, Rewind
+from .rmu import Rmu, RmuConfig
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
@@ -52,8 +55,19 @@ class Phase(NamedTuple):
     steps: int
 
 
+class RmuOfAuto(Rmu):
+    """What `auto` is on a language model; the evidence is in docs/language-models.md."""
+
+    def prepare(self, context) -> None:
+        super().prepare(context)
+        self.notes.append(
+            "On a language model auto is rmu. It makes answers unreadable and leaves what they were learnt from in the weights: a short "
+            "training on a few forget samples brings others back. Where that must not be, retrain."
+        )
+
+
 class Auto(Rewind):
-    """Look, rewind, say what was done.
+    """Look, rewind, say what was done; on a language model, `rmu`.
 
     1. The original's confidence on forget and control samples is compared class by class. Where it is shown that they are no
        different, nothing is changed.
@@ -73,13 +87,25 @@ class Auto(Rewind):
     info = MethodInfo(
         name="auto",
         kind="loss",
-        summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget",
+        summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget; `rmu` on language models",
         needs=("forget", "retain", "unseen"),
         applies_to=(*CLASSIFICATION, "causal-lm"),
         cost=6,
     )
     config_class = AutoConfig
     config: AutoConfig
+
+    def for_task(self, task: Task) -> Method:
+        if task.name != "causal-lm":
+            return self
+        config, usual = self.config, AutoConfig()
+        for name in ("budget", "original_epochs", "original_learning_rate", "keeps", "race"):
+            if getattr(config, name) != getattr(usual, name):
+                raise UnlearningError(
+                    f"{name} is given, and on a language model auto is rmu, which spends no share of the original's training; leave it "
+                    'out, or use method="rewind".'
+                )
+        return RmuOfAuto(RmuConfig(arguments=config.arguments))
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         found = super().arguments(family, width)

@@ -331,6 +331,10 @@ class Method:
     def learn_past(self, past: Past) -> None:
         """Told how the original was trained, before its `arguments` are asked for."""
 
+    def for_task(self, task: Task) -> "Method":
+        """The method that is run on models of this task in its place; as a rule itself."""
+        return self
+
     def learn_task(self, task: Task) -> None:
         """Told what the model is for, before its `arguments` and `epochs` are asked for."""
 

@@ -299,16 +299,17 @@ def _unread(args: UnlearningArguments, settings: str, model: nn.Module) -> str |
 # The method and the model
 
 
-def task_for(method: Method, model: nn.Module) -> Task:
-    """The model's task, if the method works on it; the method is told of it."""
+def task_for(method: Method, model: nn.Module) -> tuple[Task, Method]:
+    """The model's task, and the method for it, which is told of it, if it works there."""
     task = task_of(model, method.own_losses, method.own_tasks)
+    method = method.for_task(task)
     if task.name not in method.info.applies_to:
         raise UnlearningError(
             f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task.name}; "
             f"list_methods(task={task.name!r}) names the methods for it."
         )
     method.learn_task(task)
-    return task
+    return task, method
 
 
 def check_surgery(method: Method, model: nn.Module, peft_config: Any) -> None:

@@ -119,7 +119,7 @@ class UnlearningTrainer(ResumableTrainer):
             model, processing_class, args
         )
 
-        self.task = task_for(self.method, model)
+        self.task, self.method = task_for(self.method, model)
         datasets, args = in_pieces(datasets, self.task, read["processing_class"], args)
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
         place = self.origin, self.original_folder

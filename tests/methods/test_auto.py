@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hf_unlearn import UnlearningError, unlearn
+from hf_unlearn import UnlearningError, choose, unlearn
 from hf_unlearn.methods.auto import Auto, AutoConfig, Phase
 from hf_unlearn.methods.rewind import RewindConfig
+from hf_unlearn.methods.rmu import RmuConfig
 from hf_unlearn.tasks.figures import Measurement
 from tests.samples import arguments, fitted, learnt, request, same_bits, weights
-from tests.tiny import tiny_vit
+from tests.tiny import tiny_llama_lm, tiny_tokenizer, tiny_vit
 
 
 def run(folder, data=None, model=None, steps=90, **config):
@@ -161,3 +162,27 @@ def test_bad_input(tmp_path):
         AutoConfig(race=1)
     with pytest.raises(UnlearningError, match="auto: race is 0.3; expected 0, or several keeps to compare"):
         AutoConfig(race=0.3)
+
+
+class TestLanguageModels:
+    def asked(self) -> dict:
+        rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2}"} for i in range(12)]
+        sets = {"forget": rows[:3], "retain": rows[3:8], "unseen": rows[8:]}
+        return sets | {"processing_class": tiny_tokenizer()}
+
+    def test_rmu(self, tmp_path):
+        result = unlearn(tiny_llama_lm(), **self.asked(), args=arguments(tmp_path, max_steps=2))
+        method = result.trainer.method
+        assert (method.info.name, method.config) == ("rmu", RmuConfig()) and result.trainer.adapter
+        assert any("On a language model auto is rmu." in note for note in method.notes)
+
+    @pytest.mark.parametrize("given", [{"budget": 0.1}, {"original_epochs": 3}, {"method": AutoConfig(keeps=[0.5])}])
+    def test_no_share_is_spent(self, tmp_path, given):
+        with pytest.raises(
+            UnlearningError, match=r"is given, and on a language model auto is rmu, which spends no share"
+        ):
+            unlearn(tiny_llama_lm(), **self.asked(), **given, args=arguments(tmp_path))
+
+    def test_nothing_to_choose(self):
+        with pytest.raises(UnlearningError, match="on a language model auto is rmu, at its defaults"):
+            choose(tiny_llama_lm(), **self.asked())

@@ -45,12 +45,13 @@ SHORT = {
 }
 
 # What a method cannot do on a model of its tasks, and what it says of that. A family of None stands for all of them.
-REFUSED = {
+REFUSED: dict[tuple[str, str | None, str], str | None] = {
     ("rmu", "resnet", "weights"): "TimmWrapperForImageClassification has no list of blocks",
     ("rmu", "resnet", "adapter"): "TimmWrapperForImageClassification has no list of blocks",
     ("retrain", None, "adapter"): "retrain goes back to where training began with the weights themselves",
     ("rewind", None, "adapter"): "rewind goes back to where training began with the weights themselves",
     ("auto", None, "adapter"): "auto goes back to where training began with the weights themselves",
+    ("auto", "llama", "adapter"): None,  # where it is rmu
     ("l1_sparse", None, "adapter"): "makes the weights of a whole model sparse, and an adapter is trained",
     ("msg", None, "adapter"): "msg draws some of the weights of a whole model anew, and an adapter is trained",
     ("ct", None, "adapter"): "ct disturbs the weights of a whole model, and an adapter is trained",
