@@ -34,6 +34,7 @@ METHODS: dict[str, str | MethodConfig] = {
     "gru": "gru",
     "neggrad_plus": "neggrad_plus",
     "hamu, no repair": HamuConfig(then="end"),
+    "hamu, LoRA": HamuConfig(),
     "hamu (paper)": HamuConfig.paper(),
     "hamu, ratio 0.1": HamuConfig(ratio=0.1),
     "hamu, ratio 0.7": HamuConfig(ratio=0.7),
@@ -61,7 +62,8 @@ def run(name: str, request: str, seed: int, row: str) -> dict[str, Any]:
         args = UnlearningArguments(
             folder, seed=seed, save_strategy="no", report_to="none", disable_tqdm=True, measure=False, split_seed=SPLIT_SEED
         )  # fmt: skip
-        result = unlearn(model, **closeness.sets(data), method=METHODS[row], args=args, overlap="allow")
+        about = {"method": METHODS[row], "args": args, "overlap": "allow", "peft_config": row.endswith("LoRA") or None}
+        result = unlearn(model, **closeness.sets(data), **about)
     method, state = result.trainer.method, result.trainer.state
     return closeness.beside(closeness.outputs(result.model, data), retrained, data) | {
         "aim": method.accuracy_aim if method.looks else None,
