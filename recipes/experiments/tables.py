@@ -15,6 +15,7 @@ import language_models
 import memory
 import numpy as np
 import reproduction
+from study import mean, std
 
 from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
@@ -102,6 +103,26 @@ LOCAL_TEACHER = {
     "share_of_training": "cost",
     "teacher": "of it the teacher",
 }
+
+
+HAMU = {
+    "forget_accuracy": "forget acc.",
+    "aim": "aim",
+    "retain_accuracy": "retain acc.",
+    "unseen_accuracy": "unseen acc.",
+    "jsd": "JSD to retrained",
+    "avg_gap": "Avg Gap",
+    "epochs": "epochs",
+}
+
+
+def _hamu(rows: list[dict], case: str, request: str) -> str:
+    """Means over seeds; of a retrained model, what it and another one are apart."""
+    of: dict[str, list[dict]] = {}
+    for row in rows:
+        if (row["case"], row["request"]) == (case, request):
+            of.setdefault(row["row"], []).append({key: row[key] for key in HAMU if key in row})
+    return _means({name: {"mean": mean(runs), "std": std(runs)} for name, runs in of.items()}, HAMU, "std")
 
 
 def _with_spread(value: float, spread: float | None, digits: int) -> str:
@@ -247,6 +268,9 @@ def render(name: str) -> str:
     if file == "locality":
         shown = {BEFORE.get(k, k): v for k, v in results[setting].items() if k not in OLDER}
         return _means(shown, LOCALITY, "interval")
+    if file == "hamu":
+        case, _, request = setting.partition(".")
+        return _hamu(results["rows"], case, request)
     if file == "local_teacher":
         return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]
