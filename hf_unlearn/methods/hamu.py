@@ -344,7 +344,7 @@ class Hamu(Repair):
         asked = (self.ratio, config.variant) if self.asks else (0.0, "q")  # a repair is of the retained side
         how = self.groups, config.on_infeasible, config.quota, config.quota_scale
         coefficients, hardness = solve(retain, forget, 1.0, *asked, *how, self.radius)
-        self._log(hardness)
+        self._log(hardness, asked[1])
         if hardness.infeasible and config.on_infeasible == "stop":
             return self._end(explain(hardness, config, self.ratio))
         if hardness.infeasible or hardness.unavoidable:
@@ -380,9 +380,9 @@ class Hamu(Repair):
             self.notes.append(sentence)
             logger.warning(sentence)
 
-    def _log(self, hardness: Hardness) -> None:
+    def _log(self, hardness: Hardness, variant: str) -> None:
         values = {name: getattr(hardness, name) for name in LOGGED} | hardness.branches
-        gained = "forget" if self.config.variant == "q" else "retain"
+        gained = "forget" if variant == "q" else "retain"
         for name, of in (("slack", gained), ("predicted_forget", "forget"), ("predicted_retain", "retain")):
             # In the units of the losses: of the coming step, and of gradients as long as they were before clipping.
             clipped = self.context.clipped[of]  # 0 of a gradient whose norm is no number any more
