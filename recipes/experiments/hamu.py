@@ -93,7 +93,7 @@ if __name__ == "__main__":
             file.write_text(json.dumps(about | found))
             print(
                 *about.values(),
-                {k: round(v, 3) for k, v in found.items() if k != "notes"},
+                {k: v and round(v, 3) for k, v in found.items() if k != "notes"},
                 found.get("notes"),
                 flush=True,
             )
