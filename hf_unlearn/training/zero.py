@@ -45,9 +45,12 @@ def check_zero(method: Method, accelerator: Accelerator, args: TrainingArguments
     if plugin is None:
         return
     name, config = method.info.name, plugin.hf_ds_config
-    if method.info.kind != "loss":
-        what = "takes several gradients of a step" if method.info.kind == "gradient" else "edits the weights once"
-        raise UnlearningError(f"{name} {what}, which DeepSpeed's engine does not give back; {INSTEAD}.")
+    if method.info.kind == "surgery":
+        raise UnlearningError(f"{name} edits the weights once, and has no steps for DeepSpeed to take; expected DDP.")
+    if method.info.kind == "gradient":
+        raise UnlearningError(
+            f"{name} makes a step of several gradients, which DeepSpeed's engine does not give back; {INSTEAD}."
+        )
     if method.changes_weights:
         raise UnlearningError(
             f"{name} changes weights between two steps, and DeepSpeed steps on copies of its own; {INSTEAD}."

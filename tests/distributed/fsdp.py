@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_unlearn import UnlearningError, UnlearningResult
 from hf_unlearn.hub import verify
-from hf_unlearn.methods import AutoConfig, GruConfig, MethodConfig, RewindConfig, ScrubConfig
+from hf_unlearn.methods import AutoConfig, GruConfig, HamuConfig, MethodConfig, RewindConfig, ScrubConfig
 from hf_unlearn.training.output import COMPLETE
 from hf_unlearn.training.trainer import UnlearningTrainer
 from recipes.experiments.communication import SHARDED, shard_on_cpus
@@ -140,6 +140,9 @@ def main(folder: Path) -> None:
         keep(name, weights := whole(trainer), folder)
         if "save_steps" in settings:
             about["resumed"][name] = resumed(folder / name, weights, (method, family, settings))
+    trainer = made(HamuConfig(stop="stop", stop_slack=1e9, stop_patience=2), "vit", folder / "stopped", **UNMEASURED)
+    trainer.train()
+    keep("stopped", whole(trainer), folder)
     trainer, rank = trainer_of(folder / "stream", **STREAM, batch=4, **SHARDED), torch.distributed.get_rank()
     opened(folder / "stream", rank)  # by the checks
     trainer.train()

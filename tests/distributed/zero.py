@@ -22,7 +22,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # method, model, settings
     "adapter": ("grad_diff", "llama", {"lora": True}),
 }
 REFUSED = {
-    "hamu": "hamu takes several gradients of a step, which DeepSpeed's engine does not give back; expected DDP or FSDP2",
+    "hamu": "hamu makes a step of several gradients, which DeepSpeed's engine does not give back; expected DDP or FSDP2",
     "ssd": "ssd edits the weights once",
 }
 

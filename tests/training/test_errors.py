@@ -212,7 +212,10 @@ class TestArguments:
             ({"num_train_epochs": 0}, "num_train_epochs is 0; expected a positive number"),
             ({"auto_find_batch_size": True}, "auto_find_batch_size would change the schedule"),
             ({"push_to_hub": True}, "hub_strategy='every_save' would push several commits to main .*push the result"),
-            ({"deepspeed": {}}, "DeepSpeed is asked for, and its package is not installed; pip install deepspeed"),
+            (
+                {"deepspeed": {"bf16": {}}},
+                "DeepSpeed is asked for, and its package is not installed; pip install deepspeed",
+            ),
         ],
     )
     def test_refused(self, tmp_path, args, message):

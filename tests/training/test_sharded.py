@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, ViTForImageClassification
 
@@ -11,7 +12,7 @@ from hf_unlearn import models
 from hf_unlearn.models import adapters
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.distributed import fsdp
-from tests.runs import distance, launch, make_trainer, weights
+from tests.runs import distance, launch, make_trainer, original, weights
 from tests.streamed import trainer_of
 
 
@@ -48,6 +49,7 @@ def test_whole_runs_of_a_sharded_model(tmp_path, hub):
             method, family, tmp_path / "one" / name, dtype="float64", **{"num_train_epochs": 1} | settings
         )
         check_same_weights(name, alone, tmp_path)
+    assert distance(load_file(tmp_path / "stopped.safetensors"), weights(original("vit", torch.float64))) < 1e-12
     check_same_weights("stream", trainer_of(tmp_path / "one" / "stream", **fsdp.STREAM), tmp_path)
     assert max(about["resumed"].values()) < 1e-10 and about["resumed"].keys() == {"scrub", "gru"}
     assert not set(about["opened"]) & set(beside["opened"]) and len(about["opened"]) == len(beside["opened"]) == 2
