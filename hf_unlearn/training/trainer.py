@@ -55,7 +55,6 @@ from .request import AskedTasks, Request, check_needs
 from .sharding import Sharding, is_cut
 from .teacher import remove_tables
 from .watch import Watch
-from .zero import check_zero
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +148,7 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        check_sharding(self.method, self.accelerator, self.args)
-        check_zero(self.method, self.accelerator, self.args, model)
+        check_sharding(self.method, self.accelerator, self.args, model)
         plan = self.request, self.method, self.args, self.reading.sizes
         self.schedule = None if self.is_edit else make_schedule(*plan)
         if self.schedule:
