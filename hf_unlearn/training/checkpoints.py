@@ -19,6 +19,8 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -324,8 +326,9 @@ class ResumableTrainer(Parts):
         """Overridden because torch cannot load the whole state (FSDP2) of an optimizer that keeps none, but for its learning rate."""
         if checkpoint is None or not self.is_fsdp_enabled or not keeps_nothing(self.optimizer):
             return super()._load_optimizer_and_scheduler(checkpoint)
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        optimizer, schedule = cast(Optimizer, self.optimizer), cast(LRScheduler, self.lr_scheduler)
+        schedule.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
 
     def _load_best_model(self) -> None:
