@@ -158,9 +158,6 @@ class Context(Protocol):
         ...
 
     @property
-    def is_sharded(self) -> bool: ...
-
-    @property
     def schedule(self) -> Schedule:
         """What each step trains on."""
         ...
@@ -343,6 +340,11 @@ class Method:
     def class_request(self) -> bool | None:
         """Whether its config says that whole classes must go; None: it does not say."""
         return getattr(self.config, "class_mode", None)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether it changes weights between two steps, beside the optimizer."""
+        return False
 
     @property
     def why_whole(self) -> str | None:

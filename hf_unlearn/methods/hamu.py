@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
+from ..models.weights import cut_as
 from ..tasks.base import Task
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, blocks, combination, combine_, dots
@@ -315,10 +316,6 @@ class Hamu(Repair):
         self.radius = config.radius or radius
         self.ratio = ratio if config.ratio is None else config.ratio
 
-    @property
-    def why_whole(self) -> str | None:
-        return 'keeps the weights of a step (which stop="log" does not)' if self.config.stop == "stop" else None
-
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         unit = 0.02 if family == "convolutional" else 0.06
         return super().arguments(family, width) | {"learning_rate": unit if self.radius == "unit" else 0.03}
@@ -411,7 +408,8 @@ class Hamu(Repair):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self.flags = int(state["flags"])
-        self.before = [state[f"before.{i}"] for i in range(sum(name.startswith("before.") for name in state))]
+        parameters = self.context.parameters if "before.0" in state else []
+        self.before = [cut_as(state[f"before.{i}"], p) for i, p in enumerate(parameters)]
 
 
 def explain(hardness: Hardness, config: HamuConfig, ratio: float) -> str:

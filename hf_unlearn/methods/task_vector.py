@@ -97,10 +97,6 @@ class TaskVector(Method):
 
     def prepare(self, context) -> None:
         self.context = context
-        if context.is_sharded:
-            raise UnlearningError(
-                "task_vector: the model is sharded (FSDP), and whole weights are negated; expected DDP."
-            )
         named = list(zip(context.parameter_names, context.parameters, strict=True))
         if is_adapted(context.model):
             if any(re.search(r"\.lora_(embedding_)?[AB]\.", name) is None for name, _ in named):

@@ -37,6 +37,11 @@ class Places:
     logits: Callable[[Tensor], Tensor]
 
 
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The head of a language model, whatever wraps it."""
+    return pretrained(extract_model_from_parallel(model)).get_output_embeddings()
+
+
 def read(
     model: nn.Module, inputs: Mapping[str, Tensor], places: Tensor, of: Callable[[Places], Tensor]
 ) -> tuple[Tensor, Places]:
@@ -49,7 +54,7 @@ def read(
     Args:
         places: bool [n, L].
     """
-    head = pretrained(extract_model_from_parallel(model)).get_output_embeddings()
+    head = head_of(model)
     if head is None:
         return _from_logits(model(**inputs).logits[places], of)
     if _IS_LAST.get(head, True):

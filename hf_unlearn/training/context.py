@@ -53,10 +53,6 @@ class Context(base.Context):
         return [parameter for _, parameter in self._trainer.trained()]
 
     @property
-    def is_sharded(self) -> bool:
-        return self._trainer.is_fsdp_enabled
-
-    @property
     def schedule(self) -> Schedule:
         return self._trainer.planned
 
@@ -228,7 +224,7 @@ class Context(base.Context):
 
     def start_weights(self) -> dict[str, Tensor]:
         weights = cast(Start, self._trainer.start).take()
-        return pieces(weights, self.model) if self.is_sharded else weights
+        return pieces(weights, self.model) if self._trainer.sharding else weights
 
     def look_again(self) -> None:
         self._trainer.looks.forget()
