@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from PIL import Image
 
 from hf_unlearn import UnlearningArguments, unlearn
 from hf_unlearn.data.digits import load_digits
@@ -100,6 +101,24 @@ def test_models_and_data_are_small(app, there, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(app, limit, 1000)
             assert f"{what} has" in app.audit_two("me/before", "me/after", "me/digits", *SPLITS)[0].replace("\\", "")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_that_are_paths_are_not_opened(app, there, release, nested):
+    secret = release / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    for path, stored in ((str(secret), None), (str(secret), b""), (None, secret.read_bytes())):
+        picture = {"bytes": stored, "path": path}
+        rows = [{"image": [picture] if nested else picture, "label": 0}]
+        kind = datasets.List(datasets.Image()) if nested else datasets.Image()
+        for features in (None, datasets.Features(image=kind, label=datasets.Value("int64"))):
+            data = datasets.Dataset.from_list(rows)
+            data = data.cast(features) if features else data
+            data.to_parquet(release / "paths.parquet")
+            there.put("me/paths", {"data/forget.parquet": (release / "paths.parquet").read_bytes()}, kind="datasets")
+            said, _ = app.audit_two("me/before", "me/after", "me/paths", *["train"] * 3)
+            refused = "The forget samples name files in the column 'image', which this Space does not open" in said
+            assert refused == (nested or not stored), said
 
 
 def zipped(folder: Path, target: Path, **others: bytes) -> str:
