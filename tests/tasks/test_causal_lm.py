@@ -26,6 +26,7 @@ from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
 from hf_unlearn.tasks.causal_lm import CausalLM
 from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator, writer
 from hf_unlearn.tasks.losses import cross_entropy
+from hf_unlearn.training import reading
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.marks import slow_but
 from tests.runs import OwnDifference, distance
@@ -644,6 +645,12 @@ class TestRefused:
 
     def test_augmentation(self, tmp_path):
         self.run(tmp_path, "samples are different every time.*expected fixed texts", augment=str.upper)
+
+    def test_a_set_that_changes_is_tried_once(self, tmp_path, monkeypatch):
+        tried: list[str] = []
+        monkeypatch.setattr(reading, "is_deterministic", lambda source, collator: bool(tried.append(source.name)))
+        self.run(tmp_path, "samples are different every time.*expected fixed texts")
+        assert tried == ["forget", "retain"]
 
     def test_overlap(self, tmp_path):
         self.run(tmp_path, "1 of the 7 forget samples stand in retain too", retain=request()["forget"].select([3]))
