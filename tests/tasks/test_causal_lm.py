@@ -231,7 +231,9 @@ class TestCollator:
         """Every token is predicted once, after the last ones of the row before."""
         texts = [" ".join(WORDS[i % len(WORDS)] for i in range(n)) for n in (30, 4, 6)]
         source = Source(datasets.Dataset.from_dict({"text": texts}), "forget", layout=COMPLETIONS)
-        rows = CausalLM(tiny_llama_lm()).pieces(source, tiny_tokenizer(), 8, stride)
+        pieces = CausalLM(tiny_llama_lm()).pieces(source, tiny_tokenizer(), 8, stride)
+        assert len(pieces) == 3
+        rows = [row for of_text in pieces for row in of_text]
         whole = [[CLS, *ids(text), SEP] for text in texts]
         assert all(len(row["input_ids"]) == len(row["labels"]) <= 8 for row in rows)
         joined, new = [], []
