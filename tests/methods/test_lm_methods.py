@@ -262,9 +262,19 @@ class TestRuns:
         assert (other.weight, other.epsilon) == (trainer.method.weight, 0.01)
 
     def test_the_bound_of_pdu_is_read_off_the_original(self, tmp_path):
-        trainer = trainer_of(tmp_path, "pdu", max_steps=1)
+        """As the mean that its own loss is, where answers are of unlike lengths too."""
+        data = with_alternatives()
+        rows = data["retain"].to_list()
+        for row in rows[5:]:
+            row["completion"] = " ".join(row["completion"].split(" ")[:2])  # one word
+        trainer = trainer_of(tmp_path, "pdu", data | {"retain": datasets.Dataset.from_list(rows)}, max_steps=1)
+        original = copy.deepcopy(trainer.model)
         trainer.train()
-        assert trainer.method.epsilon == pytest.approx(trainer.metrics["before"]["retain_loss"] + 0.1)
+        method = trainer.method
+        with torch.no_grad():
+            whole = method.retain_loss(original, method.context.batch([("retain", i) for i in range(len(rows))]))
+        assert method.epsilon == pytest.approx(whole.item() + 0.1)
+        assert abs(trainer.metrics["before"]["retain_loss"] + 0.1 - method.epsilon) > 0.01
 
     def test_pdu_ends_within_its_bound_only(self, tmp_path):
         """Where nothing is left to forget it goes on as long as the retained samples are worse off than is allowed, and says so."""

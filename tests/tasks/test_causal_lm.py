@@ -547,6 +547,7 @@ class TestEvaluation:
                 signals["confidence"].append(p_true.mean())
                 signals["margin"].append(p_true.log().mean())
                 signals["correct"].append((p.argmax(-1) == true).double().mean())
+                signals["tokens"].append(torch.tensor(float(len(true))))
                 distances.append(jsd_rows(p, q).mean())
             for key, values in signals.items():
                 np.testing.assert_allclose(measured[split].signals[key], torch.stack(values), rtol=1e-9, err_msg=key)
