@@ -263,7 +263,7 @@ class UnlearningTrainer(ResumableTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self._keeps_masters:
-            keep_masters(optimizer)
+            self.masters = keep_masters(optimizer)
         return optimizer
 
     @property

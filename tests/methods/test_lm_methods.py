@@ -310,6 +310,22 @@ class TestRuns:
             assert nothing[name].abs().max() < 1e-6
         assert any(change.abs().max() > 1e-3 for change in whole.values())
 
+    def test_task_vector_of_weights_in_bfloat16(self, tmp_path):
+        """What is learnt in steps that bfloat16 rounds away is taken away too, much as of weights in float32."""
+        config, found = TaskVectorConfig(scale=200.0), []
+        for dtype in (torch.bfloat16, torch.float32):
+            model = tiny_llama_lm()
+            model.load_state_dict(known())
+            model = model.to(torch.bfloat16).to(dtype)
+            about = {"model": model, "peft_config": False, "max_steps": 2, "learning_rate": 2e-6, "measure": False}
+            trainer = trainer_of(tmp_path / str(dtype), config, **about)
+            start = weights(trainer.model)
+            trainer.train()
+            after = weights(trainer.model)
+            found.append(torch.cat([(after[k] - start[k]).float().flatten() for k in start if "norm" not in k]))
+        rounded, exact = found
+        assert torch.cosine_similarity(rounded, exact, dim=0) > 0.6 and rounded.norm() > 0.6 * exact.norm()
+
     def test_task_vector_takes_the_least_scale_that_is_enough(self, tmp_path):
         class Near(TaskVector):
             def prepare(self, context):
