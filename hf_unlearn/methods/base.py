@@ -158,6 +158,11 @@ class Context(Protocol):
         ...
 
     @property
+    def fine_parameters(self) -> list[Tensor]:
+        """The same as they are now, in float32 at least: where the optimizer steps on copies of half-precision weights, these."""
+        ...
+
+    @property
     def schedule(self) -> Schedule:
         """What each step trains on."""
         ...

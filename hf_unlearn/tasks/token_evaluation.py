@@ -52,7 +52,7 @@ class TokenEvaluator(Evaluator):
             return tokens_of(model, batch)
 
     def statistics(self, predicted: Tokens, batch: Batch) -> dict[str, Tensor]:
-        """As `metrics.token_statistics`."""
+        """As `metrics.token_statistics`, and how many completion tokens a sample has."""
         if bool(predicted.scores.isnan().any()):
             raise ValueError("NaN")
         log_p, right, mean, _ = predicted.scores.T
@@ -63,6 +63,7 @@ class TokenEvaluator(Evaluator):
             "confidence": predicted.mean(log_p.double().exp()),
             "margin": -loss,
             "correct": predicted.mean(right),
+            "tokens": predicted.places.sum(dim=1).double(),
         }
 
     def is_finite(self, predicted: Tokens) -> Tensor:

@@ -24,6 +24,7 @@ from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
 from ..tasks.several import Tasks
 from .disk import check_room
+from .masters import finest
 from .parts import Parts
 from .past import Start
 from .sharding import pieces
@@ -51,6 +52,14 @@ class Context(base.Context):
     @property
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for _, parameter in self._trainer.trained()]
+
+    @property
+    def fine_parameters(self) -> list[Tensor]:
+        masters = {id(weight): master for weight, master in self._trainer.masters}
+        return [
+            finest(p.detach(), masters[id(p)].detach()) if id(p) in masters else p.detach().to(_wide(p))
+            for p in self.parameters
+        ]
 
     @property
     def schedule(self) -> Schedule:
@@ -131,7 +140,7 @@ class Context(base.Context):
         self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
     ) -> list[list[Tensor]]:
         args, accelerator, parameters = self._trainer.args, self._trainer.accelerator, self.parameters
-        wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
+        wide = [_wide(parameter) for parameter in parameters]
         totals = [[torch.zeros_like(p, dtype=d) for p, d in zip(parameters, wide, strict=True)] for _ in groups]
         pieces = [
             (total, draws[i : i + args.train_batch_size])
@@ -255,3 +264,8 @@ class Context(base.Context):
     def log_step(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self._trainer.watch.add(name, value)
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    """What is reckoned in."""
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -48,7 +48,6 @@ from .masters import keep_masters
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
-from .pieces import in_pieces
 from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
@@ -120,8 +119,7 @@ class UnlearningTrainer(ResumableTrainer):
         )
 
         self.task = task_for(self.method, model)
-        datasets, args = in_pieces(datasets, self.task, read["processing_class"], args)
-        self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
+        self.request = Request(datasets, self.method, self.task, args, overlap, tasks, read["processing_class"])
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
         self.reading = Reading(self.request, self.method, model, args, **read)
@@ -267,7 +265,7 @@ class UnlearningTrainer(ResumableTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self._keeps_masters:
-            keep_masters(optimizer)
+            self.masters = keep_masters(optimizer)
         return optimizer
 
     @property

@@ -44,6 +44,15 @@ def _methods() -> str:
     return "\n".join(lines)
 
 
+def _methods_by_model() -> str:
+    lines = ["| models | methods |", "|---|---|"]
+    titles = {"classifiers": CLASSIFICATION[0], "language models": "causal-lm", "several tasks": "multi-task"}
+    for title, task in titles.items():
+        names = (f"`{name}`" for name, method in METHODS.items() if task in method.info.applies_to)
+        lines.append(f"| {title} | {', '.join(names)} |")
+    return "\n".join(lines)
+
+
 def _engine(results: dict) -> str:
     lines = ["| model | step | seconds | ratio | wanted |", "|---|---|---|---|---|"]
     for model, rows in results["rows"].items():
@@ -231,6 +240,8 @@ def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
         return _methods()
+    if name == "methods-by-model":
+        return _methods_by_model()
     if name in closeness_tables.TABLES:
         return closeness_tables.TABLES[name]()
     if name in reproduction.TABLES:

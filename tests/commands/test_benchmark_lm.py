@@ -90,6 +90,14 @@ class TestCommand:
         assert "is damaged, or of something else" in capsys.readouterr().err
         assert not (output / "models").exists()
 
+    def test_other_answers_are_those_of_the_evaluation(self, start, data, tmp_path, monkeypatch):
+        benchmark = Benchmark(tmp_path / "out", Settings(start, **SMALL), data)
+        monkeypatch.setattr(Benchmark, "_examined", lambda *_: {})
+        found = {name: benchmark.run(0, name) for name in ("original", "dpo", "altpo", "idk_dpo")}
+        assert not any("error" in row for row in found.values())
+        is_told = {name: tofu_benchmark.JUDGED_BY in row["notes"] for name, row in found.items() if name != "original"}
+        assert is_told == {"dpo": True, "altpo": True, "idk_dpo": False}
+
     def test_a_method_that_cannot_run(self, start, data, tmp_path, monkeypatch):
         benchmark = Benchmark(tmp_path / "out", Settings(start, **SMALL), data)
 

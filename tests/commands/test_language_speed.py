@@ -69,7 +69,9 @@ def test_peak_of_what_is_held_for_a_while():
         held[::4096] = b"x" * len(held[::4096])
         until = time.monotonic() + 10
         while peak.known and peak.most - peak.start < 50_000_000 and time.monotonic() < until:
-            sum(range(100_000))  # which never waits: the watcher has to be let in, and on a busy machine that takes its time
+            sum(
+                range(100_000)
+            )  # which never waits: the watcher has to be let in, and on a busy machine that takes its time
         del held
     assert peak.growth is None or peak.growth > 50_000_000
 
