@@ -173,7 +173,7 @@ class TestFigures:
         assert max(map(len, text.splitlines()[:20])) < 100 and "hamu: not run: It cannot." in text
         first, second = cells({"0": found, "1": found})
         assert [line[0] for line in first[1:]] == [*list(ROWS)[:-1]] == [line[0] for line in second[1:]]
-        assert dict(zip(first[0], first[4], strict=True))["reading"] == "hidden" and second[4][-1] == "3"
+        assert dict(zip(first[0], first[4], strict=True))["reading"] == "hidden" and second[0][-1] == "seconds"
         svg = picture({"0": found}, "Forgotten over kept")
         for name in ("original", "retrained", "npo", "rewind"):
             assert f'id="benchmark-point-{name}"' in svg, name
