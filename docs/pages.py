@@ -86,7 +86,11 @@ REFERENCE = {
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The nav, with what is made here and without pages that are not there; a page that it does not name goes to Results."""
     made = {
-        "METHODS": ["methods/index.md", *({f"{name}": f"methods/{name}.md"} for name in datasheets())],
+        "METHODS": [
+            "methods/index.md",
+            {"All in one table": "methods.md"},
+            *({f"{name}": f"methods/{name}.md"} for name in datasheets()),
+        ],
         "REFERENCE": [{title: f"reference/{title.lower()}.md"} for title in REFERENCE],
     }
     nav = [

@@ -336,7 +336,7 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
     """Say what is about to happen to a model that `was_given` in person, and where the run goes."""
     if not trainer.is_world_process_zero():
         return
-    forget, folder = len(trainer.sources["forget"]), trainer.args.output_dir
+    forget, folder = trainer.sources["forget"].count(), trainer.args.output_dir
     change = "gets an adapter" if trainer.adapter or (trainer.is_edit and asked_for_adapter) else "is changed in place"
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""

@@ -14,6 +14,7 @@ SHARDS = {"even": [6, 6, 6, 6], "uneven": [9, 3, 8, 4]}
 CASES: dict[str, dict[str, Any]] = {
     "mixed": {"method": "finetune", "family": "vit"},
     "paired": {"method": "neggrad_plus", "family": "vit"},
+    "teacher": {"method": "bad_teacher", "family": "vit"},  # whose table is of the retained samples too
     "uneven": {"method": "finetune", "family": "vit", "shards": "uneven", "dataloader_num_workers": 2},
     "completions": {"method": "grad_diff", "family": "llama", "dataloader_num_workers": 1},
     "one": {"method": "finetune", "family": "vit", "shards": None},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from PIL import Image
 
 from hf_unlearn import UnlearningArguments, unlearn
 from hf_unlearn.data.digits import load_digits
@@ -100,6 +101,29 @@ def test_models_and_data_are_small(app, there, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(app, limit, 1000)
             assert f"{what} has" in app.audit_two("me/before", "me/after", "me/digits", *SPLITS)[0].replace("\\", "")
+
+
+def test_pictures_that_are_paths_are_not_opened(app, there, release):
+    secret = release / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    alone, empty, held = (
+        {"bytes": b, "path": p} for b, p in ((None, str(secret)), (b"", str(secret)), (secret.read_bytes(), None))
+    )
+    pictures = datasets.Image()
+    for value, kind, refused in (
+        (alone, None, True),
+        (alone, pictures, True),
+        (empty, None, True),
+        (empty, pictures, True),
+        ([held], datasets.List(pictures), True),  # what lies deeper is not looked at
+        (held, pictures, False),
+    ):
+        data = datasets.Dataset.from_list([{"image": value, "label": 0}])
+        data = data.cast_column("image", kind) if kind else data
+        data.to_parquet(release / "paths.parquet")
+        there.put("me/paths", {"data/forget.parquet": (release / "paths.parquet").read_bytes()}, kind="datasets")
+        said, _ = app.audit_two("me/before", "me/after", "me/paths", *["train"] * 3)
+        assert ("samples name files in the column 'image', which this Space does not open" in said) == refused, said
 
 
 def zipped(folder: Path, target: Path, **others: bytes) -> str:

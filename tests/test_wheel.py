@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -80,32 +82,35 @@ def test_what_the_wheel_holds(wheel):
 
 
 @pytest.mark.slow
-def test_the_wheel_away_from_the_checkout(wheel, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-qq",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        "site",
-        str(wheel),
-    ]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+def test_the_wheel_in_a_clean_environment(wheel, tmp_path):
+    """Installed beside nothing of the checkout, it copies a recipe and goes through the quickstart, here with a short training and
+    without the method that is there to compare."""
+    environment = tmp_path / "environment"
+    venv.create(environment)
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "-qq", "--no-index"]
+    subprocess.run([*pip, "--no-deps", str(wheel)], cwd=tmp_path, check=True, capture_output=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")  # which are not installed again
     code = """
+import functools
 import hf_unlearn
 from pathlib import Path
-from hf_unlearn.commands import main
-assert Path(hf_unlearn.__file__).is_relative_to(Path("site").resolve()), hf_unlearn.__file__
-for argv in (["recipes"], ["recipes", "copy", "lotus_vit_cifar10"], ["methods", "lotus"]):
-    assert main(argv) == 0
-from hf_unlearn import audit, list_methods, metrics, unlearn
+from hf_unlearn.commands import demo, main
+assert Path(hf_unlearn.__file__).is_relative_to(Path("environment").resolve()), hf_unlearn.__file__
+from hf_unlearn import metrics
 from hf_unlearn.commands.recipe import parse
 assert parse(["lotus_vit_cifar10.yaml"])[0].model and Path(metrics.path("rf_jsd")).exists()
+demo.run, demo.METHODS = functools.partial(demo.run, epochs=2), ("auto",)
+for argv in (["methods", "lotus"], ["quickstart"], ["verify", "quickstart/unlearned"]):
+    assert main(argv) == 0, argv
 """
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "\nlotus_vit_cifar10.yaml" in done.stdout and "Copied to lotus_vit_cifar10.yaml" in done.stdout
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = []
+    for command in (["hf-unlearn", "recipes", "copy", "lotus_vit_cifar10"], ["python", "-c", code]):
+        command[0] = str(environment / "bin" / command[0])
+        done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0] == "Copied to lotus_vit_cifar10.yaml\n"
+    assert "The audit says: " in said[1] and "quickstart/unlearned/audit.html" in said[1]
+    assert "quickstart/unlearned: Verified" in said[1]

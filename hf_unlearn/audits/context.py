@@ -54,6 +54,11 @@ class AuditContext:
     split: Split = Split(None)
     passes: int = 0
 
+    def given(self, name: str) -> int:
+        """How many samples of a set are measured, as they were given: of pieces of texts, the texts."""
+        source, rows = self.sets[name]
+        return self.evaluator.samples.sources[source].count(rows)
+
     def count(self, model: nn.Module) -> RemovableHandle:
         """From now on every sample that goes through the model, or through a copy of it, is counted in `passes`."""
 

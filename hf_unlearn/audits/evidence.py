@@ -144,11 +144,17 @@ def _cannot(
             )
         else:
             left_out.append(f"{told} and are left out.")
+    asked, others = min(main.n_forget, ctx.given("forget")), min(main.n_unseen, ctx.given("unseen"))
+    if (asked, others) != (main.n_forget, main.n_unseen):
+        left_out.append(
+            f"The {main.n_forget} and {main.n_unseen} samples compared are pieces of {asked} forget and {others} unseen texts, and "
+            "count as if each had been drawn by itself, which they were not: intervals are too narrow, and p-values too small."
+        )
     auc, least = first(tests["original"]).auc, smallest_auc(main.error, among)
-    if main.n_forget < ENOUGH or least >= 1:  # of so few, nothing can be said of the original's memory either
+    if asked < ENOUGH or least >= 1:  # of so few, nothing can be said of the original's memory either
         found = f"only an AUC above {short(least)}" if least < 1 else "no AUC"
         prevented.append(
-            f"With {main.n_forget} forget samples (at least {ENOUGH} are wanted) beside {main.n_unseen} unseen ones, {found} "
+            f"With {asked} forget samples (at least {ENOUGH} are wanted) beside {others} unseen ones, {found} "
             "would have been seen: that nothing was found says little."
         )
     elif trace * among > LEVEL:

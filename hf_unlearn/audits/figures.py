@@ -20,7 +20,7 @@ def request(ctx: AuditContext) -> dict[str, Any]:
     kind = "class" if ctx.is_class else "mixed" if whole.any() else "instance"
     return {
         "kind": kind,
-        "samples": {name: len(rows) for name, (_, rows) in ctx.sets.items()},
+        "samples": {name: ctx.given(name) for name in ctx.sets},
         "forget_classes": classes.tolist(),
     }
 

@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -123,7 +123,7 @@ class HardnessReport(Summarised):
 
     def _advice(self) -> str:
         if self.hardness.infeasible or self.hardness.unavoidable:
-            return explain(self.hardness, self.config)
+            return explain(self.hardness, self.config, cast(float, self.config.ratio))
         how = f"{self.config.ratio:g}"
         if self.level == "easy":
             return (
@@ -169,11 +169,11 @@ def hardness(context: Context, method: Hamu, sizes: dict[str, int], max_norm: fl
         if max_norm > 0:
             clip_(gradient, max_norm)
     config = method.config
-    how = config.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
+    how = method.ratio, config.variant, method.groups, config.on_infeasible, config.quota, config.quota_scale
     _, found = solve(retain, forget, 1.0, *how, PLAIN["radius"])
     return HardnessReport(
         hardness=found,
-        config=config,
+        config=dataclasses.replace(config, ratio=method.ratio),
         forget_size=sizes["forget"],
         retain_size=sizes["retain"],
         parameters=sum(parameter.numel() for parameter in context.parameters),

@@ -178,6 +178,7 @@ def plane(
     the point that they come from."""
     with _figure(name, width, height) as (figure, axes):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if level:
             axes.axhline(level[1], color=COLOURS["faint"], linestyle=(0, (1, 1.5))).set_gid("level")
             axes.annotate(level[0], (1, level[1]), (-2, 3), ("axes fraction", "data"), "offset points", ha="right")
@@ -217,11 +218,14 @@ def plane(
 
 def _spread(homes: dict[str, tuple[float, float]], span: float) -> dict[str, float]:
     """How high the labels of points on a log scale stand: those that would cover each other a little higher or lower."""
-    columns: dict[int, list[str]] = {}
-    for label in sorted(homes, key=lambda label: homes[label][1]):
-        columns.setdefault(int(4 * homes[label][0] / (span or 1.0)), []).append(label)
+    columns: list[list[str]] = []
+    for label, (x, _) in sorted(homes.items(), key=lambda home: home[1][0]):
+        if not columns or x > homes[columns[-1][0]][0] + span / 4:
+            columns.append([])
+        columns[-1].append(label)
     found = {}
-    for labels in columns.values():
+    for labels in columns:
+        labels.sort(key=lambda label: homes[label][1])
         logs = np.log10([homes[label][1] / LEAST for label in labels])
         apart = _apart(logs, 0.25, 1 - np.log10(LEAST))
         found |= {label: float(LEAST * 10**free) for label, free in zip(labels, apart, strict=True)}

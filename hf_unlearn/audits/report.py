@@ -370,7 +370,9 @@ def _list(title: str, items: list[str], name: str) -> str:
 
 def _finding(content: dict[str, Any], at: At, finding: dict[str, Any]) -> str:
     mark = _mark(finding)
-    measure = _measure(content, at, lambda cell: _cell(content, cell))
+    measure = re.sub(
+        r"(p|corrected) <data", r"\1&nbsp;<data", _measure(content, at, lambda cell: _cell(content, cell))
+    )
     return (
         f'<li class="{mark.split()[0]}"><h3><span class="mark">{mark}</span> {_text(finding["question"])}</h3>'
         f"<p>{_text(finding['sentence'])}<small>{measure}</small></p></li>"

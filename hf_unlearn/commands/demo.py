@@ -72,24 +72,25 @@ def run(output: str = "quickstart", seed: int = 0, epochs: int = EPOCHS) -> dict
     torch.set_num_threads(1)  # a model this small gains nothing from more, and waits for them where cores are busy
     started, folder = time.perf_counter(), Path(output)
     with tempfile.TemporaryDirectory() as work:  # what runs write, such as the original, is not needed afterwards
-        rows, report, release = request(Path(work), folder, seed, epochs)
+        rows, report = request(Path(work), folder, seed, epochs)
     found = {"rows": rows, "verdict": report.content["verdict"]["headline"]}
     (folder / RESULTS).write_text(json.dumps({"command": "hf-unlearn quickstart", **found}, indent=2) + "\n")
     (folder / PICTURE).write_text(picture(rows) + "\n")
     print(f"\n{table(rows)}\n\n{READ}\n\n{textwrap.fill('The audit says: ' + found['verdict'], WIDTH)}\n")
+    release = folder / RELEASE
     for what, path in (("page", release / AUDIT_PAGE), ("card", release / CARD), ("picture", folder / PICTURE)):
         print(f"  {what:8}{path}")
     print(f"\n{NEXT}\n{time.perf_counter() - started:.0f} seconds in all.")
     return found
 
 
-def request(work: Path, folder: Path, seed: int, epochs: int) -> tuple[dict[str, Any], AuditReport, Path]:
-    """The figures of every model, the audit of the last method's, and the folder that could be pushed."""
+def request(work: Path, folder: Path, seed: int, epochs: int) -> tuple[dict[str, Any], AuditReport]:
+    """The figures of every model, and the audit of the last method's, whose release is written."""
     data = load_digits(seed, kept_right=True)
     print(f"{STORY}\n\n1. Training the original.", flush=True)
     original = train(small_resnet(seed), ConcatDataset([data["forget"], data["retain"]]), seed, work, epochs)
     weights = {name: value.clone() for name, value in original.state_dict().items()}
-    print("2. For reference: retraining two models without the 150, each with a seed of its own.", flush=True)
+    print("2. For reference: retraining two models without the 150, with other seeds.", flush=True)
     since = time.perf_counter()
     retrained = [train(small_resnet(i), data["retain"], i, work, epochs) for i in (seed + 1, seed + 2)]
     seconds, rows = (time.perf_counter() - since) / len(retrained), {}
@@ -109,7 +110,8 @@ def request(work: Path, folder: Path, seed: int, epochs: int) -> tuple[dict[str,
     rows["retrained"] = rows.pop("retrained") | {"jsd": between}  # which stands last
     print(f"{len(METHODS) + 3}. result.audit(level=1)", flush=True)
     report = result.audit(level=1)
-    return rows, report, prepare(result, folder / RELEASE, report=report)
+    prepare(result, folder / RELEASE, report=report)
+    return rows, report
 
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -117,6 +117,10 @@ class Folder:
             found.append(Batch(folder=path.parent, **{key: content[key] for key in keys}))
         return sorted(found, key=lambda batch: batch.number)
 
+    def released(self) -> list[Batch]:
+        """Those that are done, and have forgotten something."""
+        return [batch for batch in self.batches() if batch.samples and batch.done]
+
     def keep(self, requests: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Write the requests that are not there yet; gives their names. One of the same name with other rows is refused."""
         known = self.requests()

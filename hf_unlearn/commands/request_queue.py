@@ -1,7 +1,6 @@
 """Requests that come one after the other, unlearned in batches: each batch a revision and a receipt on top of the last."""
 
 import datetime as dates
-import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,40 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import numpy as np
 from transformers import PreTrainedModel
 
 from .. import models
 from ..api import UnlearningResult, unlearn
-from ..data.overlap import copies
-from ..data.source import Source
 from ..errors import UnlearningError
 from ..hub.canonical import read_receipt
 from ..hub.names import AUDIT, AUDIT_PAGE, MAIN, check_names
 from ..hub.receipt import SECRETS
-from ..hub.records import Secrets, record_digests
 from ..hub.release import prepare
 from ..hub.repository import Parent
 from ..hub.revisions import Pushed, push
 from ..hub.sequence import evaluate_earlier
 from ..hub.verification import Check, Verification, verify
-from ..hub.withholding import FEWEST
 from ..methods import MethodConfig
 from ..tasks import TASKS
-from ..tasks.base import Task
 from ..training.arguments import UnlearningArguments
 from ..training.output import COMPLETE, PRIVATE
 from . import recipe, request_files, steps
 from .drift import drift_of, drift_picture
 from .recipe import RecipeArguments
 from .request_files import DONE, FORMAT, MEASURED, RECIPE, Batch, Folder
-from .request_rows import Rows
+from .request_samples import QueuedSamples
 from .request_status import Policy, Status
 from .settings import Setting, Unquoted, read_settings, settable, typed
 
 PICTURE, RUN = "drift.svg", "run"
-DATASET = ("dataset", "dataset_config", "dataset_revision", "train_split", "id_column")
 # What a queue decides by itself.
 OWN = (
     *("output_dir", "forget_ids", "forget_labels", "forget_where", "forget_fraction", "resume", "merge", "tasks"),
@@ -74,11 +66,11 @@ class RequestQueue:
         settings = read_settings([], file)
         kinds = settable(Policy)
         self.policy = Policy(**{key: typed(key, settings[key], kinds[key]) for key in kinds if key in settings})
-        self._found: dict[int, np.ndarray] = {}  # the rows of batches that are done
         self.settings = {key: setting for key, setting in settings.items() if key not in kinds}
         if given := [key for key in self.settings if key in OWN]:
             raise UnlearningError(f"{file} has {given[0]}, which a queue decides by itself; remove it.")
         self.recipe, _, args = self._settled({})
+        self.samples = QueuedSamples(self.folder, self.recipe, args)
         if not args.measure:
             raise UnlearningError(f"{file} has measure, and measure is false; expected true, since drift is measured.")
 
@@ -92,11 +84,15 @@ class RequestQueue:
                 `read_requests`). A name is never published, and stands for the same rows for ever.
         """
         found = self.read(requests)
-        about = {"dataset": self._dataset(), "added": _now().isoformat(timespec="seconds"), "size": self._rows.size}
-        known, taken = self.folder.requests(), self._taken()
+        about = {
+            "dataset": self.samples.about(),
+            "added": _now().isoformat(timespec="seconds"),
+            "size": self.samples.rows.size,
+        }
+        known, taken = self.folder.requests(), self.samples.taken()
         for name, request in found.items():
             if name not in known:  # else it has been looked at, and its rows may be gone since
-                self._rows.of(name, request | about, may_be_gone=taken)
+                self.samples.rows.of(name, request | about, may_be_gone=taken)
         with self.folder.held("adding"):
             return self.folder.keep({name: request | about for name, request in found.items()})
 
@@ -130,7 +126,7 @@ class RequestQueue:
             rows.append(about | {"revision": done and done["pushed"] and done["pushed"]["revision"]})
         drifts = [row["drift"] for row in rows if row["drift"]]
         unfinished = any(not row["is_done"] for row in rows)
-        unnamed = ([0] + [(batch.measured or {}).get("unnamed", 0) for batch in self._released()])[-1]
+        unnamed = ([0] + [(batch.measured or {}).get("unnamed", 0) for batch in self.folder.released()])[-1]
         return Status(
             requests=len(requests),
             waiting=waiting,
@@ -142,8 +138,9 @@ class RequestQueue:
         )
 
     def requested(self) -> np.ndarray:
-        """The rows of all requests, waiting ones too, in rising order: what a retraining leaves out."""
-        return self._rows.of_all(self.folder.requests(), may_be_gone=True)
+        """The rows of all requests, waiting ones too, and those that hold copies of them, in rising order: what a retraining leaves
+        out."""
+        return self.samples.requested()
 
     # -- Batches
 
@@ -175,12 +172,15 @@ class RequestQueue:
         """Each release held against its receipt, its parent, and the digest that the queue kept of the receipt, the first one
         first; on the Hub where it was pushed."""
         found, parent = [], self.recipe.model if Path(self.recipe.model).is_dir() else None
-        for batch in self._released():
+        held: set[str] = set()  # receipts whose chains hold: each chain is followed to the last of them
+        for batch in self.folder.released():
             done = batch.done or {}
             where, revision = batch.release, None
             if pushed := done["pushed"]:
                 where, revision = pushed["repo"], pushed["revision"]
-            one = verify(where, revision=revision, parent=parent, token=token)
+            one = verify(where, revision=revision, parent=parent, held=held, token=token)
+            if one.receipt and any(check.name == "chain" and check.passed for check in one.checks):
+                held.add(one.receipt["digest"])
             is_kept = one.receipt is not None and one.receipt["digest"] == done["receipt"]
             same = (
                 "the digest of the receipt is that of the batch"
@@ -193,7 +193,7 @@ class RequestQueue:
 
     def picture(self) -> str:
         """The drift from batch to batch, beside its budget, as an SVG element."""
-        rows = [(len(batch.requests), (batch.measured or {})["drift"]) for batch in self._released()]
+        rows = [(len(batch.requests), (batch.measured or {})["drift"]) for batch in self.folder.released()]
         return drift_picture(rows, self.policy)
 
     def _next(self, now: bool) -> Batch | None:
@@ -207,7 +207,7 @@ class RequestQueue:
         chosen = waiting[: self.policy.batch_requests]
         return self.folder.begin(
             requests=chosen,
-            samples=len(self._new_rows(requests, chosen)),
+            samples=len(self.samples.new_rows(requests, chosen)),
             known=max(request["number"] for request in requests.values()),
             began=_now().isoformat(timespec="seconds"),
         )
@@ -239,7 +239,7 @@ class RequestQueue:
 
     def _unlearn(self, batch: Batch, address: str | None, token: str | None) -> None:
         """From the last release to the next one."""
-        released, changes = self._released(), {"output_dir": str(batch.folder / RUN)}
+        released, changes = self.folder.released(), {"output_dir": str(batch.folder / RUN)}
         begun = released[0].measured if released else None  # what the first batch has found out
         if begun:
             changes |= {"model": str(released[-1].release), "revision": None}
@@ -253,10 +253,8 @@ class RequestQueue:
                 f"The model is for {task.name}, and a queue measures what is left of earlier requests, which such a model does "
                 f"not allow; expected one for {', '.join(name for name, kind in TASKS.items() if kind.is_audited)}."
             )
-        data, earlier = self._sets(batch)
-        data["retain"], copied = _without_copies(
-            data["retain"], self._splits[0].select(self._known_rows(batch)), args, task
-        )
+        earlier = self.samples.earlier()
+        data, copied = self.samples.of_batch(batch, task)
         is_begun = any(Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"))
         about: dict[str, Any] = steps.settings(settings, args, model, data)
         about |= {"merge": True, "resume_from_checkpoint": is_begun}
@@ -267,7 +265,7 @@ class RequestQueue:
         content = {key: begun[key] for key in ("original", "base_model")}
         first = models.load_model(begun["original"]["model"], revision=begun["original"]["revision"], task=task.name)
         content |= {"drift": drift_of(result, first), "figures": result.metrics["after"]}
-        content |= {"earlier": rows[0] if rows else None, "unnamed": self._unnamed(), "copies": copied}
+        content |= {"earlier": rows[0] if rows else None, "unnamed": self.samples.unnamed(), "copies": copied}
         request_files.write(batch.folder / MEASURED, {"format": FORMAT, **content})
         parent = self._parent(released[-1] if released else None, begun["original"])
         where: dict[str, Any] = {"repo_id": address, "revision": address and self._branch(batch), "token": token}
@@ -302,80 +300,6 @@ class RequestQueue:
         pushed = (previous.done or {})["pushed"]
         return Parent(pushed["repo"], pushed["commit"]) if pushed else previous.release
 
-    def _sets(self, batch: Batch) -> tuple[steps.Sets, list[dict[str, Any]]]:
-        """What `unlearn()` is given, and the samples of earlier batches: all of them together, and of each one that is large
-        enough for its figures to be published."""
-        train, unseen, test = self._splits
-        requests = {name: item for name, item in self.folder.requests().items() if item["number"] <= batch.known}
-        earlier, gone = [], np.zeros(0, int)
-        for past in self._released():
-            rows = np.setdiff1d(self._forgotten(past), gone)
-            size = self._check_samples(past, train, rows)
-            gone = np.union1d(gone, rows)
-            if len(rows) == size >= FEWEST:  # of a part, beside the whole, figures would tell of the others
-                earlier.append({"name": f"batch-{past.number}", "forget": train.select(rows)})
-        if len(gone):
-            earlier.insert(0, {"name": "all", "forget": train.select(gone)})
-        forget = self._new_rows(requests, batch.requests)
-        kept = np.setdiff1d(np.arange(len(train)), self._known_rows(batch))
-        return steps.Sets(forget=train.select(forget), retain=train.select(kept), unseen=unseen, test=test), earlier
-
-    def _known_rows(self, batch: Batch) -> np.ndarray:
-        """The rows of all requests that were there when a batch began."""
-        requests = {name: item for name, item in self.folder.requests().items() if item["number"] <= batch.known}
-        return self._rows.of_all(requests, may_be_gone=True)
-
-    def _new_rows(self, requests: Mapping[str, Mapping[str, Any]], chosen: list[str]) -> np.ndarray:
-        """The rows of the chosen requests that no batch has forgotten."""
-        rows = self._rows.of_all({name: requests[name] for name in chosen}, may_be_gone=self._taken())
-        return np.setdiff1d(rows, self._gone())
-
-    def _gone(self) -> np.ndarray:
-        return np.unique(np.concatenate([np.zeros(0, int), *map(self._forgotten, self._released())]))
-
-    def _taken(self) -> set[str]:
-        """The ids of batches that are done, which the dataset need not have any more."""
-        requests, done = self.folder.requests(), [batch for batch in self.folder.batches() if batch.done]
-        return {value for batch in done for name in batch.requests for value in requests[name].get("ids", ())}
-
-    def _unnamed(self) -> int:
-        """How many rows have come since of ids that are done, which no request after that names: they are in no set."""
-        requests = self.folder.requests()
-        done = {name for past in self.folder.batches() if past.done for name in past.requests}
-        rows, others = (
-            self._rows.of_all({name: requests[name] for name in requests if (name in done) == which}, may_be_gone=True)
-            for which in (True, False)
-        )
-        return len(np.setdiff1d(rows, np.union1d(self._gone(), others)))
-
-    def _forgotten(self, past: Batch) -> np.ndarray:
-        """The rows that a batch has forgotten, as far as they are there; of an id, those that the secrets of the batch know,
-        since others may have come later."""
-        if past.number not in self._found:
-            train, requests = self._splits[0], self.folder.requests()
-            asked = [
-                {name: requests[name] for name in past.requests if key in requests[name]} for key in ("rows", "ids")
-            ]
-            numbered, named = (self._rows.of_all(of, may_be_gone=True) for of in asked)
-            if len(named):
-                secrets = Secrets.load(past.folder / SECRETS)
-                digests = record_digests(train.select(named), secrets.columns, secrets.version)
-                named = named[[secrets.place(digest) is not None for digest in digests]]
-            self._found[past.number] = np.union1d(numbered, named)
-        return self._found[past.number]
-
-    def _check_samples(self, batch: Batch, train: datasets.Dataset, rows: np.ndarray) -> int:
-        """The rows of a batch are still the samples that it has forgotten, as far as they are there; gives how many it has."""
-        secrets = Secrets.load(batch.folder / SECRETS)
-        digests = record_digests(train.select(rows), secrets.columns, secrets.version) if len(rows) else []
-        if strange := sum(secrets.place(digest) is None for digest in digests):
-            raise UnlearningError(
-                f"{strange} of the {len(rows)} rows of batch {batch.number} hold other samples in {self.recipe.dataset} than those "
-                "that it has forgotten, so row numbers mean other samples now; bring back the dataset as it was. (Ids stay "
-                "what they are: id_column.)"
-            )
-        return len(secrets.records)
-
     # -- What the queue is made with
 
     def _settled(self, changes: Mapping[str, str | None]) -> tuple[RecipeArguments, MethodConfig, UnlearningArguments]:
@@ -384,36 +308,15 @@ class RequestQueue:
         values = {key: Unquoted("null") if value is None else value for key, value in own.items()}
         return recipe.read(self.settings | {key: Setting(value, "by the queue") for key, value in values.items()})
 
-    @functools.cached_property
-    def _splits(self) -> tuple[datasets.Dataset, datasets.Dataset | None, datasets.Dataset | None]:
-        settings, _, args = self._settled({})
-        splits = steps.load_splits(settings, args)
-        if splits[1] is None and splits[2] is None:
-            raise UnlearningError(
-                f"The dataset {settings.dataset!r} has no split of samples that the model was not trained on, on which a queue "
-                f"measures drift; name one in {RECIPE} with unseen_split, which may be a slice such as train[90%:]."
-            )
-        return splits
-
-    @functools.cached_property
-    def _rows(self) -> Rows:
-        return Rows(self._splits[0], self._dataset())
-
-    def _dataset(self) -> dict[str, str | None]:
-        return {key: getattr(self.recipe, key) for key in DATASET}
-
     def _branch(self, batch: Batch) -> str:
         return f"{self.recipe.push_revision or 'unlearned/batch'}-{batch.number:04}"
-
-    def _released(self) -> list[Batch]:
-        return [batch for batch in self.folder.batches() if batch.samples and batch.done]
 
     def _address(self, push_to: str | None) -> str | None:
         """Where batches are pushed to, which is the same for all of them."""
         address = push_to or self.recipe.push_to
         if address:
             check_names(address, f"{self.recipe.push_revision or 'unlearned/batch'}-0001")
-        for batch in self._released():
+        for batch in self.folder.released():
             pushed = (batch.done or {})["pushed"]
             if (pushed and pushed["repo"]) != address:
                 was = f"to {pushed['repo']}" if pushed else "nowhere"
@@ -422,15 +325,6 @@ class RequestQueue:
                     "receipts name each other."
                 )
         return address
-
-
-def _without_copies(
-    retain: datasets.Dataset, asked: datasets.Dataset, args: UnlearningArguments, task: type[Task]
-) -> tuple[datasets.Dataset, int]:
-    """The retained samples without copies of those that are asked for, which would bring them back; and how many there were."""
-    one, other = (Source(data, "the dataset", args.columns, layout=task.layout) for data in (asked, retain))
-    rows = copies(one, other)
-    return retain.select(np.setdiff1d(np.arange(len(retain)), rows)), len(rows)
 
 
 def _waiting(requests: Mapping[str, Any], batches: list[Batch]) -> list[str]:

@@ -32,7 +32,7 @@ from ..methods import METHODS, create_method
 from ..methods.rewind import BudgetConfig, spending
 from ..models.adapters import is_adapted
 from ..tasks.answers import Answers, language_task
-from ..tasks.completions import writer
+from ..tasks.completions import ALTERNATIVE, writer
 from ..tasks.losses import sample_losses
 from ..training.arguments import UnlearningArguments
 from .speed import Peak
@@ -46,6 +46,11 @@ STEPS, SAMPLES, BITS = 20, 10, 4  # of relearning, and of rounding
 AS_IS = "as is"
 AFTER = {f"relearned {name}": name for name in ("forget", "retain")} | {"4 bits": None}
 MIN_K = 0.4  # of PrivLeak, as MUSE has it
+
+JUDGED_BY = (
+    "trained on the wrong answers by which truth ratios are measured, so that its ratio, p, KS and reading do not tell whether it has "
+    "forgotten"
+)
 
 Row = dict[str, Any]
 
@@ -140,7 +145,10 @@ class Benchmark:
             given = {"method": spending(method, **about), "base_model": settings.model}
         elif "base_model" in method.info.needs:
             given["base_model"] = settings.model
-        sets = {name: _dataset(rows) for name, rows in self._sets().items()}
+        sets, told = {name: _dataset(rows) for name, rows in self._sets().items()}, []
+        if method.takes_alternatives and not method.alternatives({}):  # and brings none of its own
+            sets["forget"] = sets["forget"].add_column(ALTERNATIVE, self.world.asked["forget"].perturbed)
+            told = [JUDGED_BY]
         with tempfile.TemporaryDirectory() as folder, Peak() as peak:
             args = UnlearningArguments(
                 folder,
@@ -156,7 +164,7 @@ class Benchmark:
             with contextlib.redirect_stdout(sys.stderr):  # what it says of its steps
                 result = unlearn(model, **sets, **about)
             about = {"seconds": result.runtime["unlearn"], "steps": result.trainer.state.global_step}
-            notes, model = result.trainer.method.notes, result.model
+            notes, model = told + result.trainer.method.notes, result.model
             del result
         if is_adapted(model):
             model = cast(nn.Module, model.merge_and_unload())  # in place: it is nobody else's

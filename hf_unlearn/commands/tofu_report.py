@@ -13,7 +13,7 @@ from .tofu_benchmark import AFTER, AGAIN, AS_IS, ORIGINAL, RETRAINED, TRAINED, R
 
 HALF, ALIKE, HARM = 0.5, 0.05, 0.8
 HEADS = ("", "p", "KS", "utility", "likely", "ratio", "extract", "PrivLeak", "reading")
-HEADS_AFTER = ("", "p: forget", "retain", "4 bits", "ratio: forget", "retain", "4 bits", "seconds", "MB")
+HEADS_AFTER = ("", "p: forget", "retain", "4 bits", "ratio: forget", "retain", "4 bits", "seconds")
 NOTE = f"""p: forget quality, of the two-sided KS test against the retrained model; KS: its distance.
 utility: harmonic mean of probability, ROUGE-L and truth score of retained questions.
 likely: probability of forgotten answers. ratio: geometric mean of their truth ratios.
@@ -128,14 +128,12 @@ def cells(seeds: Mapping[str, Mapping[str, Row]]) -> tuple[list[tuple[str, ...]]
             )
         )
         after = (figure(lambda row, state=state: row["states"][state]["ratio"]) for state in AFTER)
-        peak = _over(seeds, name, lambda row: row.get("peak"))
         second.append(
             (
                 name,
                 *map(p, AFTER),
                 *after,
                 figure(lambda row: row["seconds"], ".0f"),
-                shown(None if peak is None else peak / 1e6, ".0f"),
             )
         )
     return first, second

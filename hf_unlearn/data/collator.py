@@ -12,7 +12,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ..errors import UnlearningError
 from .batches import Batch
 from .pictures import as_picture
-from .source import Source, reason
+from .reasons import reason
+from .source import Source
 from .types import DataCollator, ProcessingClass
 
 

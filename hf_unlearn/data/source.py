@@ -13,21 +13,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import torch
 from PIL import Image
 
 from ..errors import UnlearningError
 from . import arrow
+from .given import as_dataset, renamed
 from .labels import Numbering
 from .layout import CLASSES, IMAGE_COLUMNS, LABEL_COLUMNS, MODEL_INPUTS, TEXT_COLUMNS, Columns, Layout
 from .randomness import seeded
-from .reasons import reason, unreadable
+from .reasons import unreadable
 from .streams import StreamReader, in_turn, lane_starts
 from .types import Data
 
@@ -35,46 +35,13 @@ from .types import Data
 # Reading
 
 
-def as_dataset(data: Data, name: str) -> Data:
-    """A pandas table as a `datasets.Dataset`, a `DatasetDict` of one split as that; anything else as it is, unless it is
-    several sets, or columns."""
-    if isinstance(data, datasets.DatasetDict) and len(data) == 1:
-        (data,) = data.values()
-    if isinstance(data, pd.DataFrame):
-        try:
-            return datasets.Dataset.from_pandas(data, preserve_index=False)
-        except Exception as error:  # of arrow, one for each kind of column
-            raise UnlearningError(
-                f"{name} is a table that cannot be made a datasets.Dataset ({reason(error)}); pass a datasets.Dataset, or a list "
-                "of dicts."
-            ) from error
-    if isinstance(data, datasets.Dataset) and data.format["type"] in ("arrow", "pandas", "polars"):
-        return data.with_format(None)  # rows of tables are no dicts
-    if isinstance(data, Mapping):
-        held = f"{name} is a {type(data).__name__} with {', '.join(map(str, data))}"
-        if any(isinstance(part, (datasets.Dataset, datasets.IterableDataset)) for part in data.values()):
-            raise UnlearningError(f"{held}; pass one of them.")
-        raise UnlearningError(f"{held}; expected rows. Make it a dataset with datasets.Dataset.from_dict().")
-    return data
+class Cut(NamedTuple):
+    """What a set of pieces was cut from, by pieces of which length and overlap, and the row there of each piece."""
 
-
-def renamed(data: Data, name: str, layout: Layout) -> Data:
-    """A dataset or a list of dicts with its columns called as the layout has them, if it has all of those that it names."""
-    names = dict(layout.renamed)
-    rows = cast(list[Any], data) if isinstance(data, list) and data and isinstance(data[0], Mapping) else None
-    columns = set(rows[0] if rows else getattr(data, "column_names", None) or ())
-    found, missing = sorted(names.keys() & columns), sorted(names.keys() - columns)
-    if columns & set(names.values()):
-        return data  # which are read as they are
-    if found and missing:
-        raise UnlearningError(
-            f"{name} has the column {found[0]} and no {missing[0]}; expected both answers of a preference, or {layout.expected}"
-        )
-    if not found:
-        return data
-    if rows:
-        return cast(Data, [{names.get(key, key): value for key, value in row.items()} for row in rows])
-    return cast(datasets.Dataset, data).rename_columns(names)
+    source: "Source"
+    length: int
+    overlap: int
+    rows: np.ndarray
 
 
 class Source:
@@ -82,6 +49,8 @@ class Source:
 
     Only the samples of a classifier have classes; elsewhere their `labels` are all 0.
     """
+
+    cut: Cut | None = None  # of samples that are pieces
 
     def __init__(
         self,
@@ -91,9 +60,9 @@ class Source:
         size: int | None = None,
         layout: Layout = CLASSES,
     ):
-        given = as_dataset(dataset, name)
-        self.dataset: Any = renamed(given, name, layout)
-        self.is_renamed = self.dataset is not given
+        self._as_given = as_dataset(dataset, name)
+        self.dataset: Any = renamed(self._as_given, name, layout)
+        self.is_renamed = self.dataset is not self._as_given
         self.name, self.given, self.layout = name, columns or Columns(), layout
         self.has_classes, self.task_columns = layout.has_classes, layout.task_columns
         self.is_stream = isinstance(dataset, (datasets.IterableDataset, torch.utils.data.IterableDataset))
@@ -109,11 +78,27 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         """Without what is read anew: a worker that is not forked would be sent all that is stored a second time."""
         return {
-            name: value for name, value in vars(self).items() if name not in ("columns", "_stored_labels", "_reader")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("columns", "_stored_labels", "_reader", "_as_given", "cut")
         }
 
     def __len__(self) -> int:
         return cast(int, self._size) if self.is_stream else len(self.dataset)  # a stream comes with its size
+
+    @property
+    def as_given(self) -> tuple[Any, list[str]]:
+        """The set as its owner has it, and the columns that hold the input there: of pieces the texts, nothing renamed."""
+        if self.cut:
+            return self.cut.source.as_given
+        names = {new: old for old, new in self.layout.renamed} if self.is_renamed else {}
+        return self._as_given, [names.get(column, column) for column in self.input_columns]
+
+    def count(self, rows: np.ndarray | None = None) -> int:
+        """How many samples, as they were given, these rows are of (default: all rows)."""
+        if self.cut is None:
+            return len(self) if rows is None else len(rows)
+        return len(np.unique(self.cut.rows if rows is None else self.cut.rows[rows]))
 
     @cached_property
     def lane_starts(self) -> list[int]:

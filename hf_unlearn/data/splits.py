@@ -10,8 +10,10 @@ import datasets
 import numpy as np
 
 from ..errors import UnlearningError
+from .given import as_dataset
 from .labels import Classes
-from .source import Columns, Source, as_dataset, reason
+from .reasons import reason
+from .source import Columns, Source
 from .types import Data
 
 SPLIT_SEED = 42  # of the halves of unseen samples: the same in all runs and audits, whatever else is drawn anew

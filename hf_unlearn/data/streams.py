@@ -46,6 +46,17 @@ def in_turn(starts: list[int], samples: np.ndarray) -> np.ndarray:
     return samples[np.lexsort((lanes, places))]
 
 
+def in_parts(starts: list[int], samples: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Samples, in the order in which they are read, in parts of lanes of their own where these can be shared out evenly. All are as
+    long: a short one repeats its last sample."""
+    order = in_turn(starts, samples)
+    lanes = np.searchsorted(starts, order, side="right") - 1
+    of = (np.arange(len(order)) if len(starts) % parts else lanes) % parts
+    found = [order[of == part] for part in range(parts)]
+    longest = max(map(len, found))
+    return [np.append(part, np.repeat((part if len(part) else order)[-1:], longest - len(part))) for part in found]
+
+
 def _shard(stream: Any, shards: int, index: int, epoch: int) -> Iterator[Any]:
     if not isinstance(stream, datasets.IterableDataset):
         if hasattr(stream, "set_epoch"):

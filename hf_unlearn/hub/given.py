@@ -45,7 +45,7 @@ def check_report(report: Any, result: Result) -> None:
             f"report is {report!r:.60}; expected an AuditReport, as result.audit() or AuditReport.from_json gives it."
         )
     stated, run = report.content.get("weights"), result.run
-    audited, asked = report.content["request"]["samples"]["forget"], len(run.sources["forget"])
+    audited, asked = report.content["request"]["samples"]["forget"], run.sources["forget"].count()
     if audited != asked:
         raise UnlearningError(
             f"report is of {audited} forget samples and this result of {asked}; expected an audit of this result."

@@ -1,6 +1,7 @@
 """Whether a release comes from where its receipt says: the parent and its weights, the commits and receipts before, and
 which release is the newest one."""
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,9 @@ def _created(receipt: dict[str, Any]) -> str:
 # The chain of receipts
 
 
-def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject) -> str:
-    """Each receipt names the one before by its digest, and begins with the weights that one ended with."""
+def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject, known: Collection[str]) -> str:
+    """Each receipt names the one before by its digest, and begins with the weights that one ended with; back to the first one, or to
+    one of `known`, by digest, whose chain holds."""
     link = receipt["previous"]
     if link is None or link["receipt"] is None:
         if not (origin.folder / RECEIPT).is_file():
@@ -152,15 +154,17 @@ def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject) -> st
         if link is None:
             raise Failed("the parent has a receipt, and this one does not name it")
         raise Unchecked("the receipt was written without a connection and does not name that of the parent")
-    held = []
+    held: list[str] = []
     if link["repo"] is None or origin.given is not None:
         before = _earlier(origin.folder)
         held.append(_check_link(receipt, link, before))
         receipt = before
     try:
-        for link, before in predecessors(receipt, release.token):
+        for link, before in [] if receipt["digest"] in known else predecessors(receipt, release.token):
             held.append(_check_link(receipt, link, before))
             receipt = before
+            if receipt["digest"] in known:
+                break
     except (RemoteEntryNotFoundError, RevisionNotFoundError):
         link = receipt["previous"]
         raise Failed(f"{link['repo']} has no receipt at {link['commit'][:12]}, which its successor names") from None
@@ -170,6 +174,9 @@ def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject) -> st
         raise Unchecked(f"{len(held)} earlier receipts hold, and of the one before, {reason}") from None
     except UnlearningError as error:
         raise Failed(str(error).rstrip(".")) from error
+    words = "".join(f"; {word}" for word in held if word)
+    if receipt["digest"] in known:
+        return f"the receipt before holds, and so do all before it{words}"
     if link := receipt["previous"]:
         more = (
             "does not say where the one before is"
@@ -177,7 +184,7 @@ def check_chain(receipt: dict[str, Any], origin: Origin, release: Subject) -> st
             else "is not the first one; more are not read"
         )
         raise Unchecked(f"{len(held)} earlier receipts hold, and the last of them {more}")
-    return f"{len(held)} earlier receipts hold" + "".join(f"; {word}" for word in held if word)
+    return f"{len(held)} earlier receipts hold{words}"
 
 
 def _earlier(folder: Path) -> dict[str, Any]:

@@ -197,13 +197,14 @@ def _find_parent(
 
 def _keep_secrets(source: Source, path: Path) -> Secrets:
     """New secrets, or those at `path` if they are of the very same records: proofs given before stay good then."""
-    records = sorted(record_digests(source.dataset, source.input_columns))
+    given, columns = source.as_given
+    records = sorted(record_digests(given, columns))
     if path.exists():
         kept = Secrets.load(path)
-        if (kept.columns, kept.records, kept.version) == (source.input_columns, records, CANONICAL):
+        if (kept.columns, kept.records, kept.version) == (columns, records, CANONICAL):
             return kept
         path.rename(path.with_stem(f"{path.stem}-{merkle.root(kept.leaves).hex()[:8]}"))
-    fresh = Secrets(random.token_bytes(32), source.input_columns, records)
+    fresh = Secrets(random.token_bytes(32), columns, records)
     fresh.save(path)
     return fresh
 

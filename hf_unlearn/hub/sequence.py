@@ -16,6 +16,7 @@ from ..data.source import Source
 from ..errors import UnlearningError
 from ..tasks.checks import check_samples, number_classes
 from ..tasks.figures import figures
+from ..training.pieces import in_pieces
 from ..training.record import Result, Run
 from .canonical import body, digest_of, read_receipt
 from .client import UnreadableError, reading, retry
@@ -107,7 +108,7 @@ def evaluate_earlier(result: Result, earlier: Sequence[Mapping[str, Any]]) -> li
     after = {name: evaluator.measure(result.model, *chosen) for name, chosen in sets.items()}
     rows = []
     for item, (name, source) in zip(earlier, sources.items(), strict=True):
-        row = {"name": item["name"], "samples": len(source), "reasons": {}}
+        row = {"name": item["name"], "samples": source.count(), "reasons": {}}
         for when, measured in (("before", before), ("after", after)):
             values, reasons = _figures(measured, name)
             row |= {when: values, "reasons": reasons}
@@ -131,6 +132,8 @@ def _source(run: Run, item: Mapping[str, Any]) -> Source:
     source = Source(item["forget"], f"the earlier request {item['name']!r}", run.columns, layout=run.task.layout)
     if source.is_stream or len(source) == 0:
         raise UnlearningError(f"{source.name} is {'a stream' if source.is_stream else 'empty'}; expected its samples.")
+    if cut := run.sources["forget"].cut:
+        source = in_pieces(source, run.task, run.processing_class, cut.length, cut.overlap)
     number_classes([source], cast(PreTrainedConfig, run.task.config))  # which a classifier has
     collator = run.evaluator.collator.collator
     collator.check(source)

@@ -4,7 +4,7 @@ Every check ends in passed, failed, or not checked with the reason; what was not
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,7 @@ def verify(
     parent: str | Path | None = None,
     public_key: str | Path | None = None,
     max_parent_bytes: int | None = None,
+    held: Collection[str] = (),
     token: str | None = None,
 ) -> Verification:
     """Recompute everything that a release's receipt says and that can be had.
@@ -121,6 +122,7 @@ def verify(
         public_key: a PEM file with the Ed25519 key that must have signed the receipt.
         max_parent_bytes: how much may be fetched as the parent that the receipt names; default: twice the weights of the
             release, or 1 GiB if that is more. A larger one is not checked.
+        held: digests of receipts whose chains have been found to hold just now; there is no need to go behind them.
     """
     check_token(token)
     if (forget is None) != (secrets is None):
@@ -150,7 +152,7 @@ def verify(
         ("card", lambda: check_card(receipt, release)),
         ("history", lambda: check_history(receipt, release)),
         ("parent", lambda: check_parent(receipt, origin)),
-        ("chain", lambda: check_chain(receipt, origin, release)),
+        ("chain", lambda: check_chain(receipt, origin, release, held)),
         ("records", lambda: _check_records(receipt, forget, secrets)),
     ]
     checks = [_made(name, step) for name, step in steps]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import metrics, models
 from ..errors import UnlearningError
+from ..models.weights import cut_as
 from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, Method, MethodInfo
@@ -135,6 +136,10 @@ class Auto(Rewind):
         return self.config.keeps or [self.usual_keep]
 
     # -- The race
+
+    @property
+    def changes_weights(self) -> bool:
+        return self.config.race > 0
 
     def _plan(self, total: int) -> list[Phase]:
         """The phases of a run of `total` steps. Where a candidate would get too few of them, the first one gets all."""
@@ -287,4 +292,4 @@ class Auto(Rewind):
         self.scores = state["scores"]
         kept = {name.removeprefix("kept."): tensor for name, tensor in state.items() if name != "scores"}
         like = self.context.model.state_dict()
-        self.kept = {name: tensor.to(like[name].device) for name, tensor in kept.items()}
+        self.kept = {name: cut_as(tensor, like[name]) for name, tensor in kept.items()}

@@ -158,7 +158,9 @@ class Context(Protocol):
         ...
 
     @property
-    def is_sharded(self) -> bool: ...
+    def fine_parameters(self) -> list[Tensor]:
+        """The same as they are now, in float32 at least: where the optimizer steps on copies of half-precision weights, these."""
+        ...
 
     @property
     def schedule(self) -> Schedule:
@@ -347,6 +349,11 @@ class Method:
     def class_request(self) -> bool | None:
         """Whether its config says that whole classes must go; None: it does not say."""
         return getattr(self.config, "class_mode", None)
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether it changes weights between two steps, beside the optimizer."""
+        return False
 
     @property
     def why_whole(self) -> str | None:

@@ -10,6 +10,7 @@ from ..data.randomness import seeded
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted
 from ..models.kinds import architecture_family
+from ..models.weights import cut_as
 from .base import MethodConfig, MethodInfo
 from .finetune import Finetune
 from .msg import Msg
@@ -79,7 +80,7 @@ class Ct(Finetune):
             with seeded(context.seed):
                 for weight in context.parameters:
                     noise = torch.randn(weight.shape, dtype=torch.float32)  # on the CPU: the same on every device
-                    weight.add_(self.config.sigma * noise.to(weight.device, weight.dtype))
+                    weight.add_(self.config.sigma * cut_as(noise.to(weight.dtype), weight))
             return
         convolutions = [module for module in context.model.modules() if isinstance(module, nn.Conv2d)]
         kernels = [

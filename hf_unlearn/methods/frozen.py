@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
-from ..models.modes import evaluating
+from ..models.modes import evaluating, gather
 
 
 class OnlineTeacher:
@@ -33,6 +33,7 @@ class OnlineTeacher:
             _, found = heads.read(self.model, batch.inputs, places, heads.states)
 
         def logits(states: Tensor) -> Tensor:
+            gather(heads.head_of(self.model))  # it answers outside of a forward pass
             with torch.no_grad(), self.frozen():
                 return found.logits(states)
 

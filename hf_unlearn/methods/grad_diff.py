@@ -31,7 +31,7 @@ class GradDiff(PairedLosses):
         summary="descends on the loss of retained samples minus that of forget samples",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=20,
+        cost=20,  # 10 epochs of forget and retained samples
     )
     config_class = GradDiffConfig
     adapter_learning_rate = 3e-4

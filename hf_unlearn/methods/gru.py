@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..models.weights import cut_as
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, combine_, dots, share
 from .paired import PairedAscentConfig, PairedGradients
@@ -70,10 +71,6 @@ class Gru(PairedGradients):
     config_class = GruConfig
     config: GruConfig
 
-    @property
-    def why_whole(self) -> str | None:
-        return "keeps a mean of gradients (which gamma=1 does not)" if self.config.gamma < 1 else None
-
     def prepare(self, context) -> None:
         super().prepare(context)
         self.mean: Gradient = []  # of the retain gradients so far
@@ -90,4 +87,4 @@ class Gru(PairedGradients):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         parameters = self.context.parameters if "mean.0" in state else []
-        self.mean = [state[f"mean.{i}"].to(p.device) for i, p in enumerate(parameters)]
+        self.mean = [cut_as(state[f"mean.{i}"], p) for i, p in enumerate(parameters)]

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
+from ..models.weights import cut_as
 from ..tasks.base import Task
 from .base import TASKS, MethodInfo, Paper
 from .gradients import Gradient, blocks, combination, combine_, dots
-from .paired import PairedAscentConfig, PairedGradients
+from .repair import Repair, RepairConfig
 
 logger = logging.getLogger(__name__)
 
@@ -191,16 +192,21 @@ def _sines(retain: Gradient, forget: Gradient, groups: list, cosine: Tensor, r: 
 
 
 @dataclass
-class HamuConfig(PairedAscentConfig):
-    """HAMU. Ours, not the paper's: the bounded objective, `radius="unit"`, a ratio of 0.1, `quota_scale="relative"`,
-    `on_infeasible="cap"`, `stop_patience`, `stop_slack`, `until` and blocks by module; `paper()` has none of them."""
+class HamuConfig(RepairConfig):
+    """HAMU. Ours, not the paper's: the bounded objective, `radius="unit"`, the ratios, `quota_scale="relative"`,
+    `on_infeasible="cap"`, `stop_patience`, `stop_slack`, `until`, `then` and blocks by module; `paper()` has none of them."""
 
     method = "hamu"
 
     variant: Literal["q", "u"] = field(
         default="q", metadata={"help": "q: a quota for forgetting, then best for retaining; u: the other way round"}
     )
-    ratio: float = field(default=0.1, metadata={"help": "the quota: Q/η, or the share c of what is reachable"})
+    ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "the quota: Q/η, or the share c of what is reachable; null: 0.3 of a classifier, 0.1 of a language model (ours)"
+        },
+    )
     quota_scale: Literal["relative", "absolute"] = field(
         default="relative",
         metadata={
@@ -252,7 +258,8 @@ class HamuConfig(PairedAscentConfig):
     def __post_init__(self):
         super().__post_init__()
         top = 1.0 if self.quota_scale == "relative" else math.inf
-        self.check("ratio", 0 <= self.ratio <= top, "a share in [0, 1], or a Q/η of 0 or more with an absolute quota")
+        is_share = self.ratio is None or 0 <= self.ratio <= top
+        self.check("ratio", is_share, "a share in [0, 1], or a Q/η of 0 or more with an absolute quota")
         self.check("stop_patience", self.stop_patience >= 1, "at least 1")
         self.check("stop_slack", self.stop_slack >= 0, "0 or more")
 
@@ -272,10 +279,10 @@ class HamuConfig(PairedAscentConfig):
             "quota_scale": "absolute",
             "on_infeasible": "stop",
         }
-        return cls(ratio=0.5, stop_patience=1, until="end", arguments=arguments, **ours)
+        return cls(ratio=0.5, stop_patience=1, until="end", then="end", arguments=arguments, **ours)
 
 
-class Hamu(PairedGradients):
+class Hamu(Repair):
     """Each step gains a quota of forget loss and, under it, lowers the retain loss as much as the radius allows.
 
     Both gradients are clipped to norm 1 by themselves; `hamu_update` gives the change of the weights, which plain SGD
@@ -300,15 +307,14 @@ class Hamu(PairedGradients):
     )
     config_class = HamuConfig
     config: HamuConfig
-    radius = "unit"
+    radius, ratio = "unit", 0.3
 
     def learn_task(self, task: Task) -> None:
         super().learn_task(task)
-        self.radius = self.config.radius or ("unit" if task.right_or_wrong else "retain")
-
-    @property
-    def why_whole(self) -> str | None:
-        return 'keeps the weights of a step (which stop="log" does not)' if self.config.stop == "stop" else None
+        config = self.config
+        radius, ratio = ("unit", 0.3) if task.right_or_wrong else ("retain", 0.1)
+        self.radius = config.radius or radius
+        self.ratio = ratio if config.ratio is None else config.ratio
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         unit = 0.02 if family == "convolutional" else 0.06
@@ -332,13 +338,14 @@ class Hamu(PairedGradients):
 
     def combine(self, gradients: dict[str, Gradient]) -> Gradient | None:
         config, retain, forget = self.config, gradients["retain"], gradients["forget"]
-        how = config.ratio, config.variant, self.groups, config.on_infeasible, config.quota, config.quota_scale
-        coefficients, hardness = solve(retain, forget, 1.0, *how, self.radius)
-        self._log(hardness)
+        asked = (self.ratio, config.variant) if self.asks else (0.0, "q")  # a repair is of the retained side
+        how = self.groups, config.on_infeasible, config.quota, config.quota_scale
+        coefficients, hardness = solve(retain, forget, 1.0, *asked, *how, self.radius)
+        self._log(hardness, asked[1])
         if hardness.infeasible and config.on_infeasible == "stop":
-            return self._end(explain(hardness, config))
+            return self._end(explain(hardness, config, self.ratio))
         if hardness.infeasible or hardness.unavoidable:
-            self._say(explain(hardness, config))
+            self._say(explain(hardness, config, self.ratio))
         flagged = hardness.infeasible or hardness.slack < config.stop_slack * hardness.asked
         if config.stop == "stop" and self._is_over(hardness.unavoidable or flagged):
             return self._end(f"Ended after {self.flags} harmful steps in a row, with the weights from before them.")
@@ -370,9 +377,9 @@ class Hamu(PairedGradients):
             self.notes.append(sentence)
             logger.warning(sentence)
 
-    def _log(self, hardness: Hardness) -> None:
+    def _log(self, hardness: Hardness, variant: str) -> None:
         values = {name: getattr(hardness, name) for name in LOGGED} | hardness.branches
-        gained = "forget" if self.config.variant == "q" else "retain"
+        gained = "forget" if variant == "q" else "retain"
         for name, of in (("slack", gained), ("predicted_forget", "forget"), ("predicted_retain", "retain")):
             # In the units of the losses: of the coming step, and of gradients as long as they were before clipping.
             clipped = self.context.clipped[of]  # 0 of a gradient whose norm is no number any more
@@ -401,10 +408,11 @@ class Hamu(PairedGradients):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         super().load_state_dict(state)
         self.flags = int(state["flags"])
-        self.before = [state[f"before.{i}"] for i in range(sum(name.startswith("before.") for name in state))]
+        parameters = self.context.parameters if "before.0" in state else []
+        self.before = [cut_as(state[f"before.{i}"], p) for i, p in enumerate(parameters)]
 
 
-def explain(hardness: Hardness, config: HamuConfig) -> str:
+def explain(hardness: Hardness, config: HamuConfig, ratio: float) -> str:
     """What a step that cannot do what it is asked for means, and what to do about it."""
     gain, price = ("forget", "retain") if config.variant == "q" else ("retain", "forget")
     if hardness.infeasible:
@@ -417,12 +425,12 @@ def explain(hardness: Hardness, config: HamuConfig) -> str:
         )
         where = "in a step" if config.quota == "norm_product" else "in a step, shared out evenly over blocks"
         return (
-            f"The quota is out of reach: ratio {config.ratio:g} asks {times} is reachable {where}, which {does}. Lower "
+            f"The quota is out of reach: ratio {ratio:g} asks {times} is reachable {where}, which {does}. Lower "
             f"ratio, or {advice}."
         )
     damage = "raises the loss of retained samples" if config.variant == "q" else "lowers the loss of forget samples"
     return (
         f"Damage is unavoidable: every step that meets the {gain} quota {damage} too (hardness {hardness.hardness01:.3f}; 1 "
         f"is the same gradient). Forget and retained samples are too much alike: move those that say the same to one side, "
-        f'ask for less (ratio {config.ratio:g}), or end before the {price} side pays for it with stop="stop".'
+        f'ask for less (ratio {ratio:g}), or end before the {price} side pays for it with stop="stop".'
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,8 +40,8 @@ class PduConfig(HeldConfig):
     epsilon: float | None = field(
         default=None,
         metadata={
-            "help": "ε: the highest loss of retained tokens that is allowed; null: 0.1 more than the original's mean over "
-            "samples (ours), which is another mean where answers are of very unlike lengths: give ε there"
+            "help": "ε: the highest loss of retained samples that is allowed, a mean over completion tokens; null: 0.1 more than the "
+            "original's (ours)"
         },
     )
     dual_rate: float = field(default=5.0, metadata={"help": "η: how fast λ follows the retained loss"})
@@ -93,7 +94,10 @@ class Pdu(Held):
         super().prepare(context)
         self.weight, epsilon = self.config.retain_weight, self.config.epsilon
         if epsilon is None:
-            epsilon = 0.1 + (measured(context, "retain").mean("loss") if self.config.retain == "ce" else 0.0)
+            epsilon = 0.1
+            if self.config.retain == "ce":  # the mean that `retain_loss` is
+                of = measured(context, "retain").signals
+                epsilon += float(np.average(of["loss"], weights=of["tokens"]))
         self.epsilon, self.found = epsilon, 0.0  # L_r of the last step
 
     @property

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UnlearningError
 from ..models.adapters import is_adapted, oppose
 from ..models.kinds import batchnorm_modules, head_layers
+from ..models.weights import cut_as
 from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo, Past
 from .finetune import Finetune
 from .table import create_method
@@ -253,6 +254,9 @@ def rewind(
             continue  # nothing would repair it
         wide = torch.promote_types(parameter.dtype, torch.float32)
         other = start[name].to(parameter.device, wide)
-        parameter.copy_(pull(parameter.to(wide), other, keep))
+        pulled = pull(parameter.to(wide), other, keep)
         if name.rpartition(".")[0] in head:
-            parameter[classes] = other[classes].to(parameter.dtype)
+            rows = torch.zeros(parameter.shape, dtype=torch.bool)
+            rows[classes] = True
+            pulled = torch.where(cut_as(rows, parameter), other, pulled)
+        parameter.copy_(pulled)

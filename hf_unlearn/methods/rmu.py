@@ -112,7 +112,7 @@ class Rmu(PairedLosses):
         summary="pushes activations of forget samples in one layer to a random direction, keeps those of retained ones",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        cost=20,
+        cost=12,  # 10 epochs of forget and retained samples, a step of which takes 0.6 of a plain one on as many samples
         paper=Paper(
             title="The WMDP Benchmark: Measuring and Reducing Malicious Use With Unlearning",
             arxiv="2403.03218",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnlearningError
+from ..models.weights import cut_as
 from ..tasks.losses import cross_entropy, divergence
 from .base import Method, MethodConfig, MethodInfo, measured
 from .neggrad_plus import NeggradPlus
@@ -128,10 +129,6 @@ class Scrub(Method):
         passes = min(left, self.config.max_epochs)
         return start + ["forget", "retain"] * passes + ["retain"] * (left - passes)
 
-    @property
-    def why_whole(self) -> str | None:
-        return "keeps the weights of an epoch (which rewind=False does not)" if self.config.rewind else None
-
     def prepare(self, context) -> None:
         self.context = context
         self.teacher = context.teacher()
@@ -174,5 +171,5 @@ class Scrub(Method):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.gap = state.pop("gap").item()
-        devices = {name: tensor.device for name, tensor in self.trained()}
-        self.best = {name: tensor.to(devices[name]) for name, tensor in state.items()}
+        like = dict(self.trained())
+        self.best = {name: cut_as(tensor, like[name]) for name, tensor in state.items()}

@@ -19,7 +19,7 @@ SCALES = tuple(round(0.1 * 1.25**k, 3) for k in range(21))  # 0.1 to 8.674, that
 
 @torch.no_grad()
 def negate(weights: Sequence[Tensor], start: Sequence[Tensor], vector: Sequence[Tensor], scale: float) -> None:
-    """θ ← θ₀ − λτ, in place, with the task vector τ = θ_learnt − θ₀."""
+    """θ ← θ₀ − λτ, in place, with the task vector τ = θ_learnt − θ₀; rounded once, where the weights are in half precision."""
     for weight, origin, change in zip(weights, start, vector, strict=True):
         weight.copy_(origin - scale * change)
 
@@ -97,19 +97,16 @@ class TaskVector(Method):
 
     def prepare(self, context) -> None:
         self.context = context
-        if context.is_sharded:
-            raise UnlearningError(
-                "task_vector: the model is sharded (FSDP), and whole weights are negated; expected DDP."
-            )
-        named = list(zip(context.parameter_names, context.parameters, strict=True))
+        names = context.parameter_names
         if is_adapted(context.model):
-            if any(re.search(r"\.lora_(embedding_)?[AB]\.", name) is None for name, _ in named):
+            if any(re.search(r"\.lora_(embedding_)?[AB]\.", name) is None for name in names):
                 raise UnlearningError(
                     "task_vector: peft_config is for another adapter than a plain LoRA; expected a LoraConfig."
                 )
-            named = [(name, weight) for name, weight in named if re.search(r"\.lora_(embedding_)?B\.", name)]
-        self.weights = [weight for _, weight in named]
-        self.start = [weight.detach().clone() for weight in self.weights]
+            names = [name for name in names if re.search(r"\.lora_(embedding_)?B\.", name)]
+        self.names = set(names)
+        self.weights = self._of_these(context.parameters)
+        self.start = [weight.clone() for weight in self._of_these(context.fine_parameters)]
         self.aim = measured(context, "control").mean("loss") if context.has("control") else None
 
     def losses(self, model, batch) -> dict[str, Tensor]:
@@ -119,7 +116,8 @@ class TaskVector(Method):
     def on_step_end(self, step: int) -> bool | None:
         if step < len(self.context.schedule):
             return None
-        vector = [weight.detach() - origin for weight, origin in zip(self.weights, self.start, strict=True)]
+        learnt = self._of_these(self.context.fine_parameters)
+        vector = [weight - origin for weight, origin in zip(learnt, self.start, strict=True)]
         for scale in self.scales():
             negate(self.weights, self.start, vector, scale)
             self.scale = scale
@@ -131,6 +129,11 @@ class TaskVector(Method):
                 f"task_vector has taken away {self.scale:g} times what it learnt, and forget samples are still known better than unseen "
                 f"ones were: their loss is {self.known():.3g}, and the aim is {self.aim:.3g}. Raise num_train_epochs, or set scale."
             )
+
+    def _of_these(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Of all that is trained, those that are negated."""
+        named = zip(self.context.parameter_names, weights, strict=True)
+        return [weight for name, weight in named if name in self.names]
 
     def scales(self) -> Sequence[float]:
         if self.config.scale is not None:

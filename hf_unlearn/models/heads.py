@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .kinds import pretrained
 
 CHUNK = 128  # places; without a gradient a quarter, which spares memory and costs no time
+NONE = -1e4  # a log p whose p is 0
 MARK = 1000.0  # a whole number in half precision too, and far above every cap
 # Whether what a head says is what its model says: some scale or cap it once more, as their first forward pass shows.
 _IS_LAST: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
@@ -37,6 +38,11 @@ class Places:
     logits: Callable[[Tensor], Tensor]
 
 
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The head of a language model, whatever wraps it."""
+    return pretrained(extract_model_from_parallel(model)).get_output_embeddings()
+
+
 def read(
     model: nn.Module, inputs: Mapping[str, Tensor], places: Tensor, of: Callable[[Places], Tensor]
 ) -> tuple[Tensor, Places]:
@@ -49,7 +55,7 @@ def read(
     Args:
         places: bool [n, L].
     """
-    head = pretrained(extract_model_from_parallel(model)).get_output_embeddings()
+    head = head_of(model)
     if head is None:
         return _from_logits(model(**inputs).logits[places], of)
     if _IS_LAST.get(head, True):
@@ -112,17 +118,25 @@ def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and mean and standard deviation of log p(y) over
-    y ~ p: [T, 4], in float32 at least."""
+    """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and the mean of log p(y) over y ~ p: [T, 3], in float32 at
+    least."""
+    return torch.stack(_scores(logits, tokens)[:3], dim=1)
+
+
+def token_moments(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The same, and the standard deviation of log p(y): [T, 4]."""
+    log_p_y, right, mean, log_p = _scores(logits, tokens)
+    p = log_p.exp()
+    deviation = torch.linalg.vecdot(p, log_p.sub_(mean[:, None]).square_()).sqrt()
+    return torch.stack([log_p_y, right, mean, deviation], dim=1)
+
+
+def _scores(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     norm = z.logsumexp(dim=1)
     right, log_p_y = (z.argmax(dim=1) == tokens).to(z.dtype), z.gather(1, tokens[:, None])[:, 0] - norm
-    log_p = z - norm[:, None]
-    p = log_p.exp()
-    log_p = log_p.where(p > 0, 0.0)  # 0 · log 0 = 0
-    mean = torch.linalg.vecdot(p, log_p)
-    deviation = torch.linalg.vecdot(p, (log_p - mean[:, None]).square()).sqrt()
-    return torch.stack([log_p_y, right, mean, deviation], dim=1)
+    log_p = (z - norm[:, None]).clamp_(min=NONE)  # 0 · log 0 = 0
+    return log_p_y, right, torch.linalg.vecdot(log_p.exp(), log_p), log_p
 
 
 def scored(tokens: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Places], Tensor]:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -110,6 +110,13 @@ def weights_digest(model: nn.Module) -> str:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that may be cut up over processes, which all must ask for it then."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cut_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has, where another one lies, and cut up over processes as that is, if it is."""
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

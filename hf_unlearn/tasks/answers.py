@@ -100,7 +100,7 @@ class Answers:
                 prompts = torch.tensor([[samples[row][1]] for row in rows])
                 places = torch.arange(ids.shape[1])
                 places = ((places >= prompts - 1) & (places < lengths - 1)).to(self.device)
-                score = heads.scored(next_tokens(ids)[places], heads.token_scores if moments else heads.likelihoods)
+                score = heads.scored(next_tokens(ids)[places], heads.token_moments if moments else heads.likelihoods)
                 found, _ = heads.read(self.model, {"input_ids": ids, "attention_mask": attention}, places, score)
                 sizes = places.sum(dim=1).tolist()
                 for row, size, of_row in zip(rows, sizes, found.double().cpu().split(sizes), strict=True):

@@ -84,8 +84,8 @@ class Task(Protocol):
 
     def pieces(
         self, source: Source, processing_class: ProcessingClass | None, length: int, stride: int
-    ) -> list[dict[str, list[int]]]:
-        """Whole texts as token ids in rows of at most `length`, of which each begins with `stride` tokens of the one before."""
+    ) -> list[list[dict[str, list[int]]]]:
+        """Of each text its token ids in rows of at most `length`, of which each begins with `stride` tokens of the one before."""
         raise UnlearningError(
             f"stride is {stride}, and the model is for {self.name}; it cuts the texts of a language model: leave it out."
         )

@@ -57,7 +57,7 @@ class CausalLM(Task):
 
     def pieces(
         self, source: Source, processing_class: ProcessingClass | None, length: int, stride: int
-    ) -> list[dict[str, list[int]]]:
+    ) -> list[list[dict[str, list[int]]]]:
         columns = source.processed_inputs or source.input_columns
         if source.is_stream or source.processed_inputs or len(columns) > 1 or columns == list(MESSAGES):
             what = "is a stream" if source.is_stream else f"has {' and '.join(columns)}"

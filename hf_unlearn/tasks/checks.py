@@ -12,8 +12,9 @@ from .. import models
 from ..data.batches import Batch, to_model
 from ..data.collator import Collator
 from ..data.labels import Classes, Numbering
+from ..data.reasons import reason
 from ..data.samples import seeded
-from ..data.source import Source, reason
+from ..data.source import Source
 from ..errors import UnlearningError
 from ..models.modes import evaluating
 

@@ -125,17 +125,19 @@ class CompletionCollator(Collator):
             answer = own[: len(own) - len(own.lstrip())] + answer  # the blank between prompt and completion
         return {**row, column: answer}
 
-    def pieces(self, source: Source, length: int, overlap: int) -> list[dict[str, list[int]]]:
-        """Whole texts as token ids in rows of at most `length`. The first `overlap` tokens of a row are the last ones of the row
+    def pieces(self, source: Source, length: int, overlap: int) -> list[list[dict[str, list[int]]]]:
+        """Each text as token ids in rows of at most `length`. The first `overlap` tokens of a row are the last ones of the row
         before, and no completion, so that each token of a text is predicted once."""
-        rows = []
+        texts = []
         for start in range(0, len(source), 64):
             for ids, labels in self._tokenized(source.rows(range(start, min(start + 64, len(source))))):
+                rows = []
                 for first in range(0, max(1, len(ids) - overlap), length - overlap):
                     old = [IGNORED] * (overlap if first else 0)
                     piece = slice(first, first + length)
                     rows.append({"input_ids": ids[piece], "labels": old + labels[piece][len(old) :]})
-        return rows
+                texts.append(rows)
+        return texts
 
     def _answer_ids(self, answer: str) -> list[int]:
         if self.processing_class is None:

@@ -17,7 +17,7 @@ class Tokens:
     """What a model says of the completions of a batch of n texts.
 
     Attributes:
-        scores: of each completion token, see `heads.token_scores`: [T, 4].
+        scores: of each completion token, see `heads.token_scores`: [T, 3].
         places: those that predict one, bool [n, L].
         found: the same, with what makes logits of them.
     """
@@ -52,10 +52,10 @@ class TokenEvaluator(Evaluator):
             return tokens_of(model, batch)
 
     def statistics(self, predicted: Tokens, batch: Batch) -> dict[str, Tensor]:
-        """As `metrics.token_statistics`."""
+        """As `metrics.token_statistics`, and how many completion tokens a sample has."""
         if bool(predicted.scores.isnan().any()):
             raise ValueError("NaN")
-        log_p, right, mean, _ = predicted.scores.T
+        log_p, right, mean = predicted.scores.T
         loss = -predicted.mean(log_p)
         return {
             "loss": loss,
@@ -63,6 +63,7 @@ class TokenEvaluator(Evaluator):
             "confidence": predicted.mean(log_p.double().exp()),
             "margin": -loss,
             "correct": predicted.mean(right),
+            "tokens": predicted.places.sum(dim=1).double(),
         }
 
     def is_finite(self, predicted: Tokens) -> Tensor:

@@ -20,6 +20,7 @@ from ..methods import Method
 from ..methods.fields import check_fields, field_types
 from ..models import adapters
 from ..tasks.base import Task
+from .zero import check_installed, configure
 
 
 class Unnamed(str):
@@ -39,11 +40,6 @@ METHOD_DEFAULTS = (
     "warmup_steps",
     "freeze_batchnorm",
     "decay",
-)
-
-NO_DEEPSPEED = (
-    "DeepSpeed is not supported; use DDP or FSDP2 (see recipes/accelerate_configs), which cuts up the same things as ZeRO-3: nothing "
-    "here measures, saves or resumes through DeepSpeed's engine."
 )
 
 
@@ -122,8 +118,7 @@ class UnlearningArguments(TrainingArguments):
         if isinstance(self.output_dir, os.PathLike):
             self.output_dir = os.fspath(self.output_dir)
         self.check_types()
-        if self.deepspeed:
-            raise UnlearningError(NO_DEEPSPEED)
+        check_installed(self)
         self._unset = tuple(name for name in METHOD_DEFAULTS if getattr(self, name) is None)
         fields = {f.name: f.default for f in dataclasses.fields(TrainingArguments)}
         self._placeholders = {name: fields.get(name) for name in self._unset}
@@ -162,6 +157,7 @@ class UnlearningArguments(TrainingArguments):
             if name in defaults and getattr(args, name) == self._placeholders[name]:  # else it was set afterwards
                 setattr(args, name, defaults[name])
         args.optim, args.lr_scheduler_type = OptimizerNames(args.optim), SchedulerType(args.lr_scheduler_type)
+        configure(args)
         is_set = "warmup_steps" not in self._unset or self.warmup_steps != self._placeholders["warmup_steps"]
         if is_set and args.warmup_steps and args.lr_scheduler_type == SchedulerType.CONSTANT:
             raise UnlearningError(

@@ -19,11 +19,15 @@ from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .. import models
 from ..errors import UnlearningError
 from ..methods.gradients import local
+from ..models.weights import whole
 from . import identity
 from .arguments import UnlearningArguments, Unnamed
 from .checksums import check_whole, checksums
@@ -38,7 +42,7 @@ from .output import (
     request_digest,
 )
 from .parts import Parts
-from .sharding import Sharding, is_cut
+from .sharding import Sharding, is_cut, keeps_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -223,9 +227,10 @@ class ResumableTrainer(Parts):
         try:
             with clear_write_errors(folder):
                 super()._save_checkpoint(model, trial)
+                state = {name: whole(tensor) for name, tensor in self.method.state_dict().items()}
                 if self.args.should_save:
                     notes = {"notes": json.dumps(self.method.notes)}
-                    save_file(self.method.state_dict(), folder / METHOD_STATE, metadata=notes)
+                    save_file(state, folder / METHOD_STATE, metadata=notes)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # every process has written its random state
@@ -317,10 +322,19 @@ class ResumableTrainer(Parts):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         models.load_weights(self.accelerator.unwrap_model(model or self.model), resume_from_checkpoint)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Overridden because torch cannot load the whole state (FSDP2) of an optimizer that keeps none, but for its learning rate."""
+        if checkpoint is None or not self.is_fsdp_enabled or not keeps_nothing(self.optimizer):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        optimizer, schedule = cast(Optimizer, self.optimizer), cast(LRScheduler, self.lr_scheduler)
+        schedule.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""
         self.looks.forget()
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
         models.load_weights(self.accelerator.unwrap_model(self.model), cast(str, self.state.best_model_checkpoint))
 

@@ -17,9 +17,10 @@ from ..methods import Method
 from ..models import adapters
 from ..tasks import task_of
 from ..tasks.base import Task
-from .arguments import NO_DEEPSPEED, UnlearningArguments
+from .arguments import UnlearningArguments
 from .output import check_folder
 from .request import Request
+from .zero import check_zero
 
 AT_LEAST = {
     **dict.fromkeys(
@@ -393,10 +394,9 @@ def check_gradient_method(
         )
 
 
-def check_sharding(method: Method, accelerator: Accelerator, args: UnlearningArguments) -> None:
-    """Refuse what cannot be had of weights that FSDP shards, and DeepSpeed where the launcher asks for it."""
-    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
-        raise UnlearningError(NO_DEEPSPEED)
+def check_sharding(method: Method, accelerator: Accelerator, args: UnlearningArguments, model: nn.Module) -> None:
+    """Refuse what cannot be had of weights that FSDP shards, and of DeepSpeed."""
+    check_zero(method, accelerator, args, model)
     if (fsdp := getattr(accelerator.state, "fsdp_plugin", None)) is None:
         return
     name, version = method.info.name, getattr(fsdp, "fsdp_version", 1)

@@ -24,6 +24,7 @@ from ..tasks.figures import Measurement
 from ..tasks.multitask_evaluation import TaskMeasurement
 from ..tasks.several import Tasks
 from .disk import check_room
+from .masters import finest
 from .parts import Parts
 from .past import Start
 from .sharding import pieces
@@ -53,8 +54,12 @@ class Context(base.Context):
         return [parameter for _, parameter in self._trainer.trained()]
 
     @property
-    def is_sharded(self) -> bool:
-        return self._trainer.is_fsdp_enabled
+    def fine_parameters(self) -> list[Tensor]:
+        masters = {id(weight): master for weight, master in self._trainer.masters}
+        return [
+            finest(p.detach(), masters[id(p)].detach()) if id(p) in masters else p.detach().to(_wide(p))
+            for p in self.parameters
+        ]
 
     @property
     def schedule(self) -> Schedule:
@@ -135,7 +140,7 @@ class Context(base.Context):
         self, loss: Callable[[nn.Module, Batch], Tensor], groups: list[list[tuple[str, int]]]
     ) -> list[list[Tensor]]:
         args, accelerator, parameters = self._trainer.args, self._trainer.accelerator, self.parameters
-        wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
+        wide = [_wide(parameter) for parameter in parameters]
         totals = [[torch.zeros_like(p, dtype=d) for p, d in zip(parameters, wide, strict=True)] for _ in groups]
         pieces = [
             (total, draws[i : i + args.train_batch_size])
@@ -228,7 +233,7 @@ class Context(base.Context):
 
     def start_weights(self) -> dict[str, Tensor]:
         weights = cast(Start, self._trainer.start).take()
-        return pieces(weights, self.model) if self.is_sharded else weights
+        return pieces(weights, self.model) if self._trainer.sharding else weights
 
     def look_again(self) -> None:
         self._trainer.looks.forget()
@@ -259,3 +264,8 @@ class Context(base.Context):
     def log_step(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self._trainer.watch.add(name, value)
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    """What is reckoned in."""
+    return torch.promote_types(weight.dtype, torch.float32)

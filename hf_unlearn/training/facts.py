@@ -42,8 +42,8 @@ def describe_run(run: Run, model: nn.Module | None = None) -> dict[str, Any]:
         },
         "request": run.request | {"unseen": _unseen(run)},
         "measured": {
-            {"evidence": "unseen"}.get(split, split): len(rows)
-            for split, (_, rows) in run.indices.items()
+            {"evidence": "unseen"}.get(split, split): run.sources[source].count(rows)
+            for split, (source, rows) in run.indices.items()
             if split != "control"
         },
         "read": run.read,

@@ -89,6 +89,8 @@ def _training(trainer: Parts) -> dict[str, Any]:
     values = {"callbacks": stateful} | {name: getattr(args, name) for name in names} | trainer.own_clipping()
     if others := trainer.reading.alternatives:
         values["other answers to the forget samples"] = hashlib.sha256(others.source.digests().tobytes()).hexdigest()
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # whose states of the optimizer nothing else finds
+        values["cut up by"] = "FSDP2" if trainer.is_fsdp_enabled else "DeepSpeed"
     return values | {
         "data_seed": args.seed if args.data_seed is None else args.data_seed,
         "number of epochs": len(trainer.planned.epochs),

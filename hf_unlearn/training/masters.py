@@ -10,26 +10,34 @@ from torch.optim import Optimizer
 KEY = "masters"  # of the copies in the optimizer's state
 
 
-def keep_masters(optimizer: Optimizer) -> None:
+Masters = list[tuple[Tensor, Tensor]]  # weights, and the copies of them
+
+
+def finest(weight: Tensor, master: Tensor) -> Tensor:
+    """The copy, but for what something else than the optimizer has changed of the weight."""
+    return torch.where(weight == master.to(weight.dtype), master, weight.float())
+
+
+def keep_masters(optimizer: Optimizer) -> Masters:
     """Let an optimizer step on copies in float32 of its half-precision weights, which are given the rounded copies after each step.
 
     In bfloat16 a step of less than 1/512 of a weight is lost, as most are at a low learning rate. A weight that something else has
     changed since the last step takes its copy with it. The copies are saved with the state of the optimizer, so that a resumed run
     goes on as if it had not been stopped; in memory they are four bytes a weight, and what the optimizer keeps is in float32 too.
     """
-    pairs: list[tuple[Tensor, Tensor]] = []  # (weight, its copy)
+    pairs: Masters = []
     for group in optimizer.param_groups:
         for place, weight in enumerate(group["params"]):
             if torch.finfo(weight.dtype).bits < 32:
                 group["params"][place] = master = weight.detach().float().requires_grad_()
                 pairs.append((weight, master))
     if not pairs:
-        return
+        return pairs
 
     @torch.no_grad()
     def before(*_: Any) -> None:
         for weight, master in pairs:
-            master.copy_(torch.where(weight == master.to(weight.dtype), master, weight.float()))
+            master.copy_(finest(weight, master))
             master.grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
 
@@ -52,3 +60,4 @@ def keep_masters(optimizer: Optimizer) -> None:
     optimizer.register_step_post_hook(after)
     optimizer.register_state_dict_post_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
+    return pairs

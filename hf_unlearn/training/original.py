@@ -125,7 +125,9 @@ def base_weights(base: ModelSource | None, original: nn.Module, task: Task) -> d
             f"base_model is a {type(base).__name__} whose weights do not fit the original ({min(unlike)[0]}); expected "
             "the same architecture."
         )
-    if all(torch.equal(found[name].to(own[name]), own[name]) for name in own):
+    # One after the other: of a model that is cut up they are gathered for it.
+    wholes = ((found[name], models.weights.whole(tensor)) for name, tensor in own.items())
+    if all(torch.equal(theirs.to(ours), ours) for theirs, ours in wholes):
         raise UnlearningError(
             "base_model has the very weights of the original; pass what it was trained from, which has not seen the "
             'forget samples, or "scratch".'

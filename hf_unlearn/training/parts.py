@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from ..data.collator import Collator
@@ -40,6 +40,7 @@ class Parts(Trainer):
         adapter: the one that is trained, if there is one.
         origin, original_folder: where on the Hub the original is, and the folder that it was loaded from, if these are known.
         original, unlearned: what was measured before and after; empty before it was, or where nothing is measured.
+        masters: weights in half precision, and the copies in float32 that the optimizer steps on, if it does.
         sharding: how models are cut up over the processes, once the model is (FSDP2).
         given_optimizer: the user's own, in whatever form the Trainer takes it.
     """
@@ -63,6 +64,7 @@ class Parts(Trainer):
     base_model: ModelSource | None
     given_teacher: ModelSource | None
     given_optimizer: Any
+    masters: Sequence[tuple[Tensor, Tensor]] = ()
     sharding: Sharding | None = None
     frozen_batchnorm: Sequence[nn.Module]
     named_gradients: NamedGradients

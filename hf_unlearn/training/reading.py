@@ -58,10 +58,10 @@ class Reading:
         if method.takes_alternatives:
             self.alternatives = Alternatives(request.forget, self.collate, method.alternatives, args.seed)
         trained = [request.sources[name] for name in ("forget", "retain") if name in request.sources]
-        self.deterministic = augment is None and all(is_deterministic(source, self.collate) for source in trained)
-        if task.is_fixed and not (
-            self.deterministic or (augment is None and all(self._is_fixed(source, task) for source in trained))
-        ):
+        same = [augment is None and is_deterministic(source, self.collate) for source in trained]
+        self.deterministic = all(same)
+        others = (source for source, is_same in zip(trained, same, strict=True) if not is_same)
+        if task.is_fixed and not all(augment is None and self._only_moves(source, task) for source in others):
             raise UnlearningError(
                 f"The samples are different every time they are read (augment, or a random transform), and {task.counted} are "
                 "counted before the first step; expected fixed texts."
@@ -73,11 +73,10 @@ class Reading:
         if request.has_stream:
             self._share_out(request.sources["retain"])
 
-    def _is_fixed(self, source: Source, task: Task) -> bool:
-        """Whether a sample is the same each time that it is read. What is counted in every step may come in any order."""
-        if source.is_stream and task.counts_in_steps:
-            return is_repeatable(source, self.collate)
-        return is_deterministic(source, self.collate)
+    def _only_moves(self, source: Source, task: Task) -> bool:
+        """Whether the samples of a set that is not the same in every epoch come in another order, and are the same: where they are
+        counted in every step they may."""
+        return source.is_stream and task.counts_in_steps and is_repeatable(source, self.collate)
 
     def _share_out(self, stream: Source) -> None:
         rank, processes, workers = self._share

@@ -52,7 +52,7 @@ def _request(trainer: UnlearningTrainer) -> dict[str, Any]:
     kind = "class" if request.is_class else "mixed" if len(whole) else "instance"
     return {
         "kind": kind,
-        "samples": {name: len(source) for name, source in trainer.sources.items()},
+        "samples": {name: source.count() for name, source in trainer.sources.items()},
         "whole_classes": len(request.forget_classes) if request.is_class else len(whole),
         "tasks": list(trainer.targets) or None,
         "class_names": None,
@@ -61,13 +61,13 @@ def _request(trainer: UnlearningTrainer) -> dict[str, Any]:
 
 def _read(trainer: UnlearningTrainer) -> dict[str, int]:
     """How many different samples of each set an update was made of, in how many steps; an edit reads every one."""
-    sizes = {name: len(trainer.sources[name]) for name in ("forget", "retain") if name in trainer.sources}
+    sources = {name: trainer.sources[name] for name in ("forget", "retain") if name in trainer.sources}
     if trainer.method.info.kind == "surgery":
-        return sizes | {"steps": 0, "batch_size": 0}
+        return {name: source.count() for name, source in sources.items()} | {"steps": 0, "batch_size": 0}
     schedule = trainer.planned
     used = schedule.used() if trainer.state.global_step else np.zeros(0, int)
-    counts = {"forget": int((used < schedule.n_forget).sum()), "retain": int((used >= schedule.n_forget).sum())}
-    return {name: counts[name] for name in sizes} | {
+    rows = {"forget": used[used < schedule.n_forget], "retain": used[used >= schedule.n_forget] - schedule.n_forget}
+    return {name: source.count(rows[name]) for name, source in sources.items()} | {
         "steps": trainer.state.global_step,
         "batch_size": schedule.batch_size,
     }

@@ -13,12 +13,13 @@ from transformers import PreTrainedConfig
 from ..data.overlap import check_overlaps
 from ..data.source import Source
 from ..data.splits import split_unseen
-from ..data.types import Data
+from ..data.types import Data, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method
 from ..tasks.base import Task
 from ..tasks.checks import number_classes
 from .arguments import UnlearningArguments
+from .pieces import in_pieces
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ class Request:
         args: UnlearningArguments,
         overlap: str = "error",
         asked: AskedTasks | None = None,
+        processing_class: ProcessingClass | None = None,
     ):
         self.task = task
-        self.sources = _open(datasets, args, task)
+        self.sources = _open(datasets, args, task, processing_class)
         number_classes(self.sources.values(), cast(PreTrainedConfig, task.config))  # which a classifier has
         self.forget, self.retain = self.sources["forget"], self.sources.get("retain")
         self.forget_classes: list[int] = sorted(set(self.forget.labels.tolist()))
@@ -167,12 +169,18 @@ def _check_overlaps_once(sources: Mapping[str, Source]) -> None:
         raise error or UnlearningError(messages[0])
 
 
-def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: Task) -> dict[str, Source]:
+def _open(
+    datasets: Mapping[str, Data | None],
+    args: UnlearningArguments,
+    task: Task,
+    processing_class: ProcessingClass | None,
+) -> dict[str, Source]:
     sources = {}
     for name, dataset in datasets.items():
         if dataset is None:
             continue
         source = Source(dataset, name, args.columns, args.retain_size, task.layout)
+        source = in_pieces(source, task, processing_class, args.max_length, args.stride)
         if source.is_stream and name != "retain":
             raise UnlearningError(f"{name} is a stream; only the retained set may be one. Make it a datasets.Dataset.")
         if source.is_stream and task.counted and not task.counts_in_steps:
@@ -192,6 +200,10 @@ def _open(datasets: Mapping[str, Data | None], args: UnlearningArguments, task: 
                 f"retain_size is {args.retain_size!r}; expected the number of samples in the stream."
             )
         sources[name] = source
+    if args.stride is not None and "unseen" in sources and "test" not in sources:
+        raise UnlearningError(
+            "unseen would be halved by pieces, so that both halves had pieces of one text; with stride, pass other texts as test too."
+        )
     size = len(sources["retain"]) if "retain" in sources else 0
     if args.retain_size not in (None, size):
         raise UnlearningError(

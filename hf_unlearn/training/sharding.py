@@ -14,12 +14,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import SGD, Optimizer
 from transformers import PreTrainedModel
 
 from ..models import base_of
 from ..models.adapters import tuner_layers
+from ..models.weights import cut_as
 
 
 def form(model: nn.Module) -> nn.Module:
@@ -121,14 +121,13 @@ def is_cut(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def keeps_nothing(optimizer: Any) -> bool:
+    """Whether an optimizer has no state: SGD without momentum, itself or as accelerate has prepared it."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return isinstance(inner, SGD) and not any(group["momentum"] for group in inner.param_groups)
+
+
 def pieces(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """What this process holds of whole weights that every process has, cut as the model is."""
     like = model.state_dict()
-    return {name: _piece(tensor, like[name]) for name, tensor in weights.items()}
-
-
-def _piece(tensor: Tensor, like: Tensor) -> Tensor:
-    if not isinstance(like, DTensor):
-        return tensor
-    tensor = tensor.to(like.device, like.dtype)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return {name: cut_as(tensor.to(like[name].dtype), like[name]) for name, tensor in weights.items()}

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..data.streams import in_parts
 from ..tasks.evaluation import Evaluator
 
 
@@ -45,8 +46,11 @@ class TableTeacher:
         for name, indices, offset in (("forget", forget, 0), ("retain", retain, n_forget)):
             if len(indices) == 0:
                 continue
-            for positions, batch, logits in evaluator.predictions(model, name, indices, shard, f"teacher on {name}"):
-                self.table[offset + indices[positions]] = logits.cpu().numpy()
+            mine, part = indices, shard
+            if (source := evaluator.samples.sources[name]).is_stream:  # each process opens lanes of its own
+                mine, part = in_parts(source.lane_starts, indices, shard[1])[shard[0]], (0, 1)
+            for positions, batch, logits in evaluator.predictions(model, name, mine, part, f"teacher on {name}"):
+                self.table[offset + mine[positions]] = logits.cpu().numpy()
                 if name == "forget":
                     correct += ((logits.argmax(dim=-1) == batch.labels) & (batch.weight > 0)).sum()
         self.table.flush()

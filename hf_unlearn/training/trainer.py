@@ -48,7 +48,6 @@ from .masters import keep_masters
 from .original import files_taken_back, load_original
 from .output import missing, read_original
 from .past import start_of
-from .pieces import in_pieces
 from .progress import make_readable
 from .reading import Reading
 from .request import AskedTasks, Request, check_needs
@@ -120,8 +119,7 @@ class UnlearningTrainer(ResumableTrainer):
         )
 
         self.task, self.method = task_for(self.method, model)
-        datasets, args = in_pieces(datasets, self.task, read["processing_class"], args)
-        self.request = Request(datasets, self.method, self.task, args, overlap, tasks)
+        self.request = Request(datasets, self.method, self.task, args, overlap, tasks, read["processing_class"])
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
         self.reading = Reading(self.request, self.method, model, args, **read)
@@ -148,7 +146,7 @@ class UnlearningTrainer(ResumableTrainer):
             callbacks=[*(callbacks or [])],
             **kwargs,
         )
-        check_sharding(self.method, self.accelerator, self.args)
+        check_sharding(self.method, self.accelerator, self.args, model)
         plan = self.request, self.method, self.args, self.reading.sizes
         self.schedule = None if self.is_edit else make_schedule(*plan)
         if self.schedule:
@@ -164,7 +162,9 @@ class UnlearningTrainer(ResumableTrainer):
 
     def _shard(self) -> None:
         """Cut the model up over the processes (FSDP2) before anything goes through it: the Trainer would do so only when it
-        begins to train, and until then the model is whole and not where the batches are."""
+        begins to train, and until then the model is whole and not where the batches are. Nor is DeepSpeed's."""
+        if self.is_deepspeed_enabled:
+            self.model.to(self.args.device)
         if self.is_fsdp_enabled and not is_cut(self.model):
             self.sharding = Sharding(self.accelerator, self.model)
             self.model, self.optimizer = self.sharding.cut(self.model, self.optimizer)
@@ -265,7 +265,7 @@ class UnlearningTrainer(ResumableTrainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self._keeps_masters:
-            keep_masters(optimizer)
+            self.masters = keep_masters(optimizer)
         return optimizer
 
     @property
@@ -275,7 +275,8 @@ class UnlearningTrainer(ResumableTrainer):
         loads_otherwise = any(
             part in OptimizerNames(self.args.optim).value for part in ("bit", "bnb", "paged", "ademamix")
         )
-        return not self.given_optimizer and not self.is_fsdp_enabled and not loads_otherwise
+        keeps_others = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return not self.given_optimizer and not keeps_others and not loads_otherwise
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.method.share_of_peak(0) is None or self.lr_scheduler is not None:
@@ -298,8 +299,11 @@ class UnlearningTrainer(ResumableTrainer):
     def _last_loss(self, model: nn.Module, terms: list[Term]) -> Tensor:
         """That of the last term; the others have gone back through the network, and `_earlier` is the sum of their losses.
 
-        Processes share the gradients with the last one's. Those of FSDP do at once, or each would keep them whole.
+        Processes share the gradients with the last one's. Those of FSDP do at once, or each would keep them whole. DeepSpeed takes a
+        step with every backward pass, so that there is one, of their sum.
         """
+        if self.is_deepspeed_enabled:
+            return cast(Tensor, sum(self._weighted(term) for term in terms))
         *earlier, last = terms
         for term in earlier:
             with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):

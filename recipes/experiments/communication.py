@@ -35,7 +35,7 @@ from hf_unlearn.commands import speed
 from hf_unlearn.methods import get_method
 
 PLAIN = "plain Trainer"
-WITHOUT = ("multitask", "auto")  # another kind of model; and a choice among runs of rewind
+WITHOUT = ("multitask", "auto", "idk_dpo")  # another kind of model; a choice among runs of rewind; and dpo with texts
 SIZES = {"forget": 16, "retain": 48, "unseen": 32}
 ARGUMENTS = {
     "per_device_train_batch_size": 4,
@@ -50,6 +50,10 @@ ARGUMENTS = {
 LARGE = {"ViT-B/16": 86_567_656, "BERT-base": 109_482_240, "Llama 3.2 1B": 1_235_814_400}  # parameters
 LINK = 50e9  # bytes in a second
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+BLOCKS = {
+    "vit": "ViTLayer",
+    "llama": "LlamaDecoderLayer",
+}  # accelerate's own choice cuts a ViT's embeddings twice, and fails
 
 
 def shard_on_cpus() -> None:
@@ -100,8 +104,8 @@ class Between(TrainerCallback):
         self.stack.close()
 
 
-def model_of(name: str) -> PreTrainedModel:
-    torch.manual_seed(0)
+def model_of(name: str, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
     size: dict[str, Any] = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
@@ -117,7 +121,7 @@ def rows(model: PreTrainedModel, size: int, seed: int) -> Any:
     if model.main_input_name == "pixel_values":
         return speed.RandomSamples(size, model, 32, seed)
     ids = torch.randint(3, 256, (size, 16), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [{"input_ids": row, "labels": [-100] * 4 + row[4:]} for row in ids]
+    return [{"input_ids": row, "labels": [-100] * 4 + row[4:], "alternative": row[:3:-1]} for row in ids]
 
 
 def trainer_of(name: str, method: str, folder: str, arguments: dict[str, Any]) -> Trainer:
@@ -126,7 +130,10 @@ def trainer_of(name: str, method: str, folder: str, arguments: dict[str, Any]) -
     if method == PLAIN:
         batches = data["retain"]
         if name == "llama":
-            batches = [{key: torch.tensor(value) for key, value in row.items()} for row in batches]
+            batches = [{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in batches]
+        if "fsdp_config" in arguments:
+            cut = arguments["fsdp_config"] | {"transformer_layer_cls_to_wrap": [BLOCKS[name]]}
+            arguments = arguments | {"fsdp_config": cut}
         return Trainer(model, TrainingArguments(folder, **arguments), train_dataset=batches)
     config = get_method(method).config_class()
     for field, value in (
@@ -138,12 +145,8 @@ def trainer_of(name: str, method: str, folder: str, arguments: dict[str, Any]) -
             setattr(config, field, value)
     args = UnlearningArguments(folder, **arguments, measure=False, logging_nan_inf_filter=False)
     datasets = {f"{part}_dataset": found for part, found in data.items()}
-    about: dict[str, Any] = {"base_model": lambda: model_of(name)} if "base_model" in config_needs(method) else {}
-    return UnlearningTrainer(model, args, method=config, overlap="allow", peft_config=False, **about, **datasets)
-
-
-def config_needs(method: str) -> tuple[str, ...]:
-    return get_method(method).info.needs
+    about: dict[str, Any] = {"base_model": lambda: model_of(name, seed=1), "peft_config": False, "overlap": "allow"}
+    return UnlearningTrainer(model, args, method=config, **about, **datasets)
 
 
 def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], folder: str, queue: Any) -> None:

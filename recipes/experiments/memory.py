@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import tempfile
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
@@ -51,30 +50,11 @@ def sets(model: PreTrainedModel, whole_class: bool) -> dict[str, Any]:
         with torch.no_grad():
             found[part].columns["labels"] = model.eval()(**inputs).logits.argmax(-1)
     if whole_class:
-        gone = found["forget"].columns["labels"][0]
+        gone = found["forget"].columns["labels"].mode().values
         for part in ("forget", "retain"):
             forgotten = (found[part].columns["labels"] == gone) == (part == "forget")
             found[part] = Subset(found[part], forgotten.nonzero().flatten().tolist())
     return found
-
-
-class Peak:
-    """The most that this process has held since, sampled every millisecond."""
-
-    def __enter__(self):
-        self.start = self.most = speed._own_memory()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while not self.over.wait(0.001):
-            self.most = max(self.most, speed._own_memory())
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.thread.join()
 
 
 def run(job: tuple[str, str]) -> dict[str, Any]:
@@ -83,7 +63,7 @@ def run(job: tuple[str, str]) -> dict[str, Any]:
     model = model_of(name)
     data = sets(model, method != PLAIN and get_method(method).whole_classes)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    with tempfile.TemporaryDirectory() as folder, Peak() as peak:
+    with tempfile.TemporaryDirectory() as folder, speed.Peak() as peak:
         if method == PLAIN:
             args = TrainingArguments(folder, **ARGUMENTS)
             Trainer(model, args, train_dataset=ConcatDataset([data["forget"], data["retain"]])).train()
@@ -92,7 +72,7 @@ def run(job: tuple[str, str]) -> dict[str, Any]:
             if hasattr(config, "original_epochs"):
                 config.original_epochs = 30
             unlearn(model, **data, method=config, args=UnlearningArguments(folder, **ARGUMENTS), overlap="allow")
-    row = {"model": name, "method": method, "weights": weights, "peak": peak.most - peak.start, "commit": commit()}
+    row = {"model": name, "method": method, "weights": weights, "peak": peak.growth, "commit": commit()}
     print(*job, f"{row['peak'] / weights:.2f} times the weights", flush=True)
     return row
 

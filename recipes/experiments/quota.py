@@ -80,9 +80,9 @@ def quota(name: str, seed: int, rate: float = 1e-4) -> dict[str, Any]:
         )
     binds = [row for row in rows if row["rectified"] > row["direct"]]
     model.load_state_dict(weights)
-    both = steps(model, parts | {"retain": parts["forget"]}, HamuConfig(**PLAIN), 1, rate)
+    both = steps(model, parts | {"retain": parts["forget"]}, HamuConfig(ratio=0.1, **PLAIN), 1, rate)
     whole = {key: part for key, part in load_digits(seed, flipped=0.0, forget_class=seed).items() if key != "unseen"}
-    easy = steps(young(whole), whole, HamuConfig(**PLAIN), 10, 0.003)
+    easy = steps(young(whole), whole, HamuConfig(ratio=0.1, **PLAIN), 10, 0.003)
     print(
         name,
         seed,

@@ -68,9 +68,11 @@ def lotus() -> str:
 
 def hamu() -> str:
     fits = [run["r_squared"] for runs in _results("quota").values() for run in runs]
-    digits = _results("hamu")
-    kept = [digits[f"{model}-instance"]["hamu (paper)"]["mean"]["forget_accuracy"] for model in ("resnet", "vit")]
-    before = [digits[f"{model}-instance"]["original"]["mean"]["forget_accuracy"] for model in ("resnet", "vit")]
+    found = {
+        (row["case"], row["row"]): f"{row['forget_accuracy']:.3f}"
+        for row in _results("hamu")["rows"]
+        if row["request"] == "scattered" and row["seed"] == 0
+    }
     return _table(
         ["", "paper", "here"],
         [
@@ -78,8 +80,8 @@ def hamu() -> str:
             ["κ and the hardness ρ of the request, Pearson", "0.994 (Q), 0.986 (U)", NOT_RUN],
             ["both losses improve at ρ = 0, in 5 epochs", "yes", "yes, one class of digits, ten steps ([quota](hamu.md))"],
             ["at Q/η = 0.5, 25 epochs, forget accuracy falls", "in figures alone", "; ".join(
-                f"{a:.3f} stays {b:.3f}, digits, {model}: the quota is out of reach at the first step, and the run ends"
-                for a, b, model in zip(before, kept, ("ResNet", "ViT"), strict=True)
+                f"{found[case, 'original']} stays {found[case, 'hamu (paper)']}, digits, {model}: the quota is out of reach at the first "
+                "step, and the run ends" for case, model in (("digits", "ResNet"), ("digits-vit", "ViT"))
             )],
             ["language model, semantic duplicates in the retained set", "both losses improve", NOT_RUN],
         ],

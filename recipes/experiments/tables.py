@@ -15,6 +15,7 @@ import language_models
 import memory
 import numpy as np
 import reproduction
+from study import mean, std
 
 from hf_unlearn.commands import demo
 from hf_unlearn.commands.speed import report
@@ -40,6 +41,15 @@ def _methods() -> str:
         tasks = tasks.replace("causal-lm", "language models").replace("multi-task", "multi-task models")
         summary = info.summary + " (kept for comparison)" * info.comparison
         lines.append(f"| {link} | {summary} | {tasks} | {', '.join(info.needs)} | {info.cost:g} |")
+    return "\n".join(lines)
+
+
+def _methods_by_model() -> str:
+    lines = ["| models | methods |", "|---|---|"]
+    titles = {"classifiers": CLASSIFICATION[0], "language models": "causal-lm", "several tasks": "multi-task"}
+    for title, task in titles.items():
+        names = (f"`{name}`" for name, method in METHODS.items() if task in method.info.applies_to)
+        lines.append(f"| {title} | {', '.join(names)} |")
     return "\n".join(lines)
 
 
@@ -102,6 +112,26 @@ LOCAL_TEACHER = {
     "share_of_training": "cost",
     "teacher": "of it the teacher",
 }
+
+
+HAMU = {
+    "forget_accuracy": "forget acc.",
+    "aim": "aim",
+    "retain_accuracy": "retain acc.",
+    "unseen_accuracy": "unseen acc.",
+    "jsd": "JSD to retrained",
+    "avg_gap": "Avg Gap",
+    "epochs": "epochs",
+}
+
+
+def _hamu(rows: list[dict], case: str, request: str) -> str:
+    """Means over seeds; of a retrained model, what it and another one are apart."""
+    of: dict[str, list[dict]] = {}
+    for row in rows:
+        if (row["case"], row["request"]) == (case, request):
+            of.setdefault(row["row"], []).append({key: row[key] for key in HAMU if key in row})
+    return _means({name: {"mean": mean(runs), "std": std(runs)} for name, runs in of.items()}, HAMU, "std")
 
 
 def _with_spread(value: float, spread: float | None, digits: int) -> str:
@@ -210,6 +240,8 @@ def render(name: str) -> str:
     """The table called NAME, or FILE.SETTING: one setting of a study, as mean and standard deviation over seeds."""
     if name == "methods":
         return _methods()
+    if name == "methods-by-model":
+        return _methods_by_model()
     if name in closeness_tables.TABLES:
         return closeness_tables.TABLES[name]()
     if name in reproduction.TABLES:
@@ -247,6 +279,9 @@ def render(name: str) -> str:
     if file == "locality":
         shown = {BEFORE.get(k, k): v for k, v in results[setting].items() if k not in OLDER}
         return _means(shown, LOCALITY, "interval")
+    if file == "hamu":
+        case, _, request = setting.partition(".")
+        return _hamu(results["rows"], case, request)
     if file == "local_teacher":
         return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]

@@ -1,7 +1,7 @@
 """A Space that audits two models of the Hub, and holds a release against its receipt: `python app.py`.
 
 Visitors name public models and data; a card that names files elsewhere is refused, no code of a repository is run, only safetensors are
-read, and what is uploaded is small. What cannot be done is told in one sentence.
+read, no file that a row names is opened, and what is uploaded is small. What cannot be done is told in one sentence.
 """
 
 import html
@@ -19,7 +19,9 @@ from typing import Any
 if __name__ == "__main__":  # a visitor reads what everyone may read, not what the Space's owner may
     os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
 
+import datasets  # noqa: E402
 import gradio as gr  # noqa: E402
+import pyarrow as pa  # noqa: E402
 from huggingface_hub import HfApi  # noqa: E402
 from huggingface_hub.errors import HfHubHTTPError  # noqa: E402
 
@@ -66,6 +68,8 @@ def audit_two(original: str, unlearned: str, dataset: str, forget: str, retain: 
         if not split.strip():
             raise UnlearningError(f"The {what} samples have no split; expected one such as train or train[:500].")
     sets = {what: drawn(read_set(f"{name}:{split.strip()}", what), SAMPLES) for what, split in splits.items()}
+    for what, data in sets.items():
+        _check_no_paths(what, data)
     report = audit(before, after, **sets)
     return _said(report), _page(report)
 
@@ -125,6 +129,27 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _is_elsewhere(path: str) -> bool:
     return "://" in path or path.startswith(("/", "~")) or ".." in path
+
+
+def _check_no_paths(what: str, data: datasets.Dataset) -> None:
+    """A row may name a file where it should hold one, and whatever lies there on this machine would be opened."""
+    for field in data.with_format("arrow")[:0].schema:
+        if not re.search(r"\bpath: ", str(field.type)):
+            continue
+        column = data.select_columns([field.name]).with_format("arrow")
+        if any(_names_files(batch[field.name].combine_chunks()) for batch in column.iter(100)):
+            raise UnlearningError(
+                f"The {what} samples name files in the column {field.name!r}, which this Space does not open; expected pictures that "
+                "the dataset holds, as `push_to_hub` of a dataset writes them."
+            )
+
+
+def _names_files(values: pa.Array) -> bool:
+    """Whether a picture is a path alone, without the bytes of its file; of what has pictures deeper down, that it may be."""
+    if not pa.types.is_struct(values.type) or values.type.get_field_index("path") < 0:
+        return True
+    named = values.drop_null().to_pylist()
+    return any(row["path"] and not row.get("bytes") for row in named)
 
 
 def _release(files: list[Path], folder: Path) -> Path:

@@ -64,7 +64,7 @@ class TestFigures:
         report = measure_hardness(model, **data, args=args)
         raw = {name: gradient(model, data[name]) for name in data}
         clipped = [gradient(model, data[name], max_grad_norm or math.inf) for name in ("retain", "forget")]
-        _, expected = hamu_update(*clipped, lr=1.0, ratio=0.1, quota_scale="relative", on_infeasible="cap")
+        _, expected = hamu_update(*clipped, lr=1.0, ratio=0.3, quota_scale="relative", on_infeasible="cap")
         for name in ("kappa", "cosine", "slack", "reachable", "asked", "predicted_forget", "predicted_retain"):
             assert getattr(report.hardness, name) == pytest.approx(getattr(expected, name), rel=1e-9), name
         assert report.hardness.branches == expected.branches
@@ -113,7 +113,7 @@ class TestFigures:
         """A class that no retained sample is of: the head pulls both ways."""
         report = measure_hardness(fitted(), **by_class())
         assert report.level == "easy" and report.hardness.cosine < 0 and not report.hardness.unavoidable
-        assert report.free > 0.9 and "Damage is avoidable at ratio 0.1 of what is reachable" in report.summary()
+        assert report.free > 0.9 and "Damage is avoidable at ratio 0.3 of what is reachable" in report.summary()
         assert "improve both sides" in report.summary() and "plain losses" not in report.summary()
 
     def test_what_it_does_not_look_at(self):
@@ -153,7 +153,7 @@ class TestFigures:
         assert found == json.loads(json.dumps(report.to_dict(), allow_nan=False))
         assert found["hardness"]["hardness01"] == report.hardness.hardness01
         assert found["hardness"]["branches"].keys() == report.hardness.branches.keys()
-        assert found["config"]["ratio"] == 0.1 and found["level"] == report.level
+        assert found["config"]["ratio"] == 0.3 and found["level"] == report.level
         assert found["conflicts"][0].keys() == {"name", "cosine", "share"}
         with pytest.raises(UnlearningError, match="The figures cannot be written to .*: No such file"):
             report.save(tmp_path / "nowhere" / "report.json")

@@ -90,6 +90,14 @@ class TestCommand:
         assert "is damaged, or of something else" in capsys.readouterr().err
         assert not (output / "models").exists()
 
+    def test_other_answers_are_those_of_the_evaluation(self, start, data, tmp_path, monkeypatch):
+        benchmark = Benchmark(tmp_path / "out", Settings(start, **SMALL), data)
+        monkeypatch.setattr(Benchmark, "_examined", lambda *_: {})
+        found = {name: benchmark.run(0, name) for name in ("original", "dpo", "altpo", "idk_dpo")}
+        assert not any("error" in row for row in found.values())
+        is_told = {name: tofu_benchmark.JUDGED_BY in row["notes"] for name, row in found.items() if name != "original"}
+        assert is_told == {"dpo": True, "altpo": True, "idk_dpo": False}
+
     def test_a_method_that_cannot_run(self, start, data, tmp_path, monkeypatch):
         benchmark = Benchmark(tmp_path / "out", Settings(start, **SMALL), data)
 
@@ -165,7 +173,7 @@ class TestFigures:
         assert max(map(len, text.splitlines()[:20])) < 100 and "hamu: not run: It cannot." in text
         first, second = cells({"0": found, "1": found})
         assert [line[0] for line in first[1:]] == [*list(ROWS)[:-1]] == [line[0] for line in second[1:]]
-        assert dict(zip(first[0], first[4], strict=True))["reading"] == "hidden" and second[4][-1] == "3"
+        assert dict(zip(first[0], first[4], strict=True))["reading"] == "hidden" and second[0][-1] == "seconds"
         svg = picture({"0": found}, "Forgotten over kept")
         for name in ("original", "retrained", "npo", "rewind"):
             assert f'id="benchmark-point-{name}"' in svg, name

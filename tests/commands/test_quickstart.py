@@ -36,6 +36,8 @@ def test_quickstart(tmp_path, monkeypatch, capsys):
     table = demo.table(rows)
     assert table in printed and max(map(len, table.splitlines())) <= 80
     assert max(map(len, "\n".join([demo.STORY, demo.READ, demo.NEXT]).splitlines())) <= 80
+    steps = [line for line in printed.splitlines() if line[:1].isdigit() and line[1:3] == ". "]
+    assert len(steps) == 5 and max(map(len, steps)) <= 80
     assert " ".join(f"The audit says: {found['verdict']}".split()) in " ".join(printed.split())
     for path in (
         tmp_path / "unlearned" / "audit.html",

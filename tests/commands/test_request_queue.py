@@ -295,6 +295,7 @@ def test_samples_of_ids_that_are_done(place, tmp_path):
     begun(tmp_path / "queue", place, **about)
     queue = on_disk(full["train"])
     queue.add({"a": {"ids": ["u1"]}})
+    assert list(queue.requested()) == [2, 3, 20]  # the copy too
     queue.run()
     queue = on_disk(full["train"].select([0, 1, *range(4, 32)]))  # without u1
     assert queue.add({"a": {"ids": ["u1"]}, "b": {"ids": ["u1", "u4"]}}) == ["b"]
@@ -339,7 +340,10 @@ def test_each_batch_is_a_revision(place, tmp_path, hub):
     assert found.ok and "1 earlier receipts hold" in [check.sentence for check in found.checks]
     kept = queue.folder.batches()[0].folder / "done.json"
     kept.write_text(kept.read_text().replace(queue.folder.batches()[0].done["receipt"], "0" * 64))
-    assert [found.failed for found in queue.verify()] == [["queue"], []]  # the branch holds another release
+    verified = queue.verify()
+    assert [found.failed for found in verified] == [["queue"], []]  # the branch holds another release
+    chains = [check.sentence for found in verified for check in found.checks if check.name == "chain"]
+    assert chains == ["it is the first request", "the receipt before holds, and so do all before it"]
     for where, content in hub.sent():
         assert b"anna" not in content and b"bert" not in content, where
 

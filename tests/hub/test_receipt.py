@@ -797,6 +797,10 @@ def test_a_chain_of_requests(hub, made, release, tmp_path):
     assert found.ok and found.unchecked == ["signature", "records"]
     assert said(found, "chain") == "2 earlier receipts hold"
     assert said(verify(folders[3], parent=folders[2]), "chain") == "2 earlier receipts hold"
+    so_far = "the receipt before holds, and so do all before it"
+    hub.fail("drop", fits=f"GET .*{receipts[1]['previous']['commit']}")  # behind it nothing is asked for
+    assert said(verify(folders[3], parent=folders[2], held=[receipts[1]["digest"]]), "chain") == so_far
+    hub.recover()
 
     def broken(change) -> str:
         copy = Path(shutil.copytree(folders[3], tmp_path / "broken", dirs_exist_ok=True))

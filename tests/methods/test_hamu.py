@@ -140,7 +140,7 @@ def draws(n: int, blocks: int | None = None, size: int | None = None, dtype=torc
 
 def test_config():
     ours, paper = HamuConfig(), HamuConfig.paper()
-    assert (ours.variant, ours.ratio, ours.quota_scale, ours.on_infeasible) == ("q", 0.1, "relative", "cap")
+    assert (ours.variant, ours.ratio, ours.quota_scale, ours.on_infeasible) == ("q", None, "relative", "cap")
     assert (paper.variant, paper.ratio, paper.quota_scale, paper.on_infeasible) == ("q", 0.5, "absolute", "stop")
     assert ours.block == paper.block == "tensor" and ours.quota == paper.quota == "norm_product"
 

@@ -59,7 +59,7 @@ class ByHand:
         self.schedule, self.record = trainer.schedule, record
         self.names = [name for name, _ in self.model.named_parameters()]
         self.objective = {"retain": "ce", "forget": trainer.method.objective}
-        self.radius = getattr(trainer.method, "radius", None)
+        self.radius, self.ratio = (getattr(trainer.method, name, None) for name in ("radius", "ratio"))
 
     def samples(self, step: int, name: str) -> list[dict]:
         return [self.sets[name][draw.index] for draw in self.schedule.step(step)[name]]
@@ -92,7 +92,7 @@ class ByHand:
     def update(self, step: int, config: HamuConfig) -> tuple[list[Tensor], Hardness]:
         groups = {"tensor": None, "module": by_module(self.names), "global": [[*range(len(self.names))]]}
         options = {"groups": groups[config.block], "on_infeasible": config.on_infeasible, "quota": config.quota}
-        options |= {"variant": config.variant, "quota_scale": config.quota_scale, "ratio": config.ratio}
+        options |= {"variant": config.variant, "quota_scale": config.quota_scale, "ratio": self.ratio}
         options["radius"] = self.radius
         return hamu_update(*self.both(step), lr=self.record.rates[step], **options)
 
@@ -169,7 +169,7 @@ def test_clipping(clip, tmp_path):
     trainer, record = train(tmp_path, HamuConfig(radius="retain"), max_steps=1, max_grad_norm=clip)
     hand = ByHand(trainer, record, "vit")
     both = hand.both(0, clip or math.inf)
-    delta, _ = hamu_update(*both, lr=record.rates[0], ratio=0.1, quota_scale="relative")
+    delta, _ = hamu_update(*both, lr=record.rates[0], ratio=0.3, quota_scale="relative")
     hand.check(0, delta)
 
 
@@ -504,6 +504,51 @@ def test_says_that_its_aim_is_missed(method, objective, tmp_path):
     assert not unaimed.trainer.method.notes
 
 
+def repaired(folder: Path, callbacks=None, **settings) -> UnlearningTrainer:
+    """Steps that ask for all there is within reach, which takes retained samples along; 17, of which the last 6 repair."""
+    args = arguments(
+        folder, **{"num_train_epochs": 20, "learning_rate": 0.1, "measure": False} | EVERY_STEP | settings
+    )
+    config = HamuConfig(ratio=1.0, look=1)
+    return UnlearningTrainer(fitted(), args, method=config, **for_trainer(learnt()), callbacks=callbacks)
+
+
+def missed(trainer: UnlearningTrainer) -> list[str]:
+    return [note for note in trainer.method.notes if "used up" in note]
+
+
+def test_repairs(tmp_path):
+    """Without a quota once enough is forgotten, until retained samples are right again, and not longer."""
+    trainer = repaired(tmp_path)
+    before = trainer.measure()["retain"].accuracy
+    trainer.train()
+    shares = [line["c"] for line in logged(trainer)]
+    assert shares[0] == 1.0 and shares[-1] == 0.0 and set(shares) == {0.0, 1.0}
+    after, method = trainer.measure(), trainer.method
+    assert 0 < trainer.state.global_step < trainer.state.max_steps and not missed(trainer)
+    assert after["forget"].accuracy <= method.accuracy_aim
+    assert after["retain"].accuracy >= before - 0.005
+
+
+def test_says_that_retained_samples_have_not_come_back(tmp_path):
+    trainer = repaired(tmp_path, max_steps=13)
+    trainer.train()
+    (note,) = missed(trainer)
+    right = 100 * trainer.measure()["retain"].accuracy
+    assert "retained samples have not come back" in note and f"{right:.1f} % of them are right" in note
+
+
+def test_resumed_in_a_repair(tmp_path):
+    record = Record()
+    repaired(tmp_path / "a", [record]).train()
+    saved = {"save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(UnlearningError, match="killed"):
+        repaired(tmp_path / "b", [StopAt(13)], **saved).train()
+    resumed = repaired(tmp_path / "b", **saved)
+    resumed.train(resume_from_checkpoint=True)
+    assert same_bits(weights(resumed.model), record.weights[-1])
+
+
 def test_until_unseen_of_a_class(tmp_path):
     data = by_class()
     model = fitted(flipped=False)
@@ -606,6 +651,8 @@ def test_own_plain_optimizer(tmp_path):
         ({"stop_patience": 0}, "hamu: stop_patience is 0; expected at least 1"),
         ({"stop_slack": -1.0}, "hamu: stop_slack is -1.0; expected 0 or more"),
         ({"until": "now"}, "hamu: until is 'now'; expected unseen or end"),
+        ({"harm": 2.0}, r"hamu: harm is 2.0; expected a share in \[0, 1\]"),
+        ({"then": "rest"}, "hamu: then is 'rest'; expected repair or end"),
         ({"look": 0}, "hamu: look is 0; expected at least 1"),
     ],
 )

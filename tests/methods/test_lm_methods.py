@@ -262,9 +262,19 @@ class TestRuns:
         assert (other.weight, other.epsilon) == (trainer.method.weight, 0.01)
 
     def test_the_bound_of_pdu_is_read_off_the_original(self, tmp_path):
-        trainer = trainer_of(tmp_path, "pdu", max_steps=1)
+        """As the mean that its own loss is, where answers are of unlike lengths too."""
+        data = with_alternatives()
+        rows = data["retain"].to_list()
+        for row in rows[5:]:
+            row["completion"] = " ".join(row["completion"].split(" ")[:2])  # one word
+        trainer = trainer_of(tmp_path, "pdu", data | {"retain": datasets.Dataset.from_list(rows)}, max_steps=1)
+        original = copy.deepcopy(trainer.model)
         trainer.train()
-        assert trainer.method.epsilon == pytest.approx(trainer.metrics["before"]["retain_loss"] + 0.1)
+        method = trainer.method
+        with torch.no_grad():
+            whole = method.retain_loss(original, method.context.batch([("retain", i) for i in range(len(rows))]))
+        assert method.epsilon == pytest.approx(whole.item() + 0.1)
+        assert abs(trainer.metrics["before"]["retain_loss"] + 0.1 - method.epsilon) > 0.01
 
     def test_pdu_ends_within_its_bound_only(self, tmp_path):
         """Where nothing is left to forget it goes on as long as the retained samples are worse off than is allowed, and says so."""
@@ -299,6 +309,22 @@ class TestRuns:
             torch.testing.assert_close(2 * half[name], change, rtol=1e-3, atol=1e-6)
             assert nothing[name].abs().max() < 1e-6
         assert any(change.abs().max() > 1e-3 for change in whole.values())
+
+    def test_task_vector_of_weights_in_bfloat16(self, tmp_path):
+        """What is learnt in steps that bfloat16 rounds away is taken away too, much as of weights in float32."""
+        config, found = TaskVectorConfig(scale=200.0), []
+        for dtype in (torch.bfloat16, torch.float32):
+            model = tiny_llama_lm()
+            model.load_state_dict(known())
+            model = model.to(torch.bfloat16).to(dtype)
+            about = {"model": model, "peft_config": False, "max_steps": 2, "learning_rate": 2e-6, "measure": False}
+            trainer = trainer_of(tmp_path / str(dtype), config, **about)
+            start = weights(trainer.model)
+            trainer.train()
+            after = weights(trainer.model)
+            found.append(torch.cat([(after[k] - start[k]).float().flatten() for k in start if "norm" not in k]))
+        rounded, exact = found
+        assert torch.cosine_similarity(rounded, exact, dim=0) > 0.6 and rounded.norm() > 0.6 * exact.norm()
 
     def test_task_vector_takes_the_least_scale_that_is_enough(self, tmp_path):
         class Near(TaskVector):

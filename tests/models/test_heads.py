@@ -117,6 +117,7 @@ class TestAsThePlainComputation:
         evaluator = TokenEvaluator(SimpleNamespace(is_local_main_process=True, autocast=nullcontext), None, None, 0)
         with torch.no_grad():
             expected = token_statistics(model(**batch.inputs).logits, batch.labels)
+        expected["tokens"] = predicting(batch.labels).sum(dim=1).double()
         torch.testing.assert_close(evaluator.statistics(predicted, batch), expected, rtol=1e-10, atol=1e-12)
         same = evaluator.distances(predicted, predicted, batch)
         assert max(values.abs().max() for values in same.values()) < 1e-12
@@ -143,7 +144,7 @@ def test_the_adapter_s_own_head_is_the_original_s():
 def test_masked_words():
     """Words that a model never says have the logit −inf, and count for nothing."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, -1.0, 0.5]])
-    log_p, right, mean, deviation = heads.token_scores(logits, torch.tensor([1, 0])).T
+    log_p, right, mean, deviation = heads.token_moments(logits, torch.tensor([1, 0])).T
     p = logits[0, :2].softmax(0)
     assert log_p[0].item() == pytest.approx(p[1].log().item()) and right.tolist() == [1, 1]
     assert mean[0].item() == pytest.approx((p * p.log()).sum().item())

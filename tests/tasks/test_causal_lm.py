@@ -26,6 +26,7 @@ from hf_unlearn.metrics import jsd_rows, sample_statistics, token_statistics
 from hf_unlearn.tasks.causal_lm import CausalLM
 from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator, writer
 from hf_unlearn.tasks.losses import cross_entropy
+from hf_unlearn.training import reading
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.marks import slow_but
 from tests.runs import OwnDifference, distance
@@ -230,7 +231,9 @@ class TestCollator:
         """Every token is predicted once, after the last ones of the row before."""
         texts = [" ".join(WORDS[i % len(WORDS)] for i in range(n)) for n in (30, 4, 6)]
         source = Source(datasets.Dataset.from_dict({"text": texts}), "forget", layout=COMPLETIONS)
-        rows = CausalLM(tiny_llama_lm()).pieces(source, tiny_tokenizer(), 8, stride)
+        pieces = CausalLM(tiny_llama_lm()).pieces(source, tiny_tokenizer(), 8, stride)
+        assert len(pieces) == 3
+        rows = [row for of_text in pieces for row in of_text]
         whole = [[CLS, *ids(text), SEP] for text in texts]
         assert all(len(row["input_ids"]) == len(row["labels"]) <= 8 for row in rows)
         joined, new = [], []
@@ -544,6 +547,7 @@ class TestEvaluation:
                 signals["confidence"].append(p_true.mean())
                 signals["margin"].append(p_true.log().mean())
                 signals["correct"].append((p.argmax(-1) == true).double().mean())
+                signals["tokens"].append(torch.tensor(float(len(true))))
                 distances.append(jsd_rows(p, q).mean())
             for key, values in signals.items():
                 np.testing.assert_allclose(measured[split].signals[key], torch.stack(values), rtol=1e-9, err_msg=key)
@@ -644,6 +648,12 @@ class TestRefused:
 
     def test_augmentation(self, tmp_path):
         self.run(tmp_path, "samples are different every time.*expected fixed texts", augment=str.upper)
+
+    def test_a_set_that_changes_is_tried_once(self, tmp_path, monkeypatch):
+        tried: list[str] = []
+        monkeypatch.setattr(reading, "is_deterministic", lambda source, collator: bool(tried.append(source.name)))
+        self.run(tmp_path, "samples are different every time.*expected fixed texts")
+        assert tried == ["forget", "retain"]
 
     def test_overlap(self, tmp_path):
         self.run(tmp_path, "1 of the 7 forget samples stand in retain too", retain=request()["forget"].select([3]))

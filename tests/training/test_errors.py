@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback, TrainingArguments, ViTConfig, ViTModel
+from transformers.integrations.deepspeed import is_deepspeed_available
 
 from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.data.source import Source
@@ -211,10 +212,15 @@ class TestArguments:
             ({"num_train_epochs": 0}, "num_train_epochs is 0; expected a positive number"),
             ({"auto_find_batch_size": True}, "auto_find_batch_size would change the schedule"),
             ({"push_to_hub": True}, "hub_strategy='every_save' would push several commits to main .*push the result"),
-            ({"deepspeed": {"zero_optimization": {"stage": 1}}}, "DeepSpeed is not supported; use DDP or FSDP2"),
+            (
+                {"deepspeed": {"bf16": {}}},
+                "DeepSpeed is asked for, and its package is not installed; pip install deepspeed",
+            ),
         ],
     )
     def test_refused(self, tmp_path, args, message):
+        if "deepspeed" in args and is_deepspeed_available():
+            pytest.skip("DeepSpeed is installed")
         if "fp16" in args and torch.cuda.is_available():
             pytest.skip("there is a GPU")
         refused(tmp_path / "out", message, args=args)

@@ -19,7 +19,7 @@ from hf_unlearn.data.batches import Batch
 from hf_unlearn.data.samples import weigh
 from hf_unlearn.data.schedule import Schedule
 from hf_unlearn.data.source import Source
-from hf_unlearn.data.streams import StreamReader, in_turn, lane_starts
+from hf_unlearn.data.streams import StreamReader, in_parts, in_turn, lane_starts
 from tests.marks import slow_but
 from tests.runs import Record, StopAt, distance, launch, make_trainer, request, same_bits, weights
 from tests.samples import pictures
@@ -54,6 +54,17 @@ class TestLanes:
         assert source.first(6) == [0, 7, 14, 20, 1, 8]  # as the shards have 7, 7, 6 and 6
         assert source.first(100) == in_turn(source.lane_starts, np.arange(26)).tolist()
         assert Source(numbers(5, 1), "retain", size=5).first(3) == [0, 1, 2]
+
+    def test_parts(self):
+        """Of lanes of their own, and as long; where lanes cannot be shared out evenly, of all of them."""
+        starts, samples = [0, 7, 14, 20], np.setdiff1d(np.arange(26), [8, 9])
+        first, second = in_parts(starts, samples, 2)
+        assert first.tolist() == [0, 14, 1, 15, 2, 16, 3, 17, 4, 18, 5, 19, 6]
+        assert second.tolist() == [7, 20, 10, 21, 11, 22, 12, 23, 13, 24, 25, 25, 25]
+        for parts in (1, 3, 5):
+            found = in_parts(starts, samples, parts)
+            assert sorted(set(np.concatenate(found))) == samples.tolist() and len({len(part) for part in found}) == 1
+        assert [part.tolist() for part in in_parts([0], np.arange(2), 3)] == [[0], [1], [1]]
 
     @pytest.mark.parametrize("kind", ["mixed", "paired", "forget-paired", "retain"])
     @pytest.mark.parametrize("fraction", [1.0, 0.3])
