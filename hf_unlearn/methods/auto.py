@@ -97,7 +97,7 @@ class Auto(Rewind):
     config: AutoConfig
 
     def for_task(self, task: Task) -> Method:
-        if task.name != "causal-lm":
+        if task.right_or_wrong:
             return self
         config, usual = self.config, AutoConfig()
         for name in ("budget", "original_epochs", "original_learning_rate", "keeps", "race"):

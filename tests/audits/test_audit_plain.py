@@ -1,6 +1,7 @@
 """The plainest attacks, exact and beside a retrained model, and what an audit says when it could not have seen anything."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,6 +84,13 @@ def reported():
     return measured
 
 
+class Each:
+    """A set of which every sample is one that was given."""
+
+    def count(self, rows):
+        return len(rows)
+
+
 def verdict_of(measured, monkeypatch):
     row = {"auc_low": 0.0, "auc_high": 1.0}
     monkeypatch.setattr(figures, "by_model", lambda ctx: (dict.fromkeys(ctx.measured, row), {}))
@@ -91,7 +99,8 @@ def verdict_of(measured, monkeypatch):
     sets = {name: (name, np.arange(len(of.labels))) for name, of in measured["original"].items()}
     labels = {name: of.labels for name, of in measured["original"].items()}
     about = False, ImageClassification, CLASSES, None
-    ctx = AuditContext(dict.fromkeys(measured), None, sets, labels, *about, measured=measured)
+    each = SimpleNamespace(samples=SimpleNamespace(sources=dict.fromkeys(sets, Each())))
+    ctx = AuditContext(dict.fromkeys(measured), each, sets, labels, *about, measured=measured)
     judged = judge(ctx)
     verdict = decide(judged.findings, judged.cannot, judged=judged.can, power=judged.power(judged.findings))
     return verdict, {finding.name: finding for finding in verdict.findings}, judged
@@ -171,7 +180,12 @@ class TestCannotJudge:
         test = matched_test(rng.normal(size=60), labels[0], rng.normal(size=120), labels[1])
         tests = dict.fromkeys(NAMES[:2], {"margin": test})
         return evidence._cannot(
-            None, tests, True, 8, trace, {"auc": auc, "noticed": noticed, "sentence": "So it is."}
+            SimpleNamespace(given={"forget": 60, "unseen": 120}.get),
+            tests,
+            True,
+            8,
+            trace,
+            {"auc": auc, "noticed": noticed, "sentence": "So it is."},
         )[0]
 
     def test_the_originals_own_trace(self):
