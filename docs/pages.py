@@ -25,7 +25,8 @@ from hf_unlearn.methods.datasheets import Datasheet, datasheets  # noqa: E402
 STUDIES = {  # of a method, where more is said of it
     **dict.fromkeys(("auto", "rewind"), "closeness.md"),
     "lotus": "lotus.md",
-    **dict.fromkeys(("hamu", "pcgrad", "gru", "orthograd", "grad_diff", "npo", "simnpo", "rmu"), "hamu.md"),
+    **dict.fromkeys(("hamu", "pcgrad", "gru", "orthograd"), "hamu.md"),
+    **dict.fromkeys(("grad_diff", "npo", "simnpo", "rmu"), "language-models.md"),
     **dict.fromkeys(("damp", "ssd"), "surgery.md"),
     "multitask": "multitask.md",
     "local_teacher": "locality.md",
