@@ -77,7 +77,10 @@ ARGUMENTS = {
         {"optim": "galore_adamw"},
         "optim='galore_adamw' cannot be used: You need to",
     ),
-    "an optimizer without its extension": ({"optim": "apollo_adamw"}, "optim='apollo_adamw' cannot be used: You need to"),
+    "an optimizer without its extension": (
+        {"optim": "apollo_adamw"},
+        "optim='apollo_adamw' cannot be used: You need to",
+    ),
     "a schedule without its argument": (
         {"lr_scheduler_type": "warmup_stable_decay"},
         "lr_scheduler_type='warmup_stable_decay' with lr_scheduler_kwargs=None cannot be used: ",

@@ -112,8 +112,9 @@ def test_accumulation(method):
 def test_accumulation_everywhere(method, family, dtype):
     settings = case(method, family, dtype)
     # SCRUB's student begins as its teacher: a gradient that is the small difference of two predictions has 1e-7 beside 1e-3
-    # for its rounding, and the norm of it is logged. On some processors it shows; the weights are the same all the same.
-    logs = 1e-3 if (method, dtype) == ("scrub", "float32") else 1e-4
+    # for its rounding, and the norm of it is logged. What HAMU has gained in a step is the small difference of two losses. On some
+    # processors it shows; the weights are the same all the same.
+    logs = 1e-3 if method in ("scrub", "hamu") and dtype == "float32" else 1e-4
     check_same(run(settings, batch=4, accumulation=2), run(settings), dtype, logs=logs)
     if method == "lotus" and dtype == "float64":  # some micro-batches of the last step are empty
         check_same(run(settings, batch=1, accumulation=8), run(settings), dtype)
