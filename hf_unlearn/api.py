@@ -295,7 +295,8 @@ def unlearn(
         unseen: samples like `forget` that the model was never trained on; half may steer the method, half only measure it.
         test: measured instead of that second half.
         method: a name (see `list_methods()`), a config such as `LotusConfig(alpha=4)`, or a `Method` of your own.
-        budget: of `auto` and `rewind`, the share of the original's training that they may spend, in samples seen.
+        budget: of `auto` (but not on language models, where it is `rmu`) and `rewind`, the share of the original's training that they
+            may spend, in samples seen.
         original_epochs, original_learning_rate: for these two, how long and at what rate (its peak) the original was trained;
             default: as its `trainer_state.json` or its card says, else an assumption that the result's notes repeat.
         args: training arguments; what they leave unset is the method's, and without `output_dir` each request has a folder.

@@ -17,6 +17,7 @@ from ..errors import UnlearningError
 from ..methods import METHODS, Method, create_method
 from ..methods.rewind import BudgetConfig, Rewind, spending
 from ..metrics.tables import table
+from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from ..training.arguments import UnlearningArguments
 from ..training.glance import set_up
@@ -73,13 +74,14 @@ class Comparison:
         self.known = {"original_epochs": original_epochs, "original_learning_rate": original_learning_rate}
         sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen}
         self.given = {**sets, "base_model": base_model}
+        self.asked: Task | None = None
         check_output(folder, model)
         kept = read_results(self.folder / RESULTS)
         with set_up(model, args, method=self._method("rewind"), **self.given, overlap=overlap) as trainer:
             rewind = cast(Rewind, trainer.method)
             self.whole = rewind.original_epochs * (rewind.past.n_forget + rewind.past.n_retain)
             self.epochs, self.assumed = rewind.original_epochs, "original_epochs" in rewind.assumed
-            self.task, self.is_class = trainer.task.name, trainer.request.is_class
+            self.asked, self.task, self.is_class = trainer.task, trainer.task.name, trainer.request.is_class
             salt = kept["about"]["salt"] if kept else secrets.token_hex(16)
             self.about = self._describe(trainer, salt)
             if kept:
@@ -90,6 +92,8 @@ class Comparison:
 
     def _method(self, name: str) -> Method:
         method = create_method(name)
+        if self.asked:  # once it is known
+            method = method.for_task(self.asked)
         return spending(method, self.budget, **self.known) if isinstance(method.config, BudgetConfig) else method
 
     def _describe(self, trainer: UnlearningTrainer, salt: str) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Benchmark:
     def _unlearned(self, seed: int, name: str) -> Row:
         settings = self.settings
         model, tokenizer = self._load(str(self._kept(seed)))
-        method = create_method(name)
+        method = create_method(name).for_task(language_task(model))
         given: dict[str, Any] = {"method": method}
         if isinstance(method.config, BudgetConfig):
             about = {"original_epochs": settings.epochs, "original_learning_rate": settings.learning_rate}

@@ -259,6 +259,8 @@ class HamuConfig(RepairConfig):
         super().__post_init__()
         top = 1.0 if self.quota_scale == "relative" else math.inf
         is_share = self.ratio is None or 0 <= self.ratio <= top
+        is_told = self.quota_scale == "relative" or self.ratio is not None
+        self.check("ratio", is_told, "a number, since an absolute quota has no default")
         self.check("ratio", is_share, "a share in [0, 1], or a Q/η of 0 or more with an absolute quota")
         self.check("stop_patience", self.stop_patience >= 1, "at least 1")
         self.check("stop_slack", self.stop_slack >= 0, "0 or more")

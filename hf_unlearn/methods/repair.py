@@ -31,6 +31,8 @@ class RepairConfig(PairedAscentConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check("harm", 0 <= self.harm <= 1, "a share in [0, 1]")
+        in_vain = self.then == "repair" and self.until == "end"
+        self.check("then", not in_vain, 'end or null, since until="end" reaches no aim')
 
 
 class Repair(PairedGradients):
@@ -46,7 +48,7 @@ class Repair(PairedGradients):
     def prepare(self, context) -> None:
         super().prepare(context)
         self.asks, self.retain_aim = True, 0.0
-        if self.looks and self.then == "repair":
+        if self.looks and self.then == "repair" and context.has("retain"):
             self.retain_aim = measured(context, "retain").accuracy - self.config.harm
 
     def is_known(self) -> bool:

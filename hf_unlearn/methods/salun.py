@@ -164,6 +164,10 @@ class Salun(Method):
     def terms(self, model, batch) -> list[Term]:
         return self.inner.terms(model, batch)
 
+    @property
+    def changes_weights(self) -> bool:
+        return True
+
     @torch.no_grad()
     def on_step_end(self, step: int) -> bool | None:
         for parameter, mask, kept in zip(self.parameters, self.masks, self.kept, strict=True):

@@ -227,7 +227,11 @@ class ResumableTrainer(Parts):
         try:
             with clear_write_errors(folder):
                 super()._save_checkpoint(model, trial)
-                state = {name: whole(tensor) for name, tensor in self.method.state_dict().items()}
+                state = {}
+                for name, tensor in self.method.state_dict().items():  # gathered one after the other
+                    gathered = whole(tensor)
+                    if self.args.should_save:
+                        state[name] = gathered.cpu()
                 if self.args.should_save:
                     notes = {"notes": json.dumps(self.method.notes)}
                     save_file(state, folder / METHOD_STATE, metadata=notes)

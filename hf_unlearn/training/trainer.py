@@ -113,12 +113,12 @@ class UnlearningTrainer(ResumableTrainer):
         others = {"base_model": base_model, "teacher": teacher, "peft_config": peft_config, "callbacks": callbacks}
         check_call(model, args, self.method, **read, **others, **kwargs)
         datasets = {"forget": forget_dataset, "retain": retain_dataset, "unseen": unseen_dataset, "test": test_dataset}
-        check_needs(self.method, {**datasets, "base_model": base_model})
         model, read["processing_class"], self.origin, self.original_folder = load_original(
             model, processing_class, args
         )
 
         self.task, self.method = task_for(self.method, model)
+        check_needs(self.method, {**datasets, "base_model": base_model})
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks, read["processing_class"])
         place = self.origin, self.original_folder
         self.start = start_of(self.method, model, *place, base_model, self.request, args.seed)
@@ -205,7 +205,9 @@ class UnlearningTrainer(ResumableTrainer):
             values, _ = self.evaluator.figures(self.original, self.original, class_request=self.request.is_class)
             check_steering_figure(self.args, values)
         coarse = [] if self.is_edit else rounding(self.trained(), self.args.fp16)
-        self.method.notes[:] = [] if self._keeps_masters else coarse  # and nothing of a run before
+        self.method.notes[:] = (
+            [] if self._keeps_masters or self.is_deepspeed_enabled else coarse
+        )  # and nothing of before
         self.method.prepare(Context(self))
         self.runtime["prepare"] = time.perf_counter() - started
         output = self._edit() if self.is_edit else self._train(checkpoint, **kwargs)

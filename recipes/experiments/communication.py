@@ -35,7 +35,11 @@ from hf_unlearn.commands import speed
 from hf_unlearn.methods import get_method
 
 PLAIN = "plain Trainer"
-WITHOUT = ("multitask", "auto", "idk_dpo")  # another kind of model; a choice among runs of rewind; and dpo with texts
+WITHOUT = (
+    "multitask",
+    "auto",
+    "idk_dpo",
+)  # another kind of model; rewind, or rmu on a language model; and dpo with texts
 SIZES = {"forget": 16, "retain": 48, "unseen": 32}
 ARGUMENTS = {
     "per_device_train_batch_size": 4,

@@ -176,6 +176,11 @@ class TestLanguageModels:
         assert (method.info.name, method.config) == ("rmu", RmuConfig()) and result.trainer.adapter
         assert any("On a language model auto is rmu." in note for note in method.notes)
 
+    def test_unseen_samples_are_not_needed(self, tmp_path):
+        asked = self.asked()
+        del asked["unseen"]
+        assert unlearn(tiny_llama_lm(), **asked, args=arguments(tmp_path, max_steps=1)).trainer.state.global_step == 1
+
     @pytest.mark.parametrize("given", [{"budget": 0.1}, {"original_epochs": 3}, {"method": AutoConfig(keeps=[0.5])}])
     def test_no_share_is_spent(self, tmp_path, given):
         with pytest.raises(

@@ -35,6 +35,7 @@ def checked(method="lotus", stage=2, dtype=torch.float32, mismatches=(), **confi
         ),
         ({"method": "ssd"}, "ssd edits the weights once, and has no steps for DeepSpeed to take; expected DDP"),
         ({"method": AutoConfig(keeps=[0.3, 0.5], race=0.5)}, "auto changes weights between two steps"),
+        ({"method": "salun"}, "salun changes weights between two steps"),
         ({"stage": 3}, "ZeRO stage 3 cuts up the weights, which are measured and saved whole here; expected stage 2"),
         ({"optimizer": {}}, "has a part 'optimizer', which would take the place of the method's; leave it out"),
         ({"scheduler": {}}, "has a part 'scheduler'"),
