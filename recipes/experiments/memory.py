@@ -21,7 +21,7 @@ from study import RESULTS, commit, record
 from torch.utils.data import ConcatDataset, Subset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from hf_unlearn import UnlearningArguments, list_methods, unlearn
+from hf_unlearn import UnlearningArguments, UnlearningError, list_methods, unlearn
 from hf_unlearn.commands import speed
 from hf_unlearn.methods import get_method
 
@@ -93,6 +93,10 @@ if __name__ == "__main__":
         jobs += [(name, one) for one in (PLAIN, *(options.methods or known))]
     jobs = [job for job in jobs if job not in {(row["model"], row["method"]) for row in kept}]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        for row in pool.map(run, jobs):
-            kept.append(row)
+        for job in jobs:
+            try:
+                kept.append(pool.submit(run, job).result())
+            except UnlearningError as error:  # which a method has for models that it cannot change
+                print(*job, error, flush=True)
+                continue
             record("memory", {"rows": kept})  # after each, so that none is lost
