@@ -227,11 +227,10 @@ class ResumableTrainer(Parts):
         try:
             with clear_write_errors(folder):
                 super()._save_checkpoint(model, trial)
-                state = {}
-                for name, tensor in self.method.state_dict().items():  # gathered one after the other
-                    gathered = whole(tensor)
-                    if self.args.should_save:
-                        state[name] = gathered.cpu()
+                wholes = (
+                    (name, whole(tensor)) for name, tensor in self.method.state_dict().items()
+                )  # each in its turn
+                state = {name: tensor.cpu() for name, tensor in wholes if self.args.should_save}
                 if self.args.should_save:
                     notes = {"notes": json.dumps(self.method.notes)}
                     save_file(state, folder / METHOD_STATE, metadata=notes)

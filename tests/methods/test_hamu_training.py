@@ -649,7 +649,10 @@ def test_own_plain_optimizer(tmp_path):
         ({"on_infeasible": "go"}, "hamu: on_infeasible is 'go'; expected cap, skip or stop"),
         ({"stop": "now"}, "hamu: stop is 'now'; expected log or stop"),
         ({"stop_patience": 0}, "hamu: stop_patience is 0; expected at least 1"),
-        ({"quota_scale": "absolute"}, "hamu: ratio is None; expected a number, since an absolute quota has no default"),
+        (
+            {"quota_scale": "absolute"},
+            "hamu: ratio is None; expected a number, since an absolute quota has no default",
+        ),
         ({"until": "end", "then": "repair"}, "hamu: then is 'repair'; expected end or null"),
         ({"stop_slack": -1.0}, "hamu: stop_slack is -1.0; expected 0 or more"),
         ({"until": "now"}, "hamu: until is 'now'; expected unseen or end"),
