@@ -337,6 +337,7 @@ def test_results_are_a_line_and_a_summary_in_a_notebook(tmp_path):
     result = unlearn(fitted(), **learnt(), method="finetune", args=arguments(tmp_path, num_train_epochs=1))
     report = result.audit()
     assert repr(result).startswith("UnlearningResult(finetune, forget acc. ") and "\n" not in repr(result)
-    assert repr(report) == f"AuditReport({report.content['verdict']['headline']})"
+    assert report.verdict.outcome != "no evidence"
+    assert repr(report) == f"AuditReport({report.verdict.headline} What now: {report.verdict.next_step(0)})"
     for one in (result, report):
         assert html.unescape(one._repr_html_()) == f"<pre>{one.summary()}</pre>"
