@@ -342,7 +342,7 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
     print(
-        f"{trainer.method.info.name}: {forget:,} forget samples.{told} What the run keeps goes to {folder}/{again}.",
+        f"{trainer.method.info.name}: {forget:,} forget sample{'s' * (forget != 1)}.{told} What the run keeps goes to {folder}/{again}.",
         flush=True,
     )
 
