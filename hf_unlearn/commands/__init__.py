@@ -7,6 +7,7 @@ arguments first and imports what it needs after that, so that help and a wrong a
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -73,6 +74,9 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
     The code is 2 of what the user can mend, and 1 of what failed in this library or in another one. The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
     """
     speak({})
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # where it is installed, it warns of what no command asked for
     try:
         return command(argv) or 0
     except UnlearningError as error:
