@@ -26,7 +26,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import NAMES, Rows, Summarised, table
+from .metrics.tables import NAMES, Rows, Summarised, upright
 from .models import adapters
 from .models.types import ModelOrName, ModelSource
 from .training import trainer as engine
@@ -148,7 +148,7 @@ class UnlearningResult(Summarised):
     def summary(self) -> str:
         """The figures before and after, as text."""
         before, after = self._measured()
-        lines = [table({"original": before, "unlearned": after})]
+        lines = [upright({"original": before, "unlearned": after})]
         lines += [f"{name}: {why}" for name, why in self.metrics["reasons"].items()]
         lines += self.trainer.method.notes
         return "\n".join(lines)

@@ -24,7 +24,7 @@ from .sections import figures, sections
 from .verdict import Verdict
 
 FORMAT = 1
-WIDTH = 100  # of the summary
+WIDTH = 80  # of the summary
 AUC = "AUC: in how many pairs of a forget and an unseen sample the model is surer of the forgotten one; half of them where there is no trace."
 INTERVAL = "95% interval"
 SHOWN_ROWS = 20  # of a long table; the others are folded away
