@@ -16,6 +16,7 @@ from hf_unlearn.audits import plots
 from hf_unlearn.audits.content import At, number, plain, value
 from hf_unlearn.audits.report import NEEDED, AuditReport
 from hf_unlearn.audits.sections import sections
+from hf_unlearn.audits.verdict import NEXT
 from tests.audit_contents import HOSTILE, audit_content, least, renamed, without
 
 CONTENTS = {
@@ -159,6 +160,14 @@ class TestText:
         assert max(map(len, lines)) <= 100 and all(len(line) <= 80 for line in lines if line.startswith("- "))
         for sentence in content["verdict"]["cannot"]:
             assert f"- {sentence}" in text
+
+    @pytest.mark.parametrize("outcome", sorted(set(NEXT) - {"no evidence"}))
+    def test_a_verdict_names_the_next_step(self, outcome):
+        content = copy.deepcopy(CONTENTS["instance"])
+        content["verdict"]["outcome"] = outcome
+        report, step = AuditReport(content), NEXT[outcome].replace("`", '"')
+        for text in (report.summary(), repr(report), report.to_markdown()):
+            assert f"What now: {step}" in " ".join(text.split()).replace("`", '"')
 
     def test_figures_of_the_summary(self):
         content = CONTENTS["instance"]
