@@ -1,6 +1,6 @@
 """The command line, `hf-unlearn`.
 
-A command is a file here and its name in `COMMANDS`. Its docstring is its line in the help; its `main(argv)` reads the
+A command is a file here and its name in `GROUPS`. Its docstring is its line in the help; its `main(argv)` reads the
 arguments first and imports what it needs after that, so that help and a wrong argument are answered at once.
 """
 
