@@ -31,6 +31,7 @@ SHOWN_ROWS = 20  # of a long table; the others are folded away
 BESIDE = 4  # columns of a table that finds room beside a plot
 NEEDED = ("version", "level", "seed", "task", "request", "models", "verdict")
 SAID = ("plain", "headline", "tested")  # of a verdict; older reports have the headline only
+WITHHELD = "Ask whoever made this model for the audit, which is not published."
 GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
 
 
@@ -58,8 +59,13 @@ class AuditReport(Summarised):
         verdict = self.content["verdict"]
         return plain(verdict["headline"]) + ("" if verdict["outcome"] in GOOD else f" {self._next()}")
 
+    @property
+    def next_step(self) -> str:
+        """What to do now."""
+        return WITHHELD if self.content["verdict"].get("withheld") else self.verdict.next_step(self.content["level"])
+
     def _next(self) -> str:
-        return f"What now: {self.verdict.next_step(self.content['level'])}"
+        return f"What now: {self.next_step}"
 
     def summary(self) -> str:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
@@ -167,7 +173,7 @@ class AuditReport(Summarised):
             samples=" · ".join(f"{_data(content, at)} {name}" for name, at in samples(content)),
             models="<br>".join(_model(content, name) for name in models if models[name]),
             state="open" if outcome in OPEN or (unsure and outcome in GOOD) else "good" if outcome in GOOD else "bad",
-            next=_code(_text(self.verdict.next_step(content["level"]))),
+            next=_code(_text(self.next_step)),
             canary=f"<b>Self-test</b> {_text(canary['sentence'])}" if canary.get("sentence") else "",
             outcome=_text(outcome),
             plain=_text(verdict.get("plain", verdict["headline"])),

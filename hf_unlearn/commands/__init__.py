@@ -74,9 +74,7 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
     The code is 2 of what the user can mend, and 1 of what failed in this library or in another one. The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
     """
     speak({})
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # where it is installed, it warns of what no command asked for
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of what no command asks for
     try:
         return command(argv) or 0
     except UnlearningError as error:

@@ -76,7 +76,7 @@ def run(output: str = "quickstart", seed: int = 0, epochs: int = EPOCHS) -> dict
     found = {"rows": rows, "verdict": report.verdict.headline}
     (folder / RESULTS).write_text(json.dumps({"command": "hf-unlearn quickstart", **found}, indent=2) + "\n")
     (folder / PICTURE).write_text(picture(rows) + "\n")
-    said = [f"The audit says: {found['verdict']}", f"What now: {report.verdict.next_step(1)}"]
+    said = [f"The audit says: {found['verdict']}", f"What now: {report.next_step}"]
     print(f"\n{table(rows)}\n\n{READ}\n", *(textwrap.fill(one, WIDTH) for one in said), "", sep="\n")
     release = folder / RELEASE
     for what, path in (("page", release / AUDIT_PAGE), ("card", release / CARD), ("picture", folder / PICTURE)):

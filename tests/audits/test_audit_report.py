@@ -168,6 +168,8 @@ class TestText:
         report, step = AuditReport(content), NEXT[outcome].replace("`", '"')
         for text in (report.summary(), repr(report), report.to_markdown()):
             assert f"What now: {step}" in " ".join(text.split()).replace("`", '"')
+        content["verdict"]["withheld"] = True
+        assert "What now: Ask whoever made this model for the audit" in repr(AuditReport(content))
 
     def test_figures_of_the_summary(self):
         content = CONTENTS["instance"]
