@@ -106,7 +106,9 @@ class Auto(Rewind):
     config: AutoConfig
 
     def for_task(self, task: Task) -> Method:
-        of_past = {name: getattr(self.config, name) for name in ("budget", "original_epochs", "original_learning_rate")}
+        of_past = {
+            name: getattr(self.config, name) for name in ("budget", "original_epochs", "original_learning_rate")
+        }
         if task.tasks:
             self._refuse(("keeps", "race"), "a model of several tasks auto is rewind, which compares no candidates")
             return RewindOfAuto(RewindConfig(**of_past, arguments=self.config.arguments))
