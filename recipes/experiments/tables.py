@@ -125,6 +125,15 @@ HAMU = {
 }
 
 
+def _several_tasks(rows: dict) -> str:
+    """Scores of each task, and what they come to."""
+    scores = [key for key in rows["original"]["mean"] if key.startswith(("forget_", "retain_"))]
+    columns = {key: key.replace("_", " ") for key in scores} | {
+        "uis": "UIS", "uis_retrained": "UIS to retrained", "instance_interference": "instance interference", "share": "cost",
+    }  # fmt: skip
+    return _means(rows, columns, "std")
+
+
 def _hamu(rows: list[dict], case: str, request: str) -> str:
     """Means over seeds; of a retrained model, what it and another one are apart."""
     of: dict[str, list[dict]] = {}
@@ -282,6 +291,8 @@ def render(name: str) -> str:
     if file == "hamu":
         case, _, request = setting.partition(".")
         return _hamu(results["rows"], case, request)
+    if file in ("multitask-cifar10", "multitask-scenes"):
+        return _several_tasks(results[setting])
     if file == "local_teacher":
         return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]
