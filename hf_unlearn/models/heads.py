@@ -86,7 +86,8 @@ def _from_logits(logits: Tensor, of: Callable[[Places], Tensor]) -> tuple[Tensor
 def _answering(head: nn.Module, answer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Iterator[None]:
     """Inside, `head(states)` gives `answer(what it does by itself, states)`. Its hooks run as ever."""
     own, patched = head.forward, vars(head).get("forward")
-    head.forward = lambda states: answer(own, states)
+    # In a compiled model this part stays as it is: made anew for each pass, it would be compiled in each.
+    head.forward = torch.compiler.disable(lambda states: answer(own, states))
     try:
         yield
     finally:
