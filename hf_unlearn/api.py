@@ -1,6 +1,7 @@
 """`unlearn()`: from a model and the data that must go to a result with evidence."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
 from .metrics.tables import NAMES, Rows, Summarised, table
-from .models import adapters
+from .models import adapters, task_of_named
 from .models.types import ModelOrName, ModelSource
+from .tasks import TASKS
 from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
@@ -412,8 +414,10 @@ def choose(
     sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "overlap": overlap}
     rows = {"processing_class": processing_class, "data_collator": data_collator}
     others = {"base_model": base_model, "peft_config": peft_config}
+    nothing = UnlearningError("There is nothing to choose: on a language model auto is rmu, at its defaults.")
+    if isinstance(model, (str, os.PathLike)) and model and not TASKS[task_of_named(model)].right_or_wrong:
+        raise nothing  # before its weights are read
     with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
         if not isinstance(trainer.method, Auto):
-            name = trainer.method.info.name
-            raise UnlearningError(f"There is nothing to choose: on a language model auto is {name}, at its defaults.")
+            raise nothing
         return trainer.method.look_at(Context(trainer))
