@@ -113,36 +113,35 @@ def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), and whether it is the likeliest one (1 or 0): [T, 2], in float32 at least."""
-    log_p = log_probabilities(logits, tokens)
-    return torch.stack([log_p, (logits.argmax(dim=1) == tokens).to(log_p.dtype)], dim=1)
+    return torch.stack(_said(logits, tokens)[:2], dim=1)
 
 
 def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and the mean of log p(y) over y ~ p: [T, 3], in float32 at
     least."""
-    return torch.stack(_scores(logits, tokens)[:3], dim=1)
+    log_p_y, right, below, weights, total = _said(logits, tokens)
+    mean = torch.linalg.vecdot(weights, below) / total - total.log()
+    return torch.stack([log_p_y, right, mean], dim=1)
 
 
 def token_moments(logits: Tensor, tokens: Tensor) -> Tensor:
     """The same, and the standard deviation of log p(y): [T, 4]."""
-    log_p_y, right, mean, below, weights = _scores(logits, tokens)
-    total = weights.sum(dim=1, keepdim=True)
-    away = below.sub_(mean[:, None] + total.log()).square_()
-    deviation = (torch.linalg.vecdot(weights, away)[:, None] / total)[:, 0].sqrt()
-    return torch.stack([log_p_y, right, mean, deviation], dim=1)
+    log_p_y, right, below, weights, total = _said(logits, tokens)
+    mean = torch.linalg.vecdot(weights, below) / total
+    deviation = (torch.linalg.vecdot(weights, below.sub_(mean[:, None]).square_()) / total).sqrt()
+    return torch.stack([log_p_y, right, mean - total.log(), deviation], dim=1)
 
 
-def _scores(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """The three of `token_scores`, and of all words how far log p is below the likeliest one's, and e to that; in few passes."""
+def _said(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Of each token log p(y_t), and whether it is the likeliest one; of all words, how far log p(y) is below the likeliest one's, e
+    to that, and the sum of these: few passes over the vocabulary."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     top, best = z.max(dim=1, keepdim=True)
     below = (z - top).clamp_(min=NONE)  # 0 · log 0 = 0
     weights = below.exp()
-    total = weights.sum(dim=1, keepdim=True)
-    log_p_y = z.gather(1, tokens[:, None]) - top - total.log()
-    mean = torch.linalg.vecdot(weights, below)[:, None] / total - total.log()
-    right = (best == tokens[:, None]).to(z.dtype)
-    return log_p_y[:, 0], right[:, 0], mean[:, 0], below, weights
+    total = weights.sum(dim=1)
+    log_p_y = (z.gather(1, tokens[:, None]) - top)[:, 0] - total.log()
+    return log_p_y, (best[:, 0] == tokens).to(z.dtype), below, weights, total
 
 
 def scored(tokens: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Places], Tensor]:
