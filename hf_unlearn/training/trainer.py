@@ -117,7 +117,7 @@ class UnlearningTrainer(ResumableTrainer):
             model, processing_class, args
         )
 
-        self.task, self.method = task_for(self.method, model)
+        self.task, self.method = task_for(self.method, model, base_model)
         check_needs(self.method, {**datasets, "base_model": base_model})
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks, read["processing_class"])
         place = self.origin, self.original_folder
