@@ -37,6 +37,8 @@ def text_of(sheet: Datasheet) -> str:
     lines = [f"{sheet.name}: {sheet.summary}", "", sheet.description, ""]
     rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
     rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
+    if sheet.memory:
+        rows += [("memory", sheet.memory)]
     if sheet.comparison:
         rows += [("kept for", "comparison: when measured, it came no nearer to retrained models than the original")]
     if sheet.paper:

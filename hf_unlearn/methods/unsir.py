@@ -11,7 +11,7 @@ from .. import models
 from ..tasks.losses import cross_entropy, sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper
 
-ROWS_AT_ONCE = 64  # of noise in one forward pass
+ROWS_AT_ONCE = 16  # of noise in one forward pass, so that it keeps no more activations than a small training step
 
 
 def noise_loss(logits: Tensor, labels: Tensor, noise: Tensor, penalty: float) -> Tensor:
