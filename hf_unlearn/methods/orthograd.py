@@ -65,6 +65,7 @@ class Orthograd(PairedGradients):
         needs=("forget", "retain"),
         applies_to=TASKS,
         cost=46,
+        memory="gradients of single retained samples (8 by default), each as large as the weights, and of the largest tensor several times",
         paper=Paper(
             title="Go Beyond Your Means: Unlearning with Per-Sample Gradient Orthogonalization",
             arxiv="2503.02312",

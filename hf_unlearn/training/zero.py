@@ -4,6 +4,7 @@ Its engine is the Trainer's and accelerate's own. A step is taken by its backwar
 Before and after it weights are whole in every process, those of stage 3 too: they are measured, compared and merged like all others.
 """
 
+import importlib
 import os
 from typing import Any
 
@@ -99,11 +100,10 @@ def is_cut_by_zero(model: nn.Module) -> bool:
 
 def make_whole(model: nn.Module, engine: Any) -> None:
     """Give every process the whole weights again that stage 3 has cut up. The engine is done then."""
-    from deepspeed.zero import GatheredParameters
-
+    gathered = importlib.import_module("deepspeed.runtime.zero").GatheredParameters
     found: dict[int, nn.Parameter] = {}
     for parameter in model.parameters():
-        with GatheredParameters([parameter]):
+        with gathered([parameter]):
             found[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     engine.destroy()
     for module in model.modules():

@@ -48,7 +48,8 @@ def main(folder: Path) -> None:
         with pytest.raises(UnlearningError, match=message):
             made(method, "vit", folder / method)
     with pytest.raises(
-        UnlearningError, match="l1_sparse adds the norm of all weights to its loss, and ZeRO stage 3 cuts the weights up"
+        UnlearningError,
+        match="l1_sparse adds the norm of all weights to its loss, and ZeRO stage 3 cuts the weights up",
     ):
         made("l1_sparse", "vit", folder / "three", THREE)
     metrics = {}
