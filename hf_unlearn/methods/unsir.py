@@ -87,6 +87,7 @@ class Unsir(Method):
         summary="trains learned noise onto the forget class, then repairs on the retained samples",
         needs=("forget", "retain"),
         cost=3,
+        memory="what a forward pass computes of 16 noise samples while they are learned, and then of two batches at once",
         paper=Paper(
             title="Fast Yet Effective Machine Unlearning",
             arxiv="2111.08947",
