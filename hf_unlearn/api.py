@@ -26,7 +26,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import NAMES, Rows, Summarised, table
+from .metrics.tables import NAMES, Rows, Summarised, upright
 from .models import adapters
 from .models.types import ModelOrName, ModelSource
 from .training import trainer as engine
@@ -148,7 +148,7 @@ class UnlearningResult(Summarised):
     def summary(self) -> str:
         """The figures before and after, as text."""
         before, after = self._measured()
-        lines = [table({"original": before, "unlearned": after})]
+        lines = [upright({"original": before, "unlearned": after})]
         lines += [f"{name}: {why}" for name, why in self.metrics["reasons"].items()]
         lines += self.trainer.method.notes
         return "\n".join(lines)
@@ -342,7 +342,7 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
     print(
-        f"{trainer.method.info.name}: {forget:,} forget samples.{told} What the run keeps goes to {folder}/{again}.",
+        f"{trainer.method.info.name}: {forget:,} forget sample{'s' * (forget != 1)}.{told} What the run keeps goes to {folder}/{again}.",
         flush=True,
     )
 
