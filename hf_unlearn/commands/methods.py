@@ -44,6 +44,8 @@ def text_of(sheet: Datasheet) -> str:
         lines += [*(wrapped(paragraph) if is_prose else paragraph.splitlines()), ""]
     rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
     rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
+    if sheet.memory:
+        rows += [("memory", sheet.memory)]
     if sheet.comparison:
         rows += [("kept for", "comparison: when measured, it came no nearer to retrained models than the original")]
     if sheet.paper:

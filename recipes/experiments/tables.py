@@ -15,6 +15,7 @@ import language_models
 import memory
 import numpy as np
 import reproduction
+import scaling
 from study import mean, std
 
 from hf_unlearn.commands import demo
@@ -271,6 +272,8 @@ def render(name: str) -> str:
         return communication.table(results["rows"])
     if name == "communication.arithmetic":
         return communication.arithmetic(results["rows"])
+    if name == "scaling":
+        return scaling.table(results["rows"])
     if name == "before_first_step":
         return _before_first_step(results)
     if name == "request_queue":
