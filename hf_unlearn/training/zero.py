@@ -69,6 +69,7 @@ def check_zero(method: Method, accelerator: Accelerator, args: TrainingArguments
             f"{name} changes weights between two steps, and DeepSpeed steps on copies of its own; {INSTEAD}."
         )
     if plugin.zero_stage == 3:
+        unset_hf_deepspeed_config()  # which the accelerator has made known again
         if why := method.why_whole or method.why_in_training:
             raise UnlearningError(f"{name} {why}, and ZeRO stage 3 cuts the weights up; expected stage 2, or DDP.")
         if is_cut_by_zero(model):
@@ -106,6 +107,7 @@ def make_whole(model: nn.Module, engine: Any) -> None:
         with gathered([parameter]):
             found[id(parameter)] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
     engine.destroy()
+    unset_hf_deepspeed_config()  # which the engine was made with
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         nothing = {name: None for name, parameter in module._parameters.items() if parameter is None}
