@@ -27,7 +27,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import NAMES, Rows, Summarised, table
+from .metrics.tables import NAMES, Rows, Summarised, upright
 from .models import adapters, task_of_named
 from .models.types import ModelOrName, ModelSource
 from .tasks import TASKS
@@ -150,7 +150,7 @@ class UnlearningResult(Summarised):
     def summary(self) -> str:
         """The figures before and after, as text."""
         before, after = self._measured()
-        lines = [table({"original": before, "unlearned": after})]
+        lines = [upright({"original": before, "unlearned": after})]
         lines += [f"{name}: {why}" for name, why in self.metrics["reasons"].items()]
         lines += self.trainer.method.notes
         return "\n".join(lines)
@@ -344,7 +344,7 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
     print(
-        f"{trainer.method.info.name}: {forget:,} forget samples.{told} What the run keeps goes to {folder}/{again}.",
+        f"{trainer.method.info.name}: {forget:,} forget sample{'s' * (forget != 1)}.{told} What the run keeps goes to {folder}/{again}.",
         flush=True,
     )
 
@@ -414,10 +414,11 @@ def choose(
     sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "overlap": overlap}
     rows = {"processing_class": processing_class, "data_collator": data_collator}
     others = {"base_model": base_model, "peft_config": peft_config}
-    nothing = UnlearningError("There is nothing to choose: on a language model auto is rmu, at its defaults.")
+    nothing = "There is nothing to choose: on a {} auto is {}, at its defaults."
     if isinstance(model, (str, os.PathLike)) and model and not TASKS[task_of_named(model)].right_or_wrong:
-        raise nothing  # before its weights are read
+        raise UnlearningError(nothing.format("language model", "rmu"))  # before its weights are read
     with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
         if not isinstance(trainer.method, Auto):
-            raise nothing
+            kind = "model of several tasks" if trainer.task.tasks else "language model"
+            raise UnlearningError(nothing.format(kind, trainer.method.info.name))
         return trainer.method.look_at(Context(trainer))

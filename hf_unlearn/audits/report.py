@@ -24,13 +24,14 @@ from .sections import figures, sections
 from .verdict import Verdict
 
 FORMAT = 1
-WIDTH = 100  # of the summary
-OTHERS = "What else was asked"
+WIDTH = 80  # of the summary
+AUC = "AUC: in how many pairs of a forget and an unseen sample the model is surer of the forgotten one; half of them where there is no trace."
 INTERVAL = "95% interval"
 SHOWN_ROWS = 20  # of a long table; the others are folded away
 BESIDE = 4  # columns of a table that finds room beside a plot
 NEEDED = ("version", "level", "seed", "task", "request", "models", "verdict")
 SAID = ("plain", "headline", "tested")  # of a verdict; older reports have the headline only
+WITHHELD = "Ask whoever made this model for the audit, which is not published."
 GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
 
 
@@ -54,13 +55,23 @@ class AuditReport(Summarised):
         return Verdict.from_dict(self.content["verdict"])
 
     def in_a_line(self) -> str:
-        return plain(self.content["verdict"]["headline"])
+        """The verdict, and what to do about it if there is anything."""
+        verdict = self.content["verdict"]
+        return plain(verdict["headline"]) + ("" if verdict["outcome"] in GOOD else f" {self._next()}")
+
+    @property
+    def next_step(self) -> str:
+        """What to do now."""
+        return WITHHELD if self.content["verdict"].get("withheld") else self.verdict.next_step(self.content["level"])
+
+    def _next(self) -> str:
+        return f"What now: {self.next_step}"
 
     def summary(self) -> str:
         """The verdict, the figures, the findings and what cannot be judged, for a terminal."""
         verdict, table = self.content["verdict"], figures(self.content)
         said = [_wrap(verdict[key], "") for key in SAID if key in verdict]
-        said += [_wrap(f"What now: {self.verdict.next_step(self.content['level'])}", "")]
+        said += [_wrap(self._next(), "")]
         parts = ["\n".join([f"Verdict: {plain(verdict['outcome'])}", *said])]
         if table:
             parts.append(_text_table(self.content, table.tables[0]))
@@ -115,6 +126,7 @@ class AuditReport(Summarised):
         parts = [f"**{_escape(verdict['headline'])}**"]
         parts += [" ".join(_escape(verdict[key]) for key in SAID if key != "headline" and key in verdict)]
         parts = [part for part in parts if part]
+        parts += [] if verdict["outcome"] in GOOD else [_escape(self._next().replace("`", '"'))]
         findings = [
             f"- **{_mark(one)}**: {_escape(one['sentence'])}{_measure(self.content, at)}"
             for at, one in self._findings()
@@ -143,7 +155,8 @@ class AuditReport(Summarised):
         parts = {section.name: (section.title, _section(content, section)) for section in found}
         first = {name: parts.pop(name) for name in ("figures",) if name in parts}
         if findings[False]:
-            first["findings"] = (OTHERS, _list(OTHERS, findings[False], "findings"))
+            title = "What else was asked" if findings[True] else "What was asked"
+            first["findings"] = (title, _list(title, findings[False], "findings"))
         parts = first | parts
         contents = [(name, title) for name, (title, _) in parts.items()] + [("reading", "How to read it")]
         template = Template(resources.files(cast(str, __package__)).joinpath("templates/page.html").read_text())
@@ -160,11 +173,12 @@ class AuditReport(Summarised):
             samples=" · ".join(f"{_data(content, at)} {name}" for name, at in samples(content)),
             models="<br>".join(_model(content, name) for name in models if models[name]),
             state="open" if outcome in OPEN or (unsure and outcome in GOOD) else "good" if outcome in GOOD else "bad",
-            next=_code(_text(self.verdict.next_step(content["level"]))),
+            next=_code(_text(self.next_step)),
             canary=f"<b>Self-test</b> {_text(canary['sentence'])}" if canary.get("sentence") else "",
             outcome=_text(outcome),
             plain=_text(verdict.get("plain", verdict["headline"])),
             headline=_text(verdict["headline"]) if "plain" in verdict else "",
+            explained=AUC if "an AUC above" in verdict["headline"] else "",
             tested=_text(verdict.get("tested", "")),
             date=f" · {_text(content['date'])}" if "date" in content else "",
             failures=_list("What fails", findings[True], "failures"),

@@ -26,19 +26,20 @@ PLAIN = {
     "over-forgotten": "The forget samples still stand out: the model treats them worse than samples it has never seen.",
     "retain harm": "Samples that were not to be forgotten have paid: the model has become worse on them.",
     "cannot judge": "The audit cannot say whether the model still remembers the forget samples.",
-    "no evidence": "No sign was found that the model still remembers the forget samples.",
+    "no evidence": "No sign was found that the model still remembers {}; a trace too weak for this audit may be left.",
 }
 # What to do next, by outcome; where the audit was of level 0, `DEEPER` says more.
 NEXT = {
     "no evidence": "What this audit can see is not there; whether that is enough to release the model is yours to say. Keep the report "
     "with it.",
-    "residual memory": "Repair it longer (a larger budget), take another method (`hf-unlearn choose` looks at the request), or retrain.",
-    "over-forgotten": "Push less (fewer epochs, a lower rate), or take a method that only repairs, such as `auto`; forgetting more makes "
-    "it worse.",
+    "residual memory": "Unlearn for longer (a larger `budget`, or more epochs), take another method (`hf-unlearn compare` tries several), "
+    "or retrain.",
+    "over-forgotten": "Push less (fewer epochs, a lower rate), or take a method that does not push, such as `rewind`; forgetting more "
+    "makes it worse.",
     "retain harm": "Repair it longer on retained samples, or retrain; if retraining would lose this too, as it does wrong labels, "
     "audit with `retrained=`.",
     "only the head changed": "Take a method that changes the layers below the head, such as `auto`.",
-    "unchanged": "Unlearn first: `hf-unlearn choose` looks at the request and names a method.",
+    "unchanged": "Unlearn first (`unlearn()`); where `auto` has changed nothing, the notes of its run say why.",
     "cannot judge": "Give what is missing, as named under what cannot be judged, or a retrained model (`retrained=`).",
 }
 DEEPER = "A deeper level also looks below the outputs."
@@ -246,11 +247,7 @@ def decide(
         outcome, headline = "no evidence", "No evidence of residual memory"
         headline += f" in {of_which}" if share < 1 else ""
         headline += f"; an AUC above {short(power)} would have been seen." if power else "."
-    plain = PLAIN[outcome]
-    if outcome == "no evidence" and share < 1:
-        plain = f"No sign was found that the model still remembers {of_which}."
-    if outcome == "no evidence" and power:
-        plain = f"{plain[:-1]}; an AUC above {short(power)} would have been seen."
+    plain = PLAIN[outcome].format(of_which if share < 1 else "the forget samples")
     names = [finding.name.replace("_", " ") for finding in findings if decides(finding)]
     tested = f"Tested, and corrected together: {', '.join(names)}." if names else "Nothing was tested that could fail."
     return Verdict(outcome, plain, headline, tested, findings, list(cannot), judged)

@@ -1,12 +1,13 @@
 """The command line, `hf-unlearn`.
 
-A command is a file here and its name in `COMMANDS`. Its docstring is its line in the help; its `main(argv)` reads the
+A command is a file here and its name in `GROUPS`. Its docstring is its line in the help; its `main(argv)` reads the
 arguments first and imports what it needs after that, so that help and a wrong argument are answered at once.
 """
 
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -15,28 +16,16 @@ from types import ModuleType
 
 from .. import __version__
 from ..errors import Failure, UnlearningError, in_one_sentence
-from .text import columns, in_its_words, speak
+from .text import in_its_words, listed, speak
 
-COMMANDS = (
-    *(
-        "quickstart",
-        "run",
-        "recipes",
-        "methods",
-        "choose",
-        "compare",
-        "hardness",
-        "surgery",
-        "audit",
-        "eval",
-        "benchmark",
-        "benchmark-lm",
-        "queue",
-        "push-metric",
-        "verify",
-    ),
-    *("push", "list", "tag", "rollback", "purge", "env"),
-)
+GROUPS = {
+    "to begin": ("quickstart", "methods", "recipes"),
+    "unlearn": ("choose", "run", "compare", "queue"),
+    "look at models": ("audit", "hardness", "surgery", "eval"),
+    "publish": ("push", "verify", "list", "tag", "rollback", "purge"),
+    "and": ("benchmark", "benchmark-lm", "push-metric", "env"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 FILES = {
     "list": "list_revisions",
     "push-metric": "push_metric",
@@ -53,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="hf-unlearn",
         usage="hf-unlearn COMMAND ...",
         description="Machine unlearning for Hugging Face models.",
-        epilog="commands:\n"
-        + "\n".join(f"  {line}" for line in columns([(name, _module(name).__doc__ or "") for name in COMMANDS]))
-        + "\n\nAn error is one sentence; with HF_UNLEARN_TRACEBACK=1 also where another library failed.",
+        epilog="\n".join([*_help(), "HF_UNLEARN_TRACEBACK=1 shows where another library failed."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -68,6 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _help() -> list[str]:
+    """Every command under what it is for."""
+    lines = listed([(name, _module(name).__doc__ or "") for name in COMMANDS], "  ")
+    for title, (first, *_) in GROUPS.items():
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"  {first} "))
+        lines[place:place] = [f"{title}:"]
+    return [*lines, ""]
+
+
 def _module(command: str) -> ModuleType:
     return importlib.import_module(f".{FILES.get(command, command)}", __name__)
 
@@ -78,6 +74,7 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
     The code is 2 of what the user can mend, and 1 of what failed in this library or in another one. The traceback of what comes from another library is shown where HF_UNLEARN_TRACEBACK is set.
     """
     speak({})
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of what no command asks for
     try:
         return command(argv) or 0
     except UnlearningError as error:

@@ -73,10 +73,11 @@ def run(output: str = "quickstart", seed: int = 0, epochs: int = EPOCHS) -> dict
     started, folder = time.perf_counter(), Path(output)
     with tempfile.TemporaryDirectory() as work:  # what runs write, such as the original, is not needed afterwards
         rows, report = request(Path(work), folder, seed, epochs)
-    found = {"rows": rows, "verdict": report.content["verdict"]["headline"]}
+    found = {"rows": rows, "verdict": report.verdict.headline}
     (folder / RESULTS).write_text(json.dumps({"command": "hf-unlearn quickstart", **found}, indent=2) + "\n")
     (folder / PICTURE).write_text(picture(rows) + "\n")
-    print(f"\n{table(rows)}\n\n{READ}\n\n{textwrap.fill('The audit says: ' + found['verdict'], WIDTH)}\n")
+    said = [f"The audit says: {found['verdict']}", f"What now: {report.next_step}"]
+    print(f"\n{table(rows)}\n\n{READ}\n", *(textwrap.fill(one, WIDTH) for one in said), "", sep="\n")
     release = folder / RELEASE
     for what, path in (("page", release / AUDIT_PAGE), ("card", release / CARD), ("picture", folder / PICTURE)):
         print(f"  {what:8}{path}")

@@ -1,11 +1,12 @@
 """list the methods, or show the datasheet of one: methods [--task TASK] [PATTERN]"""
 
-import textwrap
 from collections.abc import Sequence
 
 from ..methods import METHODS, get_method, list_methods
 from ..methods.datasheets import Datasheet, datasheets
-from .text import columns, command_parser, show
+from .text import columns, command_parser, listed, show, wrapped
+
+SHORT = {"image-classification": "image", "text-classification": "text", "causal-lm": "lm"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,31 +25,36 @@ def main(argv: Sequence[str]) -> None:
     if not names and options.pattern and options.task is None:
         get_method(options.pattern)  # raises, with the nearest name
     sheets = [datasheets()[name] for name in names]
-    rows = [("method", "kind", "needs", "applies to", "cost")]
-    rows += [(s.name, s.kind, ", ".join(s.needs), ", ".join(s.applies_to), f"{s.cost:g} epochs") for s in sheets]
+    rows = [("method", "kind", "cost", "needs", "for")]
+    for sheet in sheets:
+        tasks = ", ".join(SHORT.get(task, task) for task in sheet.applies_to)
+        rows += [(sheet.name, sheet.kind, f"{sheet.cost:g}", ", ".join(sheet.needs), tasks)]
     lines = columns(rows)
     print(lines[0])
     for line, sheet in zip(lines[1:], sheets, strict=True):
-        print(f"{line}\n    {sheet.summary}{' (kept for comparison)' * sheet.comparison}")
+        print(line, *wrapped(sheet.summary + " (kept for comparison)" * sheet.comparison, "    "), sep="\n")
+    print("\nCost is in epochs of fine-tuning. In full: hf-unlearn methods NAME")
 
 
 def text_of(sheet: Datasheet) -> str:
     """What a method is and what it takes, its defaults beside the paper's values."""
-    lines = [f"{sheet.name}: {sheet.summary}", "", sheet.description, ""]
+    lines = [*wrapped(f"{sheet.name}: {sheet.summary}"), ""]
+    for paragraph in sheet.description.split("\n\n"):
+        is_prose = not any(line.startswith((" ", "-", "|")) for line in paragraph.splitlines())
+        lines += [*(wrapped(paragraph) if is_prose else paragraph.splitlines()), ""]
     rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
     rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
     if sheet.comparison:
         rows += [("kept for", "comparison: when measured, it came no nearer to retrained models than the original")]
     if sheet.paper:
         rows += [("paper", sheet.paper["title"]), ("", sheet.paper["url"])]
-    lines += columns(rows)
+    lines += listed(rows)
 
     lines += ["", f"Settings ({sheet.config}):" if sheet.settings else "No settings of its own."]
     for setting in sheet.settings:
         differs = f"; paper {show(setting['paper'])}" if "paper" in setting else ""
         lines.append(f"  {setting['name']}: default {show(setting['default'])}{differs}")
-        indent = " " * 6
-        lines += textwrap.wrap(setting["help"], 110, initial_indent=indent, subsequent_indent=indent)
+        lines += wrapped(setting["help"], " " * 6)
 
     names = list(dict.fromkeys(name for values in sheet.arguments.values() for name in values))
     if names:
@@ -60,5 +66,5 @@ def text_of(sheet: Datasheet) -> str:
         lines += ["", "Training arguments, unless you set them:", *("  " + line for line in columns(table))]
     if sheet.presets:
         lines += ["", "Settings of the paper (preset: paper, or paper:SETTING):"]
-        lines += textwrap.indent(sheet.presets, "  ").splitlines()
+        lines += wrapped(sheet.presets, "  ")
     return "\n".join(lines)

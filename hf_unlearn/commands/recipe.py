@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import inspect
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..methods import METHODS, Method, MethodConfig, get_method
 from ..methods.fields import check_fields
 from ..training.arguments import UnlearningArguments
 from .settings import Setting, read_settings, settable, show_default, typed, words
+from .text import wrapped
 
 FORGET_CHOICES = ("forget_ids", "forget_labels", "forget_where")
 
@@ -229,6 +229,5 @@ def help_text(method: str) -> str:
         fields, kinds = {f.name: f for f in dataclasses.fields(cls)}, settable(cls)
         for name in names:
             lines.append(f"  {name}: {words(kinds[name])}; {show_default(fields[name])}")
-            text = fields[name].metadata.get("help") or ""
-            lines += textwrap.wrap(text, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines += wrapped((fields[name].metadata.get("help") or "").replace("%%", "%"), " " * 6)
     return "\n".join(lines[1:])

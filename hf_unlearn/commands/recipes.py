@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UnlearningError
-from .text import columns, command_parser
+from .text import command_parser, listed
 
 KINDS = ("*.yaml", "*.py", "accelerate_configs/*.yaml")
 
@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
     if options.what is None:
-        print("\n".join(columns([(name, about(path)) for name, path in recipes().items()])))
+        print("\n".join(listed([(name, about(path)) for name, path in recipes().items()])))
+        print("\nA copy to change: hf-unlearn recipes copy NAME")
     elif options.name is None:
         raise UnlearningError(f"recipes copy names no recipe; expected one of {', '.join(recipes())}.")
     else:

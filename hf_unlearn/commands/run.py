@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         settings = read_settings([word for word in argv if word not in ("-h", "--help")])
         print(USAGE)
-        print("The settings, in the file or on the command line, which wins. For those of another method than auto:")
-        print("hf-unlearn run --help method=NAME\n")
+        print("The settings, in the file or on the command line, which wins.")
+        print("Those of another method than auto: hf-unlearn run --help method=NAME\n")
         print(recipe.help_text(recipe.method_of(settings).info.name))
         return 0
     steps.run(*recipe.parse(argv)).trainer.accelerator.end_training()

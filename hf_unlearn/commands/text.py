@@ -3,6 +3,8 @@
 import argparse
 import enum
 import re
+import shutil
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +14,8 @@ DATA = "a Hub id, a folder or a csv, json, jsonl or parquet file; NAME:SPLIT for
 COLUMNS = ("image", "text", "text_pair", "label")  # of a set, as `Columns` calls them
 
 
-_spoken: dict[
-    str, str
-] = {}  # an argument of the functions -> what it is begun with on the command line, of this command
+# An argument of the functions -> what it is begun with on the command line, of this command.
+_spoken: dict[str, str] = {}
 
 
 def speak(words: Mapping[str, str]) -> None:
@@ -86,6 +87,26 @@ def columns(rows: list[tuple[str, ...]]) -> list[str]:
     """A line for each row, its cells under those of the others."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def wrapped(text: str, indent: str = "", begin: str | None = None) -> list[str]:
+    """Lines that fit into the terminal, or into 80 columns of a file; after the first, whose `begin` may be another, indented."""
+    width = max(min(shutil.get_terminal_size().columns, 110), len(indent) + 40)
+    begin = indent if begin is None else begin
+    return textwrap.wrap(
+        text, width, initial_indent=begin, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def listed(rows: list[tuple[str, ...]], indent: str = "") -> list[str]:
+    """Columns of which the last is a text that may take several lines."""
+    lines = columns([(*row[:-1], "|") for row in rows])
+    return [
+        line
+        for begin, row in zip(lines, rows, strict=True)
+        for line in wrapped(row[-1], " " * (len(indent + begin) - 1), indent + begin[:-1])
+        or [indent + begin[:-1].rstrip()]
+    ]
 
 
 def show(value: Any) -> str:

@@ -265,6 +265,7 @@ def make_card(
         scattered=SCATTERED,
         receipt=receipt,
         audit_text=AuditReport(audit).to_markdown() if audit else None,
+        next_step=AuditReport(audit).next_step if audit else None,
         has_audit_page=(folder / AUDIT_PAGE).is_file(),
         metadata=data.to_yaml(),
         title=repo_id.split("/")[-1] if repo_id else "A model",

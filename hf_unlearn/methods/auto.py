@@ -1,6 +1,7 @@
 """Auto (ours): looks at the request, rewinds inside the budget, and says what it did; on request it races candidates first."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..tasks.base import Task
 from ..tasks.figures import Measurement
 from .base import CLASSIFICATION, Method, MethodInfo
 from .look import Look, kind_of
-from .rewind import BudgetConfig, Rewind
+from .rewind import BudgetConfig, Rewind, RewindConfig
 from .rmu import Rmu, RmuConfig
 
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
@@ -67,8 +68,16 @@ class RmuOfAuto(Rmu):
         )
 
 
+class RewindOfAuto(Rewind):
+    """What `auto` is on a model of several tasks; the evidence is in docs/multitask.md."""
+
+    def prepare(self, context) -> None:
+        super().prepare(context)
+        self.notes.append("On a model of several tasks auto is rewind, without a look at what is remembered.")
+
+
 class Auto(Rewind):
-    """Look, rewind, say what was done; on a language model, `rmu`.
+    """Look, rewind, say what was done; on a language model `rmu`, on a model of several tasks `rewind`.
 
     1. The original's confidence on forget and control samples is compared class by class. Where it is shown that they are no
        different, nothing is changed.
@@ -90,23 +99,29 @@ class Auto(Rewind):
         kind="loss",
         summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget; `rmu` on language models",
         needs=("forget", "retain", "unseen"),
-        applies_to=(*CLASSIFICATION, "causal-lm"),
+        applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=6,
     )
     config_class = AutoConfig
     config: AutoConfig
 
     def for_task(self, task: Task) -> Method:
+        of_past = {
+            name: getattr(self.config, name) for name in ("budget", "original_epochs", "original_learning_rate")
+        }
+        if task.tasks:
+            self._refuse(("keeps", "race"), "a model of several tasks auto is rewind, which compares no candidates")
+            return RewindOfAuto(RewindConfig(**of_past, arguments=self.config.arguments))
         if task.right_or_wrong:
             return self
-        config, usual = self.config, AutoConfig()
-        for name in ("budget", "original_epochs", "original_learning_rate", "keeps", "race"):
-            if getattr(config, name) != getattr(usual, name):
-                raise UnlearningError(
-                    f"{name} is given, and on a language model auto is rmu, which spends no share of the original's training; leave it "
-                    'out, or use method="rewind".'
-                )
-        return RmuOfAuto(RmuConfig(arguments=config.arguments))
+        why = "a language model auto is rmu, which spends no share of the original's training"
+        self._refuse((*of_past, "keeps", "race"), why)
+        return RmuOfAuto(RmuConfig(arguments=self.config.arguments))
+
+    def _refuse(self, names: Iterable[str], why: str) -> None:
+        for name in names:
+            if getattr(self.config, name) != getattr(AutoConfig(), name):
+                raise UnlearningError(f'{name} is given, and on {why}; leave it out, or use method="rewind".')
 
     def arguments(self, family: str, width: int = 768) -> dict[str, Any]:
         found = super().arguments(family, width)

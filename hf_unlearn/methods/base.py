@@ -91,7 +91,7 @@ class Past:
         base: what it was trained from: a model, its name, a function that returns one, or "scratch".
         base_is_assumed: whether nothing says so.
         learning_rate: at its peak.
-        n_forget, n_retain: the samples that it was trained on, as the request has them.
+        n_forget, n_retain: the samples that it was trained on, as the request has them; what keeps a label is among the retained.
     """
 
     base: Any = "scratch"

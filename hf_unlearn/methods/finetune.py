@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..tasks.losses import sample_losses
+from ..tasks.base import Task
 from .base import CLASSIFICATION, Method, MethodConfig, MethodInfo
 
 
@@ -24,7 +24,7 @@ class Finetune(Method):
         kind="loss",
         summary="continues the training on the retained samples alone",
         needs=("forget", "retain"),
-        applies_to=(*CLASSIFICATION, "causal-lm"),
+        applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=10,
     )
     config_class = FinetuneConfig
@@ -40,8 +40,11 @@ class Finetune(Method):
             "freeze_batchnorm": False,
         }
 
+    def learn_task(self, task: Task) -> None:
+        self.task_loss = task.loss
+
     def epochs(self, epochs: int) -> list[str]:
         return ["retain"] * epochs
 
     def losses(self, model, batch) -> dict[str, Tensor]:
-        return {"loss": batch.mean(sample_losses(model, batch))}
+        return {"loss": self.task_loss(model, batch)}

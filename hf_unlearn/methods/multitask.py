@@ -70,6 +70,9 @@ class MultitaskConfig(AscentConfig):
     batches: int = field(default=24, metadata={"help": "gradients of a task that its basis is made of"})
     basis_batch_size: int = field(default=16, metadata={"help": "samples of each of them"})
     refresh: int = field(default=5, metadata={"help": "steps between new bases, and between looks at the forget set"})
+    look: int = field(
+        default=500, metadata={"help": "forget samples of such a look; all, where it says that a task may rest"}
+    )
     samples: int = field(
         default=8, metadata={"help": "retained instances of a step whose own gradients are protected; 0: none"}
     )
@@ -97,7 +100,7 @@ class MultitaskConfig(AscentConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check("energy", 0 <= self.energy <= 1, "a share in [0, 1]")
-        for name, least in (("batches", 1), ("basis_batch_size", 1), ("refresh", 1), ("samples", 0)):
+        for name, least in (("batches", 1), ("basis_batch_size", 1), ("refresh", 1), ("look", 1), ("samples", 0)):
             self.check(name, getattr(self, name) >= least, f"at least {least}")
         self.check("alpha", 0 <= self.alpha < 1, "a weight in [0, 1)")
         self.check("rank_guard", 0 < self.rank_guard <= 1, "a share in (0, 1]")
@@ -233,7 +236,9 @@ class Multitask(Method):
 
     def _still_active(self) -> bool:
         """Only tasks that are not forgotten, or come back, take part; whether there is any."""
-        forget = cast(TaskMeasurement, self.context.measure("forget"))
+        forget = cast(TaskMeasurement, self.context.measure("forget", at_most=self.config.look))
+        if any(forget.scores[t] <= self.aim[t] for t in self.active):
+            forget = cast(TaskMeasurement, self.context.measure("forget"))
         self.context.log({f"multitask_forget_{t}": forget.scores[t] for t in self.targets})
         self.active = [t for t in self.targets if forget.scores[t] > self.aim[t]]
         return bool(self.active)

@@ -33,6 +33,16 @@ class RepairConfig(PairedAscentConfig):
         self.check("harm", 0 <= self.harm <= 1, "a share in [0, 1]")
         in_vain = self.then == "repair" and self.until == "end"
         self.check("then", not in_vain, 'end or null, since until="end" reaches no aim')
+        if "end" in (self.then, self.until):
+            self.check_unrepaired()
+
+    def check_unrepaired(self) -> None:
+        """Refuse a `harm` that was set where nothing would read it."""
+        self.check(
+            "harm",
+            self.harm == type(self).harm,
+            "its default, since nothing is repaired where then is end, or until, or the model a language model",
+        )
 
 
 class Repair(PairedGradients):
@@ -44,6 +54,8 @@ class Repair(PairedGradients):
     def learn_task(self, task: Task) -> None:
         super().learn_task(task)
         self.then = self.config.then or ("repair" if task.right_or_wrong else "end")
+        if self.then == "end":
+            self.config.check_unrepaired()
 
     def prepare(self, context) -> None:
         super().prepare(context)

@@ -94,7 +94,7 @@ class Rewind(Finetune):
         kind="loss",
         summary="pulls all weights part of the way back to where training began, and repairs them on the retained samples",
         needs=("forget", "retain"),
-        applies_to=(*CLASSIFICATION, "causal-lm"),
+        applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=6,
     )
     config_class: ClassVar[type[BudgetConfig]] = RewindConfig

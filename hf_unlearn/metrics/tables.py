@@ -35,7 +35,7 @@ class Rows(dict[str, dict[str, float | None]]):
     """Figures by model and name; printed, they are a table."""
 
     def __str__(self) -> str:
-        return table(self)
+        return upright(self)
 
     __repr__ = __str__
 
@@ -44,9 +44,8 @@ def table(
     rows: dict[str, dict[str, float | None]], deviations: dict[str, dict[str, float | None]] | None = None
 ) -> str:
     """A Markdown table with a row for each model; columns that no row has are left out, missing values are dashes."""
-    scores = dict.fromkeys(key for row in rows.values() for key in row if SCORES.fullmatch(key))
-    names = {key: key.replace("_", " ", 1) for key in scores} | NAMES
-    columns = [key for key in names if any(row.get(key) is not None for row in rows.values())]
+    names = _named(rows)
+    columns = list(names)
     cells = [["", *(names[key] for key in columns)]]
     for name, row in rows.items():
         spread = deviations[name] if deviations else {}
@@ -57,6 +56,29 @@ def table(
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def upright(rows: dict[str, dict[str, float | None]]) -> str:
+    """The same as plain text with a row for each figure, which fits a terminal.
+
+    >>> print(upright({"original": {"mia": 0.75}, "unlearned": {"mia": None}}))
+         original  unlearned
+    MIA     0.750          -
+    """
+    names = _named(rows)
+    width = max((len(name) for name in names.values()), default=0)
+    lines = [" " * width + "".join(f"  {name}" for name in rows)]
+    for key, name in names.items():
+        figures = (_format(key, row.get(key), None).rjust(len(model)) for model, row in rows.items())
+        lines.append(f"{name.ljust(width)}  {'  '.join(figures)}")
+    return "\n".join(lines)
+
+
+def _named(rows: dict[str, dict[str, float | None]]) -> dict[str, str]:
+    """The figures that any row has, with their names."""
+    scores = dict.fromkeys(key for row in rows.values() for key in row if SCORES.fullmatch(key))
+    names = {key: key.replace("_", " ", 1) for key in scores} | NAMES
+    return {key: name for key, name in names.items() if any(row.get(key) is not None for row in rows.values())}
 
 
 def _format(key: str, value: float | None, deviation: float | None) -> str:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..data.batches import Batch
 from ..data.collator import Collator
 from ..data.layout import Layout
 from ..data.samples import DrawnSamples, TrainingCollator
@@ -16,6 +17,7 @@ from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from .evaluation import Evaluator
+from .losses import sample_losses
 from .several import Tasks
 
 
@@ -128,6 +130,10 @@ class Task(Protocol):
     lora: ClassVar[dict[str, Any] | None] = (
         None  # of the adapter that is trained where weights are many; None: no adapter
     )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What plain training on a batch lowers."""
+        return batch.mean(sample_losses(model, batch))
 
     epoch: ClassVar[Literal["forget", "retain"]] = "retain"  # the set that an epoch of losses on both passes through
 

@@ -5,10 +5,11 @@ from typing import Any, cast
 
 import numpy as np
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from .. import models
+from ..data.batches import Batch
 from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
@@ -87,6 +88,10 @@ class MultiTask(Task):
                 "forgotten of it is held against them; give some of unseen labels on it (half of them steer, unless test is "
                 "given)."
             )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        losses = self.tasks.losses(model, batch, self.tasks.names)
+        return cast(Tensor, sum(batch.mean(losses[name], i) for i, name in enumerate(self.tasks.names)))
 
     def evaluator(
         self,

@@ -58,8 +58,8 @@ class Start:
             epochs=found.get("num_epochs"),
             learning_rate=found.get("learning_rate"),
             batch_size=int(found["train_batch_size"]) if "train_batch_size" in found else None,
-            n_forget=len(request.forget),
-            n_retain=len(request.retain) if request.retain else 0,
+            n_forget=len(request.forget) - len(request.kept),
+            n_retain=len(request.kept) + (len(request.retain) if request.retain else 0),
         )
         self.weights: dict[str, torch.Tensor] | None = None if is_adapter else self._load()
 

@@ -7,23 +7,27 @@ from transformers.trainer_callback import CallbackHandler
 
 from ..metrics.tables import NAMES
 
-UNPRINTED = ("total_flos", "eval_runtime", "steps_per_second", "samples_per_second")
+UNPRINTED = ("total_flos", "eval_runtime", "steps_per_second", "samples_per_second")  # these are logged
+SAID = NAMES | {"auc": "AUC", "train_runtime": "seconds of training", "train_loss": "mean loss"}
 
 
 def line(logs: dict[str, Any]) -> str:
-    """What was logged, on one line.
+    """What was logged, on one line: of a set's accuracy and loss the former.
 
-    >>> line({"eval_forget_accuracy": 0.98, "eval_auc": 0.5, "epoch": 2.0})
-    'epoch 2: forget acc. 0.98, AUC forget/unseen 0.5'
+    >>> line({"eval_forget_accuracy": 0.98, "eval_forget_loss": 0.1, "eval_auc": 0.5, "epoch": 2.0})
+    'epoch 2: forget acc. 0.98, AUC 0.5'
     """
-    figures = {key.removeprefix("eval_"): value for key, value in logs.items() if not key.endswith(UNPRINTED)}
+    shown = [
+        key for key in logs if not key.endswith(UNPRINTED) and f"{key.removesuffix('_loss')}_accuracy" not in logs
+    ]
+    figures = {key.removeprefix("eval_"): logs[key] for key in shown}
     epoch = figures.pop("epoch", None)
-    said = ", ".join(f"{NAMES.get(key, key.replace('_', ' '))} {_short(value)}" for key, value in figures.items())
+    said = ", ".join(f"{SAID.get(key, key.replace('_', ' '))} {_short(value)}" for key, value in figures.items())
     return said if epoch is None else f"epoch {_short(epoch)}: {said}"
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return str(value) if not isinstance(value, float) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Bar(ProgressCallback):

@@ -29,9 +29,9 @@ def caption(found: list[Group]) -> str:
     shown = [group for group in found if group.request == "scattered"]
     about = "; ".join(f"{_data(group.case)} ({_seeds(group)})" for group in shown)
     return (
-        "How far each method, at its defaults, leaves a model from models that were retrained without a tenth of the training "
-        f"samples (JSD of their answers to these, mean of {RETRAINED} retrained models; 1 × is what two of those are apart), and "
-        f"what it costs: {about}."
+        "Every method at its defaults, asked to forget a tenth of the training samples: **lower is nearer to retraining, further left is "
+        f"cheaper**. Distance is the JSD of the answers to these samples from those of {RETRAINED} retrained models; 1 × is what two of "
+        f"these are apart, and the band is no farther than that. {about[0].upper()}{about[1:]}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Every experiment, one after the other, and then the tables of README and docs. Takes days on 2 cores."""
+"""Every experiment but that of `gpu.py`, one after the other, and then the tables of README and docs. Takes days on 2 cores."""
 
 import subprocess
 import sys
@@ -23,11 +23,15 @@ EXPERIMENTS = (
     "locality.py",
     "audits.py",
     "closeness.py",
+    "closeness_audits.py",
+    "closeness_estimates.py",
+    "local_teacher.py",
     "memory.py",
     "before_first_step.py",
     "request_queue.py",
     "tofu.py",
     "lm_speed.py",
+    "communication.py",
     "gpu_lm.py",
     "tables.py",
 )

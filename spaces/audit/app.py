@@ -200,8 +200,7 @@ def _check(files: list[tuple[str, int]]) -> None:
 
 def _said(report: AuditReport) -> str:
     verdict = report.verdict
-    following = verdict.next_step(report.content["level"])
-    return f"## {_plain(verdict.plain)}\n\n{_plain(verdict.headline)}\n\n**What now** {_plain(following)}"
+    return f"## {_plain(verdict.plain)}\n\n{_plain(verdict.headline)}\n\n**What now** {_plain(report.next_step)}"
 
 
 def _page(report: AuditReport) -> str:

@@ -16,6 +16,7 @@ from hf_unlearn.audits import plots
 from hf_unlearn.audits.content import At, number, plain, value
 from hf_unlearn.audits.report import NEEDED, AuditReport
 from hf_unlearn.audits.sections import sections
+from hf_unlearn.audits.verdict import NEXT
 from tests.audit_contents import HOSTILE, audit_content, least, renamed, without
 
 CONTENTS = {
@@ -154,10 +155,21 @@ class TestText:
         lines = AuditReport(content).summary().splitlines()
         assert lines[0] == f"Verdict: {content['verdict']['outcome']}"
         said = [content["verdict"][key] for key in ("plain", "headline", "tested") if key in content["verdict"]]
-        assert lines[1 : 1 + len(said)] == said
-        assert max(map(len, lines)) <= 100
+        text = " ".join(" ".join(lines).split())
+        assert text.startswith(" ".join([lines[0], *said, "What now: "]))
+        assert max(map(len, lines)) <= 100 and all(len(line) <= 80 for line in lines if line.startswith("- "))
         for sentence in content["verdict"]["cannot"]:
-            assert f"- {sentence}" in lines
+            assert f"- {sentence}" in text
+
+    @pytest.mark.parametrize("outcome", sorted(set(NEXT) - {"no evidence"}))
+    def test_a_verdict_names_the_next_step(self, outcome):
+        content = copy.deepcopy(CONTENTS["instance"])
+        content["verdict"]["outcome"] = outcome
+        report, step = AuditReport(content), NEXT[outcome].replace("`", '"')
+        for text in (report.summary(), repr(report), report.to_markdown()):
+            assert f"What now: {step}" in " ".join(text.split()).replace("`", '"')
+        content["verdict"]["withheld"] = True
+        assert "What now: Ask whoever made this model for the audit" in repr(AuditReport(content))
 
     def test_figures_of_the_summary(self):
         content = CONTENTS["instance"]
@@ -194,7 +206,8 @@ class TestText:
         content = copy.deepcopy(CONTENTS["instance"])
         for key in ("plain", "tested"):
             del content["verdict"][key]
-        assert AuditReport(content).summary().splitlines()[1] == content["verdict"]["headline"]
+        said = " ".join(AuditReport(content).summary().split())
+        assert said.startswith(f"Verdict: {content['verdict']['outcome']} {content['verdict']['headline']} What now")
 
     @CASES
     def test_markdown(self, case):

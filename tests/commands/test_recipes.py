@@ -308,7 +308,7 @@ def test_image_recipe(models, images, tmp_path):
     )
     out = hf_unlearn("run", "recipe.yaml", *QUICK, folder=tmp_path)
     assert "lotus: 6 forget and 18 retain samples; processes: 1; steps: " in out
-    assert "| unlearned |" in out and out.endswith("Saved in out/model\n")
+    assert "original  unlearned\n" in out and out.endswith("Saved in out/model\n")
     check_result(tmp_path / "out")
     config = json.loads((tmp_path / "out/model/unlearning_config.json").read_text())
     assert config["method"] == "lotus" and config["config"]["class_mode"] is True
@@ -497,4 +497,4 @@ def test_nothing_is_measured_when_that_is_off(models, texts, tmp_path, capsys):
     settings += ["method=finetune", "measure=false", "max_steps=1", f"output_dir={tmp_path / 'out'}"]
     assert cli.main(["run", *settings, *QUICK]) == 0
     out = capsys.readouterr().out
-    assert "finetune: 4 forget and 20 retain samples" in out and "| unlearned |" not in out
+    assert "finetune: 4 forget and 20 retain samples" in out and "original  unlearned" not in out

@@ -1,5 +1,6 @@
 """Auto: the look, the race, and what is said of them."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from hf_unlearn.methods.auto import Auto, AutoConfig, Phase
 from hf_unlearn.methods.rewind import RewindConfig
 from hf_unlearn.methods.rmu import RmuConfig
 from hf_unlearn.tasks.figures import Measurement
+from tests import runs
 from tests.samples import arguments, fitted, learnt, request, same_bits, weights
 from tests.tiny import tiny_llama_lm, tiny_tokenizer, tiny_vit
 
@@ -202,3 +204,19 @@ class TestLanguageModels:
         (tmp_path / "model.safetensors").write_bytes(b"never read")
         with pytest.raises(UnlearningError, match=message):
             choose(str(tmp_path), **self.asked())
+
+
+class TestSeveralTasks:
+    def test_rewind(self, tmp_path):
+        about = {"tasks": ["colour"], "base_model": functools.partial(runs.build, "multitask", seed=1)}
+        model, args = runs.original("multitask"), arguments(tmp_path, max_steps=2)
+        method = unlearn(
+            model, **runs.rows("multitask"), **about, budget=0.1, original_epochs=8, args=args
+        ).trainer.method
+        assert method.info.name == "rewind" and (method.config.budget, method.original_epochs) == (0.1, 8)
+        assert any("On a model of several tasks auto is rewind" in note for note in method.notes)
+
+    def test_nothing_is_compared(self, tmp_path):
+        data = runs.rows("multitask") | {"method": AutoConfig(keeps=[0.5])}
+        with pytest.raises(UnlearningError, match="keeps is given, and on a model of several tasks auto is rewind"):
+            unlearn(runs.original("multitask"), **data, args=arguments(tmp_path))

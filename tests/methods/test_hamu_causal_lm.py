@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from hf_unlearn import HamuConfig, unlearn
+from hf_unlearn import HamuConfig, UnlearningError, unlearn
 from hf_unlearn.methods.gradients import Gradient
 from hf_unlearn.methods.hamu import hamu_update
 from hf_unlearn.tasks.losses import cross_entropy
@@ -175,3 +175,9 @@ def test_same_sets_are_flagged(tmp_path):
     trainer.train()
     assert trainer.state.global_step == 2 and same_bits(weights(trainer.model), before)
     assert trainer.method.notes[0].startswith("Damage is unavoidable")
+
+
+def test_a_harm_that_nothing_would_read(tmp_path):
+    with pytest.raises(UnlearningError, match="hamu: harm is 0.1; expected its default, since nothing is repaired"):
+        run(tmp_path, HamuConfig(harm=0.1))
+    run(tmp_path / "repairs", HamuConfig(harm=0.1, then="repair"), max_steps=1)

@@ -657,6 +657,8 @@ def test_own_plain_optimizer(tmp_path):
         ({"stop_slack": -1.0}, "hamu: stop_slack is -1.0; expected 0 or more"),
         ({"until": "now"}, "hamu: until is 'now'; expected unseen or end"),
         ({"harm": 2.0}, r"hamu: harm is 2.0; expected a share in \[0, 1\]"),
+        ({"harm": 0.1, "then": "end"}, "hamu: harm is 0.1; expected its default, since nothing is repaired"),
+        ({"harm": 0.1, "until": "end"}, "hamu: harm is 0.1; expected its default, since nothing is repaired"),
         ({"then": "rest"}, "hamu: then is 'rest'; expected repair or end"),
         ({"look": 0}, "hamu: look is 0; expected at least 1"),
     ],

@@ -10,8 +10,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn import UnlearningArguments, UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods.rewind import Rewind, RewindConfig, pull, rewind
+from tests import runs
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, sentences, weights
 from tests.tiny import tiny_bert, tiny_resnet, tiny_tokenizer, tiny_vit
 
@@ -45,6 +46,18 @@ def test_no_forget_sample_is_read_in_the_repair(tmp_path):
     assert set(schedule.epochs) == {"retain"} and (schedule.used() >= schedule.n_forget).all()
     data = learnt() | {"forget": images(8, seed=50)}
     assert same_bits(weights(result.model), weights(run(tmp_path / "other", RewindConfig(), data=data).model))
+
+
+def test_of_some_tasks_alone_the_budget_counts_each_sample_once(tmp_path):
+    """A forget sample that keeps a label is read in the repair, for that label, and stands there among the retained ones."""
+    data, config = runs.rows("multitask"), RewindConfig(budget=0.5, original_epochs=4)
+    for tasks in ([next(iter(runs.HEADS))], None):
+        args = UnlearningArguments(tmp_path / str(tasks is None), per_device_train_batch_size=1, report_to="none")
+        model = runs.original("multitask")
+        result = unlearn(model, **data, method=config, args=args, tasks=tasks, base_model="scratch")
+        samples = len(data["forget"]) + len(data["retain"])
+        assert len(result.trainer.schedule) == pytest.approx(2 * samples, abs=2)
+        assert result.trainer.method.report["share_of_original"] == pytest.approx(0.5, rel=0.05)
 
 
 def test_of_a_whole_class_the_row_of_the_head_is_drawn_anew(tmp_path):
