@@ -414,12 +414,11 @@ def choose(
     sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "overlap": overlap}
     rows = {"processing_class": processing_class, "data_collator": data_collator}
     others = {"base_model": base_model, "peft_config": peft_config}
-    nothing = UnlearningError(
-        "There is nothing to choose: on a language model auto is rmu, at its defaults, and on a model of several tasks rewind."
-    )
+    nothing = "There is nothing to choose: on a {} auto is {}, at its defaults."
     if isinstance(model, (str, os.PathLike)) and model and not TASKS[task_of_named(model)].right_or_wrong:
-        raise nothing  # before its weights are read
+        raise UnlearningError(nothing.format("language model", "rmu"))  # before its weights are read
     with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
         if not isinstance(trainer.method, Auto):
-            raise nothing
+            kind = "model of several tasks" if trainer.task.tasks else "language model"
+            raise UnlearningError(nothing.format(kind, trainer.method.info.name))
         return trainer.method.look_at(Context(trainer))
