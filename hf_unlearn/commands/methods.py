@@ -6,7 +6,7 @@ from ..methods import METHODS, get_method, list_methods
 from ..methods.datasheets import Datasheet, datasheets
 from .text import columns, command_parser, listed, show, wrapped
 
-SHORT = {"image-classification": "image", "text-classification": "text", "causal-lm": "lm"}
+SHORT = {"image-classification": "image", "text-classification": "text", "causal-lm": "lm", "multi-task": "tasks"}
 
 
 def main(argv: Sequence[str]) -> None:
