@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     sheets = [datasheets()[name] for name in names]
     rows = [("method", "kind", "cost", "needs", "for")]
     for sheet in sheets:
-        tasks = ", ".join(SHORT.get(task, task) for task in sheet.applies_to)
+        tasks = " ".join(SHORT.get(task, task) for task in sheet.applies_to)
         rows += [(sheet.name, sheet.kind, f"{sheet.cost:g}", ", ".join(sheet.needs), tasks)]
     lines = columns(rows)
     print(lines[0])
