@@ -36,6 +36,7 @@ class Plain:
         self.weights = list(self.model.parameters())
         self.start = [p.detach().clone() for p in self.weights]
         self.schedule, self.seed, self.rows, self.memory = trainer.schedule, trainer.args.seed, rows("resnet"), {}
+        self.trained = trainer
         self.control = trainer.indices.get("control", ("", []))[1]
 
     def pixels(self, draws: list[Draw]) -> Tensor:
@@ -311,6 +312,16 @@ def regun(plain, groups, epoch, step):
     return plain.gradient(plain.loss(groups["retain"]) + kl)
 
 
+def local_teacher(plain, groups, epoch, step):
+    """CE on D_r + 2·CE(ŷ, f) on D_f, ŷ the two largest probabilities of the teacher that was trained, renormalised."""
+    draws = groups["mixed"]
+    p = plain.trained.method.teacher(pixel_values=plain.pixels(draws)).logits.softmax(1)
+    p = p * (p >= p.topk(2).values[:, -1:])
+    log_p, labels = plain.logits(draws).log_softmax(1), F.one_hot(plain.labels(draws), p.shape[1])
+    soft = torch.where(plain.is_forget(draws)[:, None], 2 * p / p.sum(1, keepdim=True), labels)
+    return plain.gradient(-(soft * log_p).sum() / len(draws))
+
+
 def amun(plain, groups, epoch, step):
     """CE on D_r and on what L2-PGD of 5 steps makes of D_f, with the answers to it; ε doubles from 0.1 until the answer changes."""
     if step == 0:
@@ -383,6 +394,7 @@ CASES = {
     ),
     "delete": Case(paper("delete"), delete, 1e-4, True, 0.9),
     "regun": Case(METHODS["regun"].config_class(), regun, 1e-3, changes=SGD),
+    "local_teacher": Case(paper("local_teacher", top=2, teacher_epochs=2), local_teacher, 1e-3, True, changes=SGD),
     "amun": Case(paper("amun", steps=5), amun, 1e-3, True, changes=SGD),
     "unsir": Case(paper("unsir", samples=NOISE, steps=5, retain_fraction=1.0), unsir, 1e-3, True, changes=SGD),
 }
