@@ -60,7 +60,7 @@ def lotus() -> str:
     header = [
         "",
         "Avg Gap, paper",
-        "here, 1,200 images, the paper's settings",
+        "here, 1,200 images, LoTUS at the paper's settings",
         "here, 50,000 images, defaults, without MIA",
     ]
     return _table(header, rows)
