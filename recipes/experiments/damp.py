@@ -1,6 +1,6 @@
 """DAMP beside an edit of the head alone, SSD and retrained models, 3 seeds: one class, two classes, and the most confused one.
 
-    python recipes/experiments/damp.py [cnn5 | resnet18 | vit | resnet18-digits | vit-digits | minilm] [--train]
+    python recipes/experiments/damp.py [cnn5 | resnet18 | vit | resnet18-digits | vit-digits | minilm] [--train] [--seeds 1] [--requests one]
 
 CIFAR-10 (all 50,000 training images) with a CNN of five stages, a timm ResNet-18 and a small ViT; scikit-learn's digits with
 that ResNet and that ViT, which know them better; 20 Newsgroups with all-MiniLM-L6-v2. On half of the test samples the original shows which
@@ -12,6 +12,7 @@ Models are trained once and kept in the cache of `real_data.py`; `--train` does 
 two hours and a half of one core.
 """
 
+import argparse
 import copy
 import functools
 import hashlib
@@ -379,18 +380,28 @@ def one_request(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    names = [name for name in sys.argv[1:] if name in SETUPS] or list(SETUPS)
-    assert not (unknown := set(sys.argv[1:]) - set(SETUPS) - {"--train"}), f"there is no {unknown}"
-    if "--train" in sys.argv:
-        for seed, name in itertools.product(range(SEEDS), names):
-            for request, classes in requests(name, seed).items():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(SETUPS)}; all of them if none")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--requests", nargs="+", choices=("one", "two", MOST_CONFUSED))
+    given = parser.parse_args()
+    names = given.names or list(SETUPS)
+    assert not (unknown := set(names) - set(SETUPS)), f"there is no {unknown}"
+
+    def asked(name: str, seed: int) -> list[tuple[str, tuple[int, ...]]]:
+        return [pair for pair in requests(name, seed).items() if pair[0] in (given.requests or pair)]
+
+    if given.train:
+        for seed, name in itertools.product(range(given.seeds), names):
+            for request, classes in asked(name, seed):
                 if is_retrained(name, request):
                     trained(name, seed, classes)
         sys.exit()
     for name in names:
         results: dict[str, Any] = {}
-        for seed in range(SEEDS):
-            for request, classes in requests(name, seed).items():
+        for seed in range(given.seeds):
+            for request, classes in asked(name, seed):
                 found, about = one_request(name, seed, request, classes)
                 kept = results.setdefault(request, {"edits": [], "rows": {}})
                 kept["edits"].append(about)

@@ -1,8 +1,14 @@
 """Digits with flipped labels, 3 seeds: a small timm ResNet and a small ViT, instances and a whole class forgotten.
 
+    python recipes/experiments/digits.py [resnet-instance | resnet-class | vit-instance | vit-class]
+
+All four go into one file, and some of them into one of their name.
+
 `FROZEN` is fine-tuning of a network with BatchNorm in settings like LoTUS's, which leaves its statistics as they are: with them
 alone, and at LoTUS's rate as well. Of a ViT fine-tuning has that rate by itself.
 """
+
+import sys
 
 from study import record, study, train
 from torch.utils.data import Dataset
@@ -30,17 +36,20 @@ def fit(make, epochs: int):
 
 
 if __name__ == "__main__":
-    results = {}
+    studies = {}
     for name, (make, epochs, paper) in MODELS.items():
         baselines = {"finetune": ("finetune", {})} | (FROZEN if name == "resnet" else {})
         baselines["random_label"] = ("random_label", {})
         instance = baselines | {"lotus (paper)": (LotusConfig.paper(paper), {}), "lotus": ("lotus", {})}
-        results[f"{name}-instance"] = study(load_digits, fit(make, epochs), instance)
+        studies[f"{name}-instance"] = (load_digits, fit(make, epochs), instance)
         by_class = baselines | {
             "lotus (paper)": (LotusConfig.paper("resnet18-class"), {}),
             "lotus": (LotusConfig(class_mode=True), {}),
         }
-        results[f"{name}-class"] = study(
-            lambda seed: load_digits(seed, forget_class=seed), fit(make, epochs), by_class
+        studies[f"{name}-class"] = (
+            lambda seed: load_digits(seed, forget_class=seed),
+            fit(make, epochs),
+            by_class,
         )
-    record("digits", results)
+    given = sys.argv[1:]
+    record("-".join(["digits", *given]), {setting: study(*studies[setting]) for setting in given or studies})

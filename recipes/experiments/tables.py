@@ -176,9 +176,8 @@ def _still_read(edits: list[dict]) -> str:
     header = [*(f"stage {i}" for i in range(1, len(stages))), "head"]
     lines = [f"| | {' | '.join(header)} |", "|---" * (len(stages) + 1) + "|"]
     for name, runs in sides.items():
-        cells = [
-            f"{np.mean(v):.3f} ± {np.std(v, ddof=1):.3f}" for v in ([run[stage] for run in runs] for stage in stages)
-        ]
+        found = ([run[stage] for run in runs] for stage in stages)
+        cells = [_with_spread(np.mean(v), np.std(v, ddof=1) if len(v) > 1 else None, 3) for v in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

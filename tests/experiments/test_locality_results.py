@@ -1,4 +1,4 @@
-"""What the committed results on half of a class say: `recipes/experiments/locality.py`."""
+"""What the committed results on half of a class say: `recipes/experiments/locality.py`, and `local_teacher.py` of the cost."""
 
 import json
 
@@ -31,3 +31,12 @@ def test_what_is_near_differs_more_than_what_is_far():
     for row in ("local_teacher", "random_label", "gradient_ascent", "retrained"):
         for run in ROWS[row]["runs"]:
             assert run["near"] > run["far"]
+
+
+@pytest.mark.parametrize("case", ["digits", "cifar10-small"])
+def test_the_gap_of_a_local_teacher_on_the_class_is_about_that_of_two_retrained_models(case):
+    """At today's defaults, one seed; a fifth of the original's training is not exceeded on digits alone."""
+    rows = json.loads((RESULTS / "local_teacher.json").read_text())["results"][case]
+    ours, floor = rows["defaults"]["mean"], rows["retrained"]["mean"]
+    assert ours["affected_gap"] <= floor["affected_gap"] + 0.02
+    assert (ours["share_of_training"] <= 0.2) == (case == "digits")

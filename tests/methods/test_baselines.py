@@ -757,6 +757,36 @@ def test_the_papers_training_arguments(setting):
     assert METHODS[name].config_class.paper(*about).arguments == PAPERS[setting]
 
 
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        (("neggrad_plus", "small"), {"objective": "ce", "until": "end", "beta": 0.95, "pull": 0.1}),
+        (("neggrad_plus", "large"), {"objective": "ce", "until": "end", "beta": 0.9999, "pull": 0.0}),
+        (("gru",), {"objective": "ce", "until": "end", "gamma": 0.8}),
+        (("pcgrad",), {"objective": "ce", "until": "end"}),
+        (("orthograd",), {"objective": "ce", "until": "end", "samples": None}),
+        (("grad_diff",), {"objective": "ce", "until": "end"}),
+        (("gradient_ascent",), {"until": "end"}),
+        (("l1_sparse",), {"gamma": 5e-4, "fade": "epoch"}),
+        (("unsir",), {"noise_mode": "train", "samples": 256, "retain_fraction": 0.2}),
+    ],
+    ids=str,
+)
+def test_the_papers_own_settings(setting, values):
+    name, *about = setting
+    assert dataclasses.asdict(METHODS[name].config_class.paper(*about)).items() >= values.items()
+
+
+def test_what_decays_all_weights_says_so():
+    """In its datasheet, which has the docstring of `paper()`."""
+    papers = {
+        name: method.config_class.paper for name, method in METHODS.items() if "paper" in dir(method.config_class)
+    }
+    decaying = {name for name, paper in papers.items() if paper().arguments.get("decay") == "all"}
+    assert {"lotus", "salun", "scrub", "l1_sparse", "gradient_ascent", "local_teacher", "msg", "ct"} <= decaying
+    assert all("Weight decay is on all" in papers[name].__doc__ for name in decaying)
+
+
 def test_the_papers_momentum(tmp_path):
     """It reaches the optimizer, unless the user has chosen another one."""
     found = []

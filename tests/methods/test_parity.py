@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class Plain:
         self.weights = list(self.model.parameters())
         self.start = [p.detach().clone() for p in self.weights]
         self.schedule, self.seed, self.rows, self.memory = trainer.schedule, trainer.args.seed, rows("resnet"), {}
+        self.trained = trainer
         self.control = trainer.indices.get("control", ("", []))[1]
 
     def pixels(self, draws: list[Draw]) -> Tensor:
@@ -179,6 +181,14 @@ def random_labels(plain, draws: list[Draw]) -> Tensor:
     return torch.where(plain.is_forget(draws), wrong, labels)
 
 
+def relabelled(plain, groups, epoch, step):
+    """Random labels on D_f, drawn once, and the right ones on D_r."""
+    draws = groups["mixed"]
+    return plain.gradient(
+        F.cross_entropy(plain.logits(draws), random_labels(plain, [d._replace(epoch=0) for d in draws]))
+    )
+
+
 def salun(plain, groups, epoch, step):
     """Random labels on D_f and the right ones on D_r, where |∇CE(D_f)| of the original is in its upper half."""
     if "mask" not in plain.memory:
@@ -251,6 +261,96 @@ def unsir(plain, groups, epoch, step):
     return plain.gradient((impaired + plain.loss(groups["retain"])) / 2)
 
 
+def ct(plain, groups, epoch, step):
+    """The kernels are transposed before the first step; CE on D_r."""
+    if step == 0:
+        for p in plain.weights:
+            if p.ndim == 4 and p.shape[2] == p.shape[3]:
+                p.data = p.data.transpose(2, 3).contiguous()
+    return plain.gradient(plain.loss(groups["retain"]))
+
+
+def msg(plain, groups, epoch, step):
+    """Of each layer the 30 % of weights with the smallest |∇(CE(S) − CE(D_f))| are drawn anew; CE on D_r, a tenth of it elsewhere."""
+    if step == 0:
+        drawn = np.random.default_rng([plain.seed, 5]).choice(plain.schedule.retain_subset, FORGET, replace=False)
+        plain.model.eval()
+        kept, gone = (
+            plain.gradient(plain.loss([Draw(name, name, int(i), 0) for i in of]))
+            for name, of in (("retain", np.sort(drawn)), ("forget", range(FORGET)))
+        )
+        plain.model.train()
+        with seeded(plain.seed):
+            fresh = list(type(plain.model)(plain.model.config).double().parameters())
+        plain.memory["small"] = []
+        for p, new, r, f in zip(plain.weights, fresh, kept, gone, strict=True):
+            g = (r - f).abs().flatten()
+            count = round(0.3 * len(g)) if p.ndim > 1 else 0
+            small = torch.zeros_like(g).index_fill(0, g.argsort(stable=True)[:count], 1.0).view_as(p)
+            p.data = torch.where(small > 0, new, p).detach()
+            plain.memory["small"].append(small)
+    gradient = plain.gradient(plain.loss(groups["retain"]))
+    return [(0.1 + 0.9 * small) * g for small, g in zip(plain.memory["small"], gradient, strict=True)]
+
+
+def delete(plain, groups, epoch, step):
+    """KL(t‖p) on D_f, t the original's softmax with the true class at −∞."""
+    draws = groups["forget"]
+    z = plain.teacher_logits(draws).float().double()  # they lie in a table of single precision
+    z[torch.arange(len(draws)), plain.labels(draws)] = -torch.inf
+    t, log_p = z.softmax(1), plain.logits(draws).log_softmax(1)
+    return plain.gradient((torch.xlogy(t, t) - t * log_p).sum() / len(draws))
+
+
+def regun(plain, groups, epoch, step):
+    """CE on D_r + KL(q‖p) on D_f, q the original's mean answer to unseen samples with the labels of the batch."""
+    unseen = [Draw("unseen", "unseen", int(i), 0) for i in plain.control]
+    said, labels = plain.teacher_logits(unseen).softmax(1), plain.labels(unseen)
+    forget = groups["forget"]
+    q = torch.stack([said[labels == y].mean(0) for y in plain.labels(forget)]).mean(0)
+    kl = (q * (q.log() - plain.logits(forget).log_softmax(1))).sum() / len(forget)
+    return plain.gradient(plain.loss(groups["retain"]) + kl)
+
+
+def local_teacher(plain, groups, epoch, step):
+    """CE on D_r + 2·CE(ŷ, f) on D_f, ŷ the two largest probabilities of the teacher that was trained, renormalised."""
+    draws = groups["mixed"]
+    p = plain.trained.method.teacher(pixel_values=plain.pixels(draws)).logits.softmax(1)
+    p = p * (p >= p.topk(2).values[:, -1:])
+    log_p, labels = plain.logits(draws).log_softmax(1), F.one_hot(plain.labels(draws), p.shape[1])
+    soft = torch.where(plain.is_forget(draws)[:, None], 2 * p / p.sum(1, keepdim=True), labels)
+    return plain.gradient(-(soft * log_p).sum() / len(draws))
+
+
+def amun(plain, groups, epoch, step):
+    """CE on D_r and on what L2-PGD of 5 steps makes of D_f, with the answers to it; ε doubles from 0.1 until the answer changes."""
+    if step == 0:
+        plain.teacher_logits([Draw("forget", "forget", 0, 0)])
+        attacked, plain.memory["moved"] = plain.memory["original"], []
+        for i in range(FORGET):
+            draw = [Draw("forget", "forget", i, 0)]
+            x, y, epsilon = plain.pixels(draw), plain.labels(draw), 0.1
+            while True:
+                delta = torch.zeros_like(x)
+                for _ in range(5):
+                    point = (x + delta).requires_grad_()
+                    g = torch.autograd.grad(F.cross_entropy(attacked(pixel_values=point).logits, y), point)[0]
+                    delta = delta + 2.5 * epsilon / 5 * g / g.norm()
+                    delta = delta * min(1.0, epsilon / delta.norm().item())
+                said = attacked(pixel_values=x + delta).logits.argmax(1)
+                if said != y:
+                    break
+                epsilon *= 2
+            plain.memory["moved"].append((x + delta, said))
+    draws = groups["mixed"]
+    pairs = [
+        plain.memory["moved"][d.index] if d.source == "forget" else (plain.pixels([d]), plain.labels([d]))
+        for d in draws
+    ]
+    x, y = map(torch.cat, zip(*pairs, strict=True))
+    return plain.gradient(F.cross_entropy(plain.model(pixel_values=x).logits, y))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +387,15 @@ CASES = {
         True,
         changes=SGD,
     ),
+    "random_label": Case(paper("random_label"), relabelled, 1e-3, changes=SGD),
+    "ct": Case(paper("ct"), ct, 1e-3, True, 0.9, 5e-4, changes={"lr_scheduler_type": "constant"}),
+    "msg": Case(
+        paper("msg"), msg, 1e-3, True, 0.9, 5e-4, changes={"lr_scheduler_type": "constant", "warmup_steps": 0}
+    ),
+    "delete": Case(paper("delete"), delete, 1e-4, True, 0.9),
+    "regun": Case(METHODS["regun"].config_class(), regun, 1e-3, changes=SGD),
+    "local_teacher": Case(paper("local_teacher", top=2, teacher_epochs=2), local_teacher, 1e-3, True, changes=SGD),
+    "amun": Case(paper("amun", steps=5), amun, 1e-3, True, changes=SGD),
     "unsir": Case(paper("unsir", samples=NOISE, steps=5, retain_fraction=1.0), unsir, 1e-3, True, changes=SGD),
 }
 
