@@ -170,6 +170,7 @@ def method_page(sheet: Datasheet, panels: list[closeness_picture.Group]) -> str:
         "needs": needs,
         "kind": sheet.kind,
         "cost": f"{sheet.cost:g} epochs of fine-tuning",
+        "memory": sheet.memory,
         "paper": sheet.paper and f"[{sheet.paper['title']}]({sheet.paper['url']})",
         "paper's values": sheet.presets and f"`{sheet.config}.paper(…)`: {_cell(sheet.presets)}",
         "more": sheet.name in STUDIES and f"[{STUDIES[sheet.name].removesuffix('.md')}](../{STUDIES[sheet.name]})",

@@ -1,6 +1,7 @@
 """`unlearn()`: from a model and the data that must go to a result with evidence."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
 from .metrics.tables import NAMES, Rows, Summarised, upright
-from .models import adapters
+from .models import adapters, task_of_named
 from .models.types import ModelOrName, ModelSource
+from .tasks import TASKS
 from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
@@ -305,8 +307,8 @@ def unlearn(
             of a method that edits weights once gives its edit as an adapter. Dropping an adapter brings back what was forgotten.
         merge: put the adapters into the weights at the end (see `UnlearningResult.merge`).
         base_model: what the original was trained from: a model, its Hub id or folder, a function that returns one, or
-            "scratch". `retrain` and `bad_teacher` need it; `auto` and `rewind` go back towards it, or towards what the card
-            names, else towards new weights.
+            "scratch". `retrain` needs it; `rewind` and, but on language models, `auto` go back towards it, or towards what the
+            card names, else towards new weights.
         teacher: instead of `local_teacher`'s own: a model that never saw `forget`, its Hub id or folder, or a function that returns it.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses samples that stand in two of the sets; `"allow"` does not look.
@@ -412,8 +414,11 @@ def choose(
     sets = {"forget_dataset": forget, "retain_dataset": retain, "unseen_dataset": unseen, "overlap": overlap}
     rows = {"processing_class": processing_class, "data_collator": data_collator}
     others = {"base_model": base_model, "peft_config": peft_config}
+    nothing = "There is nothing to choose: on a {} auto is {}, at its defaults."
+    if isinstance(model, (str, os.PathLike)) and model and not TASKS[task_of_named(model)].right_or_wrong:
+        raise UnlearningError(nothing.format("language model", "rmu"))  # before its weights are read
     with set_up(model, args, method=method, **sets, **rows, **others) as trainer:
         if not isinstance(trainer.method, Auto):
-            name = trainer.method.info.name
-            raise UnlearningError(f"There is nothing to choose: on a language model auto is {name}, at its defaults.")
+            kind = "model of several tasks" if trainer.task.tasks else "language model"
+            raise UnlearningError(nothing.format(kind, trainer.method.info.name))
         return trainer.method.look_at(Context(trainer))

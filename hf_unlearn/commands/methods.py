@@ -6,7 +6,7 @@ from ..methods import METHODS, get_method, list_methods
 from ..methods.datasheets import Datasheet, datasheets
 from .text import columns, command_parser, listed, show, wrapped
 
-SHORT = {"image-classification": "image", "text-classification": "text", "causal-lm": "lm"}
+SHORT = {"image-classification": "image", "text-classification": "text", "causal-lm": "lm", "multi-task": "tasks"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     sheets = [datasheets()[name] for name in names]
     rows = [("method", "kind", "cost", "needs", "for")]
     for sheet in sheets:
-        tasks = ", ".join(SHORT.get(task, task) for task in sheet.applies_to)
+        tasks = " ".join(SHORT.get(task, task) for task in sheet.applies_to)
         rows += [(sheet.name, sheet.kind, f"{sheet.cost:g}", ", ".join(sheet.needs), tasks)]
     lines = columns(rows)
     print(lines[0])
@@ -44,6 +44,8 @@ def text_of(sheet: Datasheet) -> str:
         lines += [*(wrapped(paragraph) if is_prose else paragraph.splitlines()), ""]
     rows = [("kind", sheet.kind), ("needs", ", ".join(sheet.needs)), ("applies to", ", ".join(sheet.applies_to))]
     rows += [("cost", f"{sheet.cost:g} epochs of fine-tuning")]
+    if sheet.memory:
+        rows += [("memory", sheet.memory)]
     if sheet.comparison:
         rows += [("kept for", "comparison: when measured, it came no nearer to retrained models than the original")]
     if sheet.paper:

@@ -172,9 +172,12 @@ class StreamReader:
         except (UnlearningError, StopIteration):
             raise
         except Exception as error:
+            todo = "leave it out, or mend the stream"
+            if isinstance(error, OSError):  # those of a connection, too
+                todo = "when it can be, go on from the newest checkpoint with resume_from_checkpoint=True"
             raise UnlearningError(
                 f"Sample {self.starts[lane] + self.places[lane]} of the stream of retained samples cannot be read ({reason(error)}); "
-                "leave it out, or mend the stream."
+                f"{todo}."
             ) from error
 
     def _starts_over(self, lane: int) -> None:

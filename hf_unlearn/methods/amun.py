@@ -104,6 +104,7 @@ class Amun(Method):
         summary="trains on the nearest adversarial examples of forget samples, with the answers that these get",
         needs=("forget", "retain"),
         cost=12,
+        memory="the samples that it makes, and what a forward pass computes of 64 of them at once while it does",
         paper=Paper(
             title="Not All Wrong is Bad: Using Adversarial Examples for Unlearning",
             arxiv="2503.00917",

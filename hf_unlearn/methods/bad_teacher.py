@@ -58,6 +58,7 @@ class BadTeacher(Method):
         summary="distils an untrained teacher on forget samples, the original on retained ones",
         needs=("forget", "retain"),
         cost=3,
+        memory="one more copy of the weights, of the untrained teacher, and what its forward pass computes",
         comparison=True,
         paper=Paper(
             title="Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",

@@ -39,8 +39,9 @@ class Paper:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """The datasheet of a method. `needs` names arguments of `unlearn()`; `cost` is in fine-tuning epochs; `comparison` says that
-    it is kept for comparison: in the closeness study it came no nearer to retrained models than the original."""
+    """The datasheet of a method. `needs` names arguments of `unlearn()`; `cost` is in fine-tuning epochs; `memory` says what it holds
+    where that is more than plain training holds and one copy of the weights; `comparison` says that it is kept for comparison: in
+    the closeness study it came no nearer to retrained models than the original."""
 
     name: str
     kind: Literal["loss", "gradient", "surgery"]
@@ -48,6 +49,7 @@ class MethodInfo:
     needs: tuple[str, ...]
     applies_to: tuple[str, ...] = CLASSIFICATION
     cost: float = 1.0
+    memory: str | None = None
     paper: Paper | None = None
     comparison: bool = False
 
@@ -359,6 +361,11 @@ class Method:
     def why_whole(self) -> str | None:
         """What it does that cannot be had of weights that are cut up over processes (FSDP); None: nothing."""
         return "takes gradients of single samples" if self.single_samples else None
+
+    @property
+    def why_in_training(self) -> str | None:
+        """What it does with weights between the first step and the end, where they may be cut up and empty (DeepSpeed's stage 3)."""
+        return None
 
     def alternatives(self, row: dict[str, Any]) -> list[Any]:
         """The answers, one or several, that a forget sample of a language model is to be given in the place of its own, where

@@ -37,6 +37,7 @@ class Datasheet:
     needs: list[str]
     applies_to: list[str]
     cost: float
+    memory: str | None
     paper: dict[str, str] | None
     comparison: bool
     description: str
@@ -81,6 +82,7 @@ def datasheet_of(method: "type[Method]") -> Datasheet:
         needs=list(info.needs),
         applies_to=list(info.applies_to),
         cost=info.cost,
+        memory=info.memory,
         paper=info.paper and {"title": info.paper.title, "url": info.paper.url},
         comparison=info.comparison,
         description=inspect.getdoc(method) or "",

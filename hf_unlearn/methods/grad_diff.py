@@ -32,6 +32,7 @@ class GradDiff(PairedLosses):
         needs=("forget", "retain"),
         applies_to=TASKS,
         cost=20,  # 10 epochs of forget and retained samples
+        memory="the gradient of one loss beside what the forward pass of the other one computes",
     )
     config_class = GradDiffConfig
     adapter_learning_rate = 3e-4

@@ -60,6 +60,7 @@ class Gru(PairedGradients):
         needs=("forget", "retain"),
         applies_to=TASKS,
         cost=40,
+        memory="two gradients, of the forget and of the retained loss",
         paper=Paper(
             title="GRU: Mitigating the Trade-off between Unlearning and Retention for LLMs",
             arxiv="2503.09117",

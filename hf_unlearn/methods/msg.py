@@ -23,9 +23,9 @@ def smallest(gradient: Tensor, share: float) -> Tensor:
     >>> smallest(torch.tensor([3.0, -1.0, 0.5, -4.0]), 0.5).tolist()
     [False, True, True, False]
     """
-    chosen = gradient.abs().flatten().argsort(stable=True)[: round(share * gradient.numel())]
     mask = torch.zeros(gradient.numel(), dtype=torch.bool, device=gradient.device)
-    mask[chosen] = True
+    if n := round(share * gradient.numel()):  # sorting takes four copies of the tensor
+        mask[gradient.abs().flatten().argsort(stable=True)[:n]] = True
     return mask.view_as(gradient)
 
 

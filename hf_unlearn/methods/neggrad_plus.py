@@ -76,6 +76,7 @@ class NeggradPlus(PairedLosses):
         summary="descends on retained samples and ascends on forget samples, in one weighted loss",
         needs=("forget", "retain"),
         cost=20,
+        memory="what two forward passes have computed, of forget and of retained samples",
         paper=Paper(
             title="Towards Unbounded Machine Unlearning",
             arxiv="2302.09880",

@@ -65,6 +65,7 @@ class Orthograd(PairedGradients):
         needs=("forget", "retain"),
         applies_to=TASKS,
         cost=46,
+        memory="gradients of single retained samples (8 by default), each as large as the weights, and of the largest tensor several times",
         paper=Paper(
             title="Go Beyond Your Means: Unlearning with Per-Sample Gradient Orthogonalization",
             arxiv="2503.02312",
@@ -80,7 +81,9 @@ class Orthograd(PairedGradients):
     def on_step_begin(self, step: int) -> None:
         samples = self.context.step_samples("retain")[: self.config.samples]
         rows = self.context.gradients(self.loss, [[sample] for sample in samples])
-        self.rows = [torch.stack(columns) for columns in zip(*rows, strict=True)]
+        # Tensor by tensor, so that there is never a second copy of them all.
+        self.rows = [torch.stack([row.pop(0) for row in rows]) for _ in range(len(rows[0]))]
 
     def combine(self, gradients: dict[str, Gradient]) -> Gradient:
-        return orthograd_update(self.rows, gradients["forget"], self.config.alpha, gradients["retain"])
+        rows, self.rows = self.rows, []
+        return orthograd_update(rows, gradients["forget"], self.config.alpha, gradients["retain"])

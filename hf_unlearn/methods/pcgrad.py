@@ -43,6 +43,7 @@ class Pcgrad(PairedGradients):
         needs=("forget", "retain"),
         applies_to=TASKS,
         cost=40,
+        memory="two gradients, of the forget and of the retained loss",
         paper=Paper(
             title="Gradient Surgery for Multi-Task Learning",
             arxiv="2001.06782",

@@ -75,6 +75,7 @@ class Regun(Method):
         summary="gives forget samples what the original says of unseen samples of their classes",
         needs=("forget", "retain", "unseen"),
         cost=10,
+        memory="what two forward passes have computed, of forget and of retained samples",
         paper=Paper(
             title="Reference-Guided Machine Unlearning",
             arxiv="2603.11210",

@@ -78,6 +78,7 @@ class Salun(Method):
         summary="runs another method on the weights that matter most to the forget samples, and on no others",
         needs=("forget", "retain"),
         cost=6,
+        memory="a byte for each weight, and the weights that are not trained, half of all by default, beside what the inner method holds",
         paper=Paper(
             title="SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image Classification and "
             "Generation",

@@ -148,6 +148,10 @@ class Scrub(Method):
         kept = min_loss(student, teacher, batch.labels, c.temperature, c.alpha, c.gamma)
         return {"loss": batch.mean(torch.where(batch.is_forget, max_loss(student, teacher, c.temperature), kept))}
 
+    @property
+    def why_in_training(self) -> str | None:
+        return "keeps the weights of the best epoch (rewind)" if self.config.rewind else None
+
     def on_step_end(self, step: int) -> None:
         schedule = self.context.schedule
         is_last = step == len(schedule)

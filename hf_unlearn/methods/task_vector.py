@@ -113,6 +113,10 @@ class TaskVector(Method):
         loss = batch.mean(sample_losses(model, batch))
         return {"loss": loss, "forget_loss": loss}
 
+    @property
+    def why_in_training(self) -> str | None:
+        return "takes what it has learnt from the weights"
+
     def on_step_end(self, step: int) -> bool | None:
         if step < len(self.context.schedule):
             return None

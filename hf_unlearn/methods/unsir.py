@@ -11,7 +11,7 @@ from .. import models
 from ..tasks.losses import cross_entropy, sample_losses
 from .base import Method, MethodConfig, MethodInfo, Paper
 
-ROWS_AT_ONCE = 64  # of noise in one forward pass
+ROWS_AT_ONCE = 16  # of noise in one forward pass, so that it keeps no more activations than a small training step
 
 
 def noise_loss(logits: Tensor, labels: Tensor, noise: Tensor, penalty: float) -> Tensor:
@@ -87,6 +87,7 @@ class Unsir(Method):
         summary="trains learned noise onto the forget class, then repairs on the retained samples",
         needs=("forget", "retain"),
         cost=3,
+        memory="what a forward pass computes of 16 noise samples while they are learned, and then of two batches at once",
         paper=Paper(
             title="Fast Yet Effective Machine Unlearning",
             arxiv="2111.08947",

@@ -40,6 +40,7 @@ from .load import (
     load_model,
     load_processor,
     load_weights,
+    task_of_named,
 )
 from .weights import (
     digest_tensors,

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .kinds import pretrained
 
-CHUNK = 128  # places; without a gradient a quarter, which spares memory and costs no time
+CHUNK = 128  # places; fewer at a time make the product with the head's weights slower
 NONE = -1e4  # a log p whose p is 0
 MARK = 1000.0  # a whole number in half precision too, and far above every cap
 # Whether what a head says is what its model says: some scale or cap it once more, as their first forward pass shows.
@@ -86,7 +86,8 @@ def _from_logits(logits: Tensor, of: Callable[[Places], Tensor]) -> tuple[Tensor
 def _answering(head: nn.Module, answer: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]) -> Iterator[None]:
     """Inside, `head(states)` gives `answer(what it does by itself, states)`. Its hooks run as ever."""
     own, patched = head.forward, vars(head).get("forward")
-    head.forward = lambda states: answer(own, states)
+    # In a compiled model this part stays as it is: made anew for each pass, it would be compiled in each.
+    head.forward = torch.compiler.disable(lambda states: answer(own, states))
     try:
         yield
     finally:
@@ -96,11 +97,10 @@ def _answering(head: nn.Module, answer: Callable[[Callable[[Tensor], Tensor], Te
             head.forward = patched
 
 
-def in_chunks(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """`function` of rows that belong together, a chunk at a time. Nothing of a chunk is kept but its inputs and result."""
-    with_gradient = torch.is_grad_enabled()
-    chunks = zip(*(part.split(CHUNK if with_gradient else CHUNK // 4) for part in parts), strict=True)
-    if not with_gradient:
+def in_chunks(function: Callable[..., Tensor], *parts: Tensor, share: int = 1) -> Tensor:
+    """`function` of rows that belong together, a chunk (or a share of one) at a time. Nothing of it is kept but inputs and result."""
+    chunks = zip(*(part.split(CHUNK // share) for part in parts), strict=True)
+    if not torch.is_grad_enabled():
         return torch.cat([function(*rows) for rows in chunks])
     return torch.cat([cast(Tensor, checkpoint(function, *rows, use_reentrant=False)) for rows in chunks])
 
@@ -113,30 +113,35 @@ def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), and whether it is the likeliest one (1 or 0): [T, 2], in float32 at least."""
-    log_p = log_probabilities(logits, tokens)
-    return torch.stack([log_p, (logits.argmax(dim=1) == tokens).to(log_p.dtype)], dim=1)
+    return torch.stack(_said(logits, tokens)[:2], dim=1)
 
 
 def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and the mean of log p(y) over y ~ p: [T, 3], in float32 at
     least."""
-    return torch.stack(_scores(logits, tokens)[:3], dim=1)
+    log_p_y, right, below, weights, total = _said(logits, tokens)
+    mean = torch.linalg.vecdot(weights, below) / total - total.log()
+    return torch.stack([log_p_y, right, mean], dim=1)
 
 
 def token_moments(logits: Tensor, tokens: Tensor) -> Tensor:
     """The same, and the standard deviation of log p(y): [T, 4]."""
-    log_p_y, right, mean, log_p = _scores(logits, tokens)
-    p = log_p.exp()
-    deviation = torch.linalg.vecdot(p, log_p.sub_(mean[:, None]).square_()).sqrt()
-    return torch.stack([log_p_y, right, mean, deviation], dim=1)
+    log_p_y, right, below, weights, total = _said(logits, tokens)
+    mean = torch.linalg.vecdot(weights, below) / total
+    deviation = (torch.linalg.vecdot(weights, below.sub_(mean[:, None]).square_()) / total).sqrt()
+    return torch.stack([log_p_y, right, mean - total.log(), deviation], dim=1)
 
 
-def _scores(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+def _said(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Of each token log p(y_t), and whether it is the likeliest one; of all words, how far log p(y) is below the likeliest one's, e
+    to that, and the sum of these: few passes over the vocabulary."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    norm = z.logsumexp(dim=1)
-    right, log_p_y = (z.argmax(dim=1) == tokens).to(z.dtype), z.gather(1, tokens[:, None])[:, 0] - norm
-    log_p = (z - norm[:, None]).clamp_(min=NONE)  # 0 · log 0 = 0
-    return log_p_y, right, torch.linalg.vecdot(log_p.exp(), log_p), log_p
+    top, best = z.max(dim=1, keepdim=True)
+    below = (z - top).clamp_(min=NONE)  # 0 · log 0 = 0
+    weights = below.exp()
+    total = weights.sum(dim=1)
+    log_p_y = (z.gather(1, tokens[:, None]) - top)[:, 0] - total.log()
+    return log_p_y, (best[:, 0] == tokens).to(z.dtype), below, weights, total
 
 
 def scored(tokens: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Places], Tensor]:
@@ -156,7 +161,8 @@ def compared(other: Places, difference: Callable[[Tensor, Tensor], Tensor]) -> C
         def function(states: Tensor, of_other: Tensor) -> Tensor:
             return difference(found.logits(states), other.logits(of_other))
 
-        columns = in_chunks(function, found.states, other.states)
+        share = 1 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
+        columns = in_chunks(function, found.states, other.states, share=share)
         return columns if columns.ndim == 2 else columns[:, None]
 
     return of

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BaseImageProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -42,6 +43,7 @@ from .find import (
     find_file,
     reachable,
     resolved_commit,
+    split_revision,
 )
 from .kinds import image_channels, in_head, task_of
 from .timm import mend_config
@@ -88,9 +90,7 @@ def load_model(
         key: kwargs[key] for key in ("token", "cache_dir", "subfolder", "local_files_only") if key in kwargs
     }
     try:
-        check_holds_model(name, where)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-        mend_config(name, config, num_labels)
+        config = _read_config(name, num_labels, where)
         model_class = AUTO_CLASSES[task or task_of(config)]
         check_has_weights(name, where)
         model, info = model_class.from_pretrained(
@@ -122,6 +122,24 @@ def load_model(
     own_memory(model)
     model.config._commit_hash = resolved_commit(name, where)  # as transformers did before version 5
     return model
+
+
+def _read_config(name: str, num_labels: int | None, where: dict[str, Any]) -> PreTrainedConfig:
+    check_holds_model(name, where)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
+    mend_config(name, config, num_labels)
+    return config
+
+
+def task_of_named(name_or_path: str | os.PathLike[str]) -> str:
+    """What `task_of` says of the model in a folder or on the Hub (`OWNER/NAME@REVISION`), from its config alone."""
+    name, revision = split_revision(os.fspath(name_or_path))
+    try:
+        return task_of(_read_config(name, None, {"revision": revision} | reachable(name)))
+    except UnlearningError:
+        raise
+    except LOAD_ERRORS as error:
+        raise UnlearningError(explain(error, name, revision)) from error
 
 
 def load_processor(

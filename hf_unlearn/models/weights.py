@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from peft import PeftModel
@@ -119,6 +120,11 @@ def cut_as(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 over name, dtype, shape and bytes of every tensor, given in the order of their names.
 
@@ -127,6 +133,5 @@ def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # numpy has no bfloat16, and a tensor without dimensions cannot be viewed as bytes before it is flattened
-        digest.update(whole(tensor).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(whole(tensor).detach()).data)
     return digest.hexdigest()

@@ -27,6 +27,7 @@ Weights = dict[str, Tensor]  # by the name of the parameter
 PAPER_ALPHA = 10.0
 TOLERANCE = 1e-4  # of squared gradients of samples together, relative to those of the loop
 VMAP_NUMBERS = 2**28  # gradients held at once: 1 GiB in float32
+NUMBERS_AT_ONCE = 2**20  # of a tensor, when it is dampened
 LAYER_SAMPLES = 16  # at once, of which no more than one layer's gradients are held
 VMAP, LAYERS, LOOP = "vmap", "layers", "loop"
 ON_CPU, ON_ACCELERATOR = LAYERS, VMAP  # what is tried first
@@ -151,7 +152,8 @@ def importances(
         how: as those of another set were taken; else two samples are tried, which takes two more copies of the weights.
     """
     weights: Weights = {key: p for key, p in model.named_parameters() if p.is_floating_point()}
-    sums, frozen = _zeros(weights), [p for p in weights.values() if not p.requires_grad]
+    sums: Weights = {}
+    frozen = [p for p in weights.values() if not p.requires_grad]
     device = next(iter(weights.values())).device
     samples, terms, why, num_labels = 0, 0, None, 0
     how = "batch" if config.importance == "batch" else how
@@ -167,6 +169,7 @@ def importances(
                 check_labels(batch.labels, num_labels)
                 if not how:
                     how, why = _choose(model, weights, next(pieces(batch, 2)), config.per_sample)
+                sums = sums or _zeros(weights)  # not while two samples are tried
                 if how in TOGETHER:
                     TOGETHER[how](model, weights, sums, batch)
                 else:
@@ -180,6 +183,7 @@ def importances(
     how = next((of for of in gather_object([how]) if of), LOOP)  # a process may have no samples
     if samples == 0:
         raise UnlearningError(f"ssd: there are no {name} samples; expected at least one to forget and one to retain.")
+    sums = sums or _zeros(weights)
     for key in sums:  # one by one, so that there is never a second copy of them all
         sums[key] = cast(Tensor, reduce(sums[key], "sum")).div_(terms)
         if not bool(sums[key].isfinite().all()):
@@ -211,15 +215,17 @@ def ssd_edit(
     tensors, factors, sizes, largest = [], [], [], 0.0
     with torch.no_grad():
         for key in list(forget.values):
-            weight, i_f, i_r = model.get_parameter(key), forget.values.pop(key), retain.values.pop(key)
-            i_f = nn.functional.threshold(i_f, torch.finfo(i_f.dtype).tiny, 0.0)  # or I_D may be rounded to 0
-            i_d = torch.lerp(i_r, i_f, share)  # exactly I_f where I_r = I_f, which the sum is not
-            weight.copy_(dampen(weight, i_f, i_d, alpha, config.lam))
-            chosen = i_f > max(alpha, config.lam) * i_d
-            factors.append((config.lam * i_d[chosen] / i_f[chosen]).clamp(max=1))
-            largest = max(largest, torch.where(i_d > 0, i_f / i_d, 0.0).max().item())
-            sizes.append(weight.numel())
-            tensors.append({"name": key, "dampened": len(factors[-1]), "share": len(factors[-1]) / weight.numel()})
+            whole, dampened = model.get_parameter(key), 0
+            for weight, i_f, i_r in _few_rows(whole, forget.values.pop(key), retain.values.pop(key)):
+                i_f = nn.functional.threshold(i_f, torch.finfo(i_f.dtype).tiny, 0.0)  # or I_D may be rounded to 0
+                i_d = torch.lerp(i_r, i_f, share)  # exactly I_f where I_r = I_f, which the sum is not
+                weight.copy_(dampen(weight, i_f, i_d, alpha, config.lam))
+                chosen = i_f > max(alpha, config.lam) * i_d
+                factors.append((config.lam * i_d[chosen] / i_f[chosen]).clamp(max=1))
+                largest = max(largest, torch.where(i_d > 0, i_f / i_d, 0.0).max().item())
+                dampened += len(factors[-1])
+            sizes.append(whole.numel())
+            tensors.append({"name": key, "dampened": dampened, "share": dampened / whole.numel()})
     factors = torch.cat([f.cpu() for f in factors])
     report = {
         "samples": {"forget": forget.samples, "retain": retain.samples},
@@ -282,6 +288,13 @@ class Ssd(Method):
     @property
     def report(self) -> dict[str, Any]:
         return self.found
+
+
+def _few_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of each, a few after the others: views, so that a large tensor is not copied for what is reckoned of it."""
+    tensors = tuple(torch.atleast_1d(tensor) for tensor in tensors)
+    rows = max(1, NUMBERS_AT_ONCE * len(tensors[0]) // tensors[0].numel())
+    yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
 def _zeros(weights: Weights) -> Weights:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
+from ..models.modes import gather
 from .evaluation import Evaluator, jsd
 from .losses import next_tokens, predicting
 
@@ -49,7 +50,9 @@ class TokenEvaluator(Evaluator):
 
     def predict(self, model: nn.Module, batch: Batch) -> Tokens:
         with self.accelerator.autocast():
-            return tokens_of(model, batch)
+            found = tokens_of(model, batch)
+        gather(heads.head_of(model))  # which `distances` asks after the forward pass
+        return found
 
     def statistics(self, predicted: Tokens, batch: Batch) -> dict[str, Tensor]:
         """As `metrics.token_statistics`, and how many completion tokens a sample has."""

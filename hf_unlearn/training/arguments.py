@@ -20,7 +20,7 @@ from ..methods import Method
 from ..methods.fields import check_fields, field_types
 from ..models import adapters
 from ..tasks.base import Task
-from .zero import check_installed, configure
+from .zero import check_installed, configure, load_whole
 
 
 class Unnamed(str):
@@ -135,6 +135,7 @@ class UnlearningArguments(TrainingArguments):
             super().__post_init__()
         except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
             raise UnlearningError(f"The training arguments cannot be used: {in_one_sentence(error)}") from error
+        load_whole(self)
 
     def check_types(self) -> None:
         """Refuse a value that is not of its field's type; `fsdp` is true or text, and transformers, which says text, makes it

@@ -209,8 +209,8 @@ class ResumableTrainer(Parts):
         return not bad
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's, which writes no weights where the state dict is sharded, not even when the run is over."""
-        if not is_cut(self.model) or _internal_call:
+        """As the Trainer's, which gathers sharded weights in memory, or writes none, not even when the run is over."""
+        if not is_cut(self.model) or (_internal_call and cast(Sharding, self.sharding).keeps_pieces):
             return super().save_model(output_dir, _internal_call)
         self._save(output_dir, cast(Sharding, self.sharding).whole_weights(self.model))
 

@@ -300,10 +300,15 @@ def _unread(args: UnlearningArguments, settings: str, model: nn.Module) -> str |
 # The method and the model
 
 
-def task_for(method: Method, model: nn.Module) -> tuple[Task, Method]:
+def task_for(method: Method, model: nn.Module, base_model: Any = None) -> tuple[Task, Method]:
     """The model's task, and the method for it, which is told of it, if it works there."""
     task = task_of(model, method.own_losses, method.own_tasks)
-    method = method.for_task(task)
+    asked, method = method, method.for_task(task)
+    if base_model is not None and asked.starts_over and not method.starts_over:
+        raise UnlearningError(
+            f"base_model is given, and on a model for {task.name} {asked.info.name} is {method.info.name}, which goes back to no other "
+            'model; leave it out, or use method="rewind".'
+        )
     if task.name not in method.info.applies_to:
         raise UnlearningError(
             f"{method.info.name} works on {' and '.join(method.info.applies_to)}, and this model is for {task.name}; "

@@ -155,6 +155,7 @@ class Context(base.Context):
                 for column, gradient in zip(total, found, strict=True):
                     if gradient is not None:
                         column += gradient
+                del found, gradient  # or they would be there beside the next ones
         if args.world_size > 1:
             for total in totals:
                 flat = cast(Tensor, accelerator.reduce(torch.cat([column.flatten() for column in total]), "sum"))

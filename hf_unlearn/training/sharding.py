@@ -5,9 +5,15 @@ parameters, so that no process ever holds a second whole model on its device.
 """
 
 import copy
+import os
+import tempfile
 from collections.abc import Mapping
-from typing import Any, cast
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from peft import PeftModel
@@ -19,7 +25,9 @@ from transformers import PreTrainedModel
 
 from ..models import base_of
 from ..models.adapters import tuner_layers
-from ..models.weights import cut_as
+from ..models.weights import bytes_of, cut_as, whole
+
+ALIGNED = 64  # bytes
 
 
 def form(model: nn.Module) -> nn.Module:
@@ -33,10 +41,11 @@ class Sharding:
 
     Attributes:
         form: of the model that is trained, as it was before it was cut.
+        folder: where whole weights lie while they are asked for.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module):
-        self.accelerator, self.form = accelerator, form(model)
+    def __init__(self, accelerator: Accelerator, model: nn.Module, folder: str):
+        self.accelerator, self.form, self.folder = accelerator, form(model), Path(folder)
         plugin = cast(Any, accelerator.state.fsdp_plugin)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = _classes_to_cut(base_of(model))
@@ -75,21 +84,38 @@ class Sharding:
         """A model that every process has whole, frozen and cut."""
         return self._cut_frozen(model)
 
+    @property
+    def keeps_pieces(self) -> bool:
+        """Whether checkpoints hold pieces, and no whole weights."""
+        return "SHARDED" in str(cast(Any, self.accelerator.state.fsdp_plugin).state_dict_type)
+
     def whole_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Of a model that was cut, in the memory of the first process's CPU; the others get none."""
-        return cast(dict[str, Tensor], self.accelerator.get_state_dict(model))
+        """Of a model that was cut, for the first process; the others get none. They are gathered one after the other into a file, and
+        stay there: what is asked of them is read from it, so that no process has all of them in its memory."""
+        first, places = self.accelerator.is_main_process, {}
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder) if first else nullcontext() as file:
+            for name, tensor in model.state_dict().items():
+                tensor = whole(tensor)
+                if file is not None:
+                    places[name] = file.seek(-file.tell() % ALIGNED, os.SEEK_CUR), tensor.dtype, tensor.shape
+                    file.write(bytes_of(tensor).data)
+            if file is not None:
+                file.flush()
+            return {name: _in_file(cast(BinaryIO, file), *place) for name, place in places.items()}
 
     def merged(self, model: nn.Module) -> nn.Module:
         """A plain model with the weights that `model`, which was cut, has with its active adapters. They are merged by the
         first process, on its CPU."""
-        weights, whole = self.whole_weights(model), cast(PeftModel, copy.deepcopy(self.form))
-        plain = copy.deepcopy(whole).unload()
+        weights, adapted = self.whole_weights(model), cast(PeftModel, copy.deepcopy(self.form))
+        plain = copy.deepcopy(adapted).unload()
         if not self.accelerator.is_main_process:
             return self.filled(plain, {})
-        whole.load_state_dict(weights, assign=True)
-        for layer, live in zip(tuner_layers(whole), tuner_layers(model), strict=True):
+        adapted.load_state_dict(weights, assign=True)
+        for layer, live in zip(tuner_layers(adapted), tuner_layers(model), strict=True):
             layer._active_adapter = live._active_adapter
-        return self.filled(plain, whole.merge_and_unload(safe_merge=True).state_dict())
+        return self.filled(plain, adapted.merge_and_unload(safe_merge=True).state_dict())
 
     def _cut_frozen(self, model: nn.Module) -> nn.Module:
         plugin = cast(Any, self.accelerator.state.fsdp_plugin)
@@ -98,6 +124,14 @@ class Sharding:
             return fsdp2_prepare_model(self.accelerator, model).eval().requires_grad_(False)
         finally:
             plugin.cpu_ram_efficient_loading = spares_memory
+
+
+def _in_file(file: BinaryIO, at: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    """A tensor whose memory is a part of a file, which stays as it is if the tensor is changed."""
+    if not shape.numel():
+        return torch.empty(shape, dtype=dtype)
+    numbers = np.memmap(file, mode="c", offset=at, shape=(dtype.itemsize * shape.numel(),))
+    return torch.from_numpy(numbers).view(dtype).view(shape)
 
 
 def _classes_to_cut(model: nn.Module) -> list[str] | None:

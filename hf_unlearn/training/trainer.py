@@ -54,6 +54,7 @@ from .request import AskedTasks, Request, check_needs
 from .sharding import Sharding, is_cut
 from .teacher import remove_tables
 from .watch import Watch
+from .zero import is_cut_by_zero, make_whole
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class UnlearningTrainer(ResumableTrainer):
             model, processing_class, args
         )
 
-        self.task, self.method = task_for(self.method, model)
+        self.task, self.method = task_for(self.method, model, base_model)
         check_needs(self.method, {**datasets, "base_model": base_model})
         self.request = Request(datasets, self.method, self.task, args, overlap, tasks, read["processing_class"])
         place = self.origin, self.original_folder
@@ -166,7 +167,7 @@ class UnlearningTrainer(ResumableTrainer):
         if self.is_deepspeed_enabled:
             self.model.to(self.args.device)
         if self.is_fsdp_enabled and not is_cut(self.model):
-            self.sharding = Sharding(self.accelerator, self.model)
+            self.sharding = Sharding(self.accelerator, self.model, cast(str, self.args.output_dir))
             self.model, self.optimizer = self.sharding.cut(self.model, self.optimizer)
             self.model_wrapped = self.model
 
@@ -236,8 +237,18 @@ class UnlearningTrainer(ResumableTrainer):
         else:
             with self._interruptible():
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            if self.is_deepspeed_enabled and is_cut_by_zero(self.model):
+                make_whole(self.model, self.deepspeed)
+                self.deepspeed, self.model_wrapped = None, self.model
         self.check_finite(weights=True)
         return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, which asks DeepSpeed's engine for the weights: before a run, and after one under ZeRO-3, there is none."""
+        if not self.is_deepspeed_enabled or self.deepspeed is not None:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self._save(output_dir)
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of the schedule; for the Trainer they are one long epoch, so that a step number says it all."""

@@ -10,6 +10,7 @@ import argparse
 import os
 import socket
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing import get_context
 from typing import Any
@@ -153,11 +154,7 @@ def trainer_of(name: str, method: str, folder: str, arguments: dict[str, Any]) -
     return UnlearningTrainer(model, args, method=config, **about, **datasets)
 
 
-def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], folder: str, queue: Any) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    speed.quiet()
+def worker(rank: int, sharded: bool, jobs: list[tuple[str, str]], folder: str, queue: Any) -> None:
     shard_on_cpus()
     for name, method in jobs:
         row: dict[str, Any] = {"model": name, "method": method, "sharded": sharded}
@@ -177,21 +174,36 @@ def worker(rank: int, port: int, sharded: bool, jobs: list[tuple[str, str]], fol
             queue.put(row)
 
 
-def run(sharded: bool, jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def begin(target: Callable, rank: int, size: int, port: int, *about: Any) -> None:
+    """In a new process, which is one of `size`."""
+    if size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    speed.quiet()
+    target(rank, *about)
+
+
+def in_processes(size: int, target: Callable, about: Any, jobs: list, answers: int) -> list[dict[str, Any]]:
+    """So many answers of `target(rank, about, jobs, folder, queue)` in new processes."""
     context = get_context("spawn")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     queue = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        about = port, sharded, jobs, folder, queue
-        processes = [context.Process(target=worker, args=(rank, *about), daemon=True) for rank in range(2)]
+        given = size, port, about, jobs, folder, queue
+        processes = [context.Process(target=begin, args=(target, rank, *given), daemon=True) for rank in range(size)]
         for process in processes:
             process.start()
-        found = [queue.get(timeout=300) for _ in jobs]
+        found = [queue.get(timeout=900) for _ in range(answers)]
         for process in processes:
             process.join()
     return found
+
+
+def run(sharded: bool, jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    return in_processes(2, worker, sharded, jobs, len(jobs))
 
 
 def jobs_of(models: list[str], methods: list[str] | None) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
     python recipes/experiments/memory.py [--models resnet18 vit bert] [--methods rewind auto] [--add]
 
 Every run is a process of its own, on random data whose labels are the model's answers, so that there is something to forget: a
-few steps at a batch of 8, through `unlearn()` with everything it does before, between and after the steps. Counted is what the
+few steps at a batch of 8 (measuring, too), through `unlearn()` with everything it does before, between and after the steps. Counted is what the
 process holds at most, files left out, beyond what it held when the model and the data stood ready. With --add, rows that
 are there stay, but for those of the --methods that are named, and a new row says which commit made it.
 """
@@ -30,6 +30,7 @@ PLAIN = "plain Trainer"
 SIZES = {"forget": 32, "retain": 96, "unseen": 64}
 ARGUMENTS = {
     "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,  # not 128, of a library that measures before and after
     "num_train_epochs": 1,
     "report_to": "none",
     "save_strategy": "no",

@@ -32,6 +32,7 @@ EXPERIMENTS = (
     "tofu.py",
     "lm_speed.py",
     "communication.py",
+    "scaling.py",
     "gpu_lm.py",
     "tables.py",
 )

@@ -15,6 +15,7 @@ import language_models
 import memory
 import numpy as np
 import reproduction
+import scaling
 from study import mean, std
 
 from hf_unlearn.commands import demo
@@ -123,6 +124,15 @@ HAMU = {
     "avg_gap": "Avg Gap",
     "epochs": "epochs",
 }
+
+
+def _several_tasks(rows: dict) -> str:
+    """Scores of each task, and what they come to."""
+    scores = [key for key in rows["original"]["mean"] if key.startswith(("forget_", "retain_"))]
+    columns = {key: key.replace("_", " ") for key in scores} | {
+        "uis": "UIS", "uis_retrained": "UIS to retrained", "instance_interference": "instance interference", "share": "cost",
+    }  # fmt: skip
+    return _means(rows, columns, "std")
 
 
 def _hamu(rows: list[dict], case: str, request: str) -> str:
@@ -261,6 +271,8 @@ def render(name: str) -> str:
         return communication.table(results["rows"])
     if name == "communication.arithmetic":
         return communication.arithmetic(results["rows"])
+    if name == "scaling":
+        return scaling.table(results["rows"])
     if name == "before_first_step":
         return _before_first_step(results)
     if name == "request_queue":
@@ -281,6 +293,8 @@ def render(name: str) -> str:
     if file == "hamu":
         case, _, request = setting.partition(".")
         return _hamu(results["rows"], case, request)
+    if file in ("multitask-cifar10", "multitask-scenes"):
+        return _several_tasks(results[setting])
     if file == "local_teacher":
         return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]

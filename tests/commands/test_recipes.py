@@ -155,6 +155,27 @@ def test_tofu(name, tmp_path, monkeypatch):
     assert metrics["after"]["forget_loss"] != metrics["before"]["forget_loss"]
 
 
+def test_muse(tmp_path, monkeypatch):
+    """Texts that are longer than a sample, by the recipe alone."""
+    monkeypatch.chdir(tmp_path)
+    tiny_llama_lm().save_pretrained("llama")
+    tiny_tokenizer().save_pretrained("llama")
+    rows = [{"text": f"the {word} sees a bird " * 3, "forget": i > 8} for i, word in enumerate(WORDS[:12])]
+    Path("news.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [
+        "model=llama",
+        "dataset=news.jsonl",
+        "max_length=8",
+        "stride=2",
+        "bf16=false",
+        "output_dir=out",
+        "max_steps=2",
+    ]
+    assert cli.main(["run", str(ROOT / "recipes" / "muse_text_chunks.yaml"), *given, "disable_tqdm=true"]) in (None, 0)
+    metrics = json.loads(Path("out", "model", "metrics.json").read_text())
+    assert metrics["after"]["forget_loss"] != metrics["before"]["forget_loss"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What has to go
 

@@ -1,4 +1,4 @@
-"""Whole runs under DeepSpeed's ZeRO of stage 2, in two processes on CPUs: trained, measured, saved and resumed; and what is refused."""
+"""Whole runs under DeepSpeed's ZeRO of stages 2 and 3, in two processes on CPUs: trained, measured, saved and resumed; and what is refused."""
 
 import json
 import os
@@ -15,11 +15,17 @@ from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.runs import distance, make_trainer, weights
 
 ZERO = {"zero_optimization": {"stage": 2}}
+THREE = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}  # or small tensors stay whole
+STEPS = {"save_strategy": "steps", "save_steps": 1}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {  # method, model, settings
-    "lotus": ("lotus", "vit", {"save_strategy": "steps", "save_steps": 1}),
+    "lotus": ("lotus", "vit", STEPS),
     "scrub": ("scrub", "vit", {"accumulation": 2, "batch": 2}),
     "npo": ("npo", "llama", {}),
     "adapter": ("grad_diff", "llama", {"lora": True}),
+    "lotus-3": ("lotus", "vit", STEPS | {"zero": THREE}),
+    "scrub-3": ("scrub", "vit", {"accumulation": 2, "batch": 2, "zero": THREE}),
+    "npo-3": ("npo", "llama", {"zero": THREE}),
+    "adapter-3": ("grad_diff", "llama", {"lora": True, "zero": THREE}),
 }
 REFUSED = {
     "hamu": "hamu makes a step of several gradients, which DeepSpeed's engine does not give back; expected DDP or FSDP2",
@@ -41,8 +47,11 @@ def main(folder: Path) -> None:
     for method, message in REFUSED.items():
         with pytest.raises(UnlearningError, match=message):
             made(method, "vit", folder / method)
-    with pytest.raises(UnlearningError, match="ZeRO stage 3 cuts up the weights"):
-        made("finetune", "vit", folder / "three", {"zero_optimization": {"stage": 3}})
+    with pytest.raises(
+        UnlearningError,
+        match="l1_sparse adds the norm of all weights to its loss, and ZeRO stage 3 cuts the weights up",
+    ):
+        made("l1_sparse", "vit", folder / "three", THREE)
     metrics = {}
     for name, (method, family, settings) in CASES.items():
         trainer = made(method, family, folder / name, **settings)
@@ -51,8 +60,10 @@ def main(folder: Path) -> None:
         metrics[name] = trainer.metrics
         if trainer.is_world_process_zero():
             save_file(weights(trainer.model), folder / f"{name}.safetensors")
-        if name == "lotus":
-            UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime).save(folder / "saved")
+        if method == "lotus":
+            result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
+            result.save(folder / f"saved-{name}")
+            assert result.compare(folder / name / "_unlearn" / "original")["original"]["jsd"] == 0
             again = made(method, family, folder / name, **settings)
             again.train(resume_from_checkpoint=str(folder / name / "checkpoint-1"))
             assert distance(weights(again.model), weights(trainer.model)) < 1e-6

@@ -190,9 +190,20 @@ class TestLanguageModels:
         ):
             unlearn(tiny_llama_lm(), **self.asked(), **given, args=arguments(tmp_path))
 
-    def test_nothing_to_choose(self):
-        with pytest.raises(UnlearningError, match="on a language model auto is rmu, at its defaults"):
+    def test_goes_back_to_no_base(self, tmp_path):
+        with pytest.raises(
+            UnlearningError, match="base_model is given, and on a model for causal-lm auto is rmu, which goes"
+        ):
+            unlearn(tiny_llama_lm(), **self.asked(), base_model="scratch", args=arguments(tmp_path))
+
+    def test_nothing_to_choose(self, tmp_path):
+        message = "on a language model auto is rmu, at its defaults"
+        with pytest.raises(UnlearningError, match=message):
             choose(tiny_llama_lm(), **self.asked())
+        tiny_llama_lm().save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(b"never read")
+        with pytest.raises(UnlearningError, match=message):
+            choose(str(tmp_path), **self.asked())
 
 
 class TestSeveralTasks:

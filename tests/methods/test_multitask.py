@@ -506,13 +506,18 @@ def test_a_protected_task_without_any_label_that_stays(tmp_path):
 
 
 class TestStopping:
-    def method(self, aims, scores):
+    def method(self, aims, scores, whole=None):
         """A method whose looks at the forget set find these scores, one after the other."""
         found = iter(scores)
         method = Multitask(MultitaskConfig(refresh=2))
         method.targets = method.active = list(aims)
         method.aim, method.column = aims, {t: i for i, t in enumerate(aims)}
-        measure = lambda split: SimpleNamespace(scores=next(found))  # noqa: E731
+
+        def measure(split, at_most=None):
+            """Of a part of the samples the next scores, of all of them the same once more."""
+            self.now = next(found) if at_most else whole or self.now
+            return SimpleNamespace(scores=self.now)
+
         method.context = SimpleNamespace(measure=measure, log=lambda v: None, schedule=range(100))
         return method
 
@@ -530,6 +535,10 @@ class TestStopping:
         assert [name for name, _ in method.losses(None, {"forget": 0, "retain": 0})] == ["forget_b", "retain"]
         assert method.on_step_end(4) is True and method.active == ["a", "b"]  # it has come back
         assert method.on_step_end(6) is False and method.active == []
+
+    def test_it_rests_by_all_of_the_samples(self):
+        method = self.method({"a": 0.6}, [{"a": 0.9}, {"a": 0.5}], whole={"a": 0.7})
+        assert method.on_epoch_begin(0) is True and method.on_step_end(2) is True and method.active == ["a"]
 
     def test_nothing_to_do(self, tmp_path):
         result = run_own(tmp_path, asked=["a"], fresh=True, data=own_data() | {"unseen": own_data()["retain"]},

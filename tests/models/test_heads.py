@@ -1,8 +1,10 @@
 """The head at the places that count: the values and gradients of the plain computation, without its tensors."""
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -170,3 +172,19 @@ def test_a_cap_is_seen_in_half_precision_too():
         heads.read(model, batch.inputs, predicting(batch.labels), heads.states)
         plain = cross_entropy(model(**batch.inputs).logits, batch.labels)
         assert torch.allclose(sample_losses(model, batch), plain, rtol=0.02)
+
+
+def test_a_compiled_model_is_compiled_once():
+    """However many places of a batch count."""
+    model, graphs = tiny_llama_lm(), []
+
+    def backend(graph: nn.Module, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = cast(nn.Module, torch.compile(model, backend=backend))
+    for n in (5, 3):
+        batch = texts()
+        batch.labels[n:, 3:] = -100
+        assert torch.equal(sample_losses(compiled, batch)[:n], sample_losses(model, batch)[:n])
+        assert len(graphs) == 1

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from hf_unlearn import UnlearningArguments, UnlearningError, models, unlearn
 from hf_unlearn.audits import passes, relearning
 from hf_unlearn.commands import main
+from hf_unlearn.hub import verify
 from hf_unlearn.methods import NpoConfig
 from hf_unlearn.models import adapters
 from tests.releases import publish
@@ -111,6 +112,8 @@ class TestFourBits:
             file.rpartition("/")[2] for file in files
         }
         assert json.loads(Path("out", "model", "metrics.json").read_text())["after"]["forget_loss"] > 0
+        checked = verify(name, revision="unlearned/one", parent=name)
+        assert checked.ok and checked.unchecked == ["signature", "records"], checked  # neither of which was given
 
     def test_refused_before_it_is_loaded(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

@@ -2,14 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import LlamaForCausalLM, ViTForImageClassification
 
-from hf_unlearn import models
+from hf_unlearn import UnlearningResult, models
+from hf_unlearn.commands.speed import Peak
 from hf_unlearn.models import adapters
+from hf_unlearn.training.sharding import Sharding
 from hf_unlearn.training.trainer import UnlearningTrainer
 from tests.distributed import fsdp
 from tests.runs import distance, launch, make_trainer, original, weights
@@ -20,6 +26,27 @@ def check_same_weights(name: str, alone: UnlearningTrainer, folder: Path) -> Non
     start = weights(alone.model)
     alone.train()
     assert distance(load_file(folder / f"{name}.safetensors"), weights(alone.model), start) < 1e-8, name
+
+
+def test_whole_weights_are_in_no_memory(tmp_path):
+    """Nor when they are written as safetensors; here of a model that is not cut up, whose weights are 64 MiB."""
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(16)), nn.BatchNorm1d(3).bfloat16())
+    plugin = SimpleNamespace(transformer_cls_names_to_wrap=["Linear"])
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin), is_main_process=True)
+    sharding = Sharding(cast(Accelerator, accelerator), model, str(tmp_path / "output"))
+    with Peak() as peak:
+        found = sharding.whole_weights(model)
+        save_file(found, tmp_path / "model.safetensors")
+    assert peak.growth is None or peak.growth < 2**24
+    saved = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == saved.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert (
+            torch.equal(found[name], tensor) and torch.equal(saved[name], tensor) and saved[name].dtype == tensor.dtype
+        )
+    assert not list((tmp_path / "output").iterdir())
+    accelerator.is_main_process = False
+    assert sharding.whole_weights(model) == {}
 
 
 @pytest.mark.slow
@@ -44,6 +71,10 @@ def test_whole_runs_of_a_sharded_model(tmp_path, hub):
         assert measured.keys() == expected.keys()
         for key, value in expected.items():
             assert measured[key] == (value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), (name, key)
+        if name == "npo":
+            result = UnlearningResult(trainer.model, trainer, trainer.metrics, trainer.runtime)
+            compared = result.compare(tmp_path / "one" / "npo" / "_unlearn" / "original")
+            assert found[name]["more"]["unlearned"] == pytest.approx(compared["unlearned"]["jsd"], rel=1e-6)
     for name, (method, family, settings) in fsdp.MORE.items():
         alone = make_trainer(
             method, family, tmp_path / "one" / name, dtype="float64", **{"num_train_epochs": 1} | settings

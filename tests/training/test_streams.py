@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_unlearn import UnlearningArguments, UnlearningError, UnlearningTrainer
 from hf_unlearn.data.batches import Batch
@@ -149,6 +151,34 @@ def test_resumed(name, tmp_path):
     other = trainer_of(tmp_path / "b", **saving | {"shards": None})
     with pytest.raises(UnlearningError, match="retain has other samples than it had, or another order"):
         other.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("workers", slow_but([0], [0, 2]))
+def test_a_lost_connection(workers, tmp_path):
+    """The run ends in one sentence that says what to do, and that ends in the bits of a run that lost none."""
+    about: dict[str, Any] = {
+        **CASES["mixed"],
+        "dataloader_num_workers": workers,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    expected = trainer_of(tmp_path / "a", **about)
+    expected.train()
+    unplugged = tmp_path / "b" / "unplugged"
+
+    class Unplug(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            unplugged.touch()
+
+    sentence = (
+        r"Sample \d+ of the stream .* \(.*Connection.*\); when it can be, go on .* with resume_from_checkpoint=True."
+    )
+    with pytest.raises(UnlearningError, match=sentence):
+        trainer_of(tmp_path / "b", **about, callbacks=[Unplug()]).train()
+    unplugged.unlink()
+    resumed = trainer_of(tmp_path / "b", **about)
+    resumed.train(resume_from_checkpoint=True)
+    assert same_bits(weights(resumed.model), weights(expected.model))
 
 
 def test_measured_in_between(tmp_path):
