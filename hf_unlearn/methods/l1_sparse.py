@@ -64,7 +64,6 @@ class L1Sparse(Finetune):
         summary="fine-tunes on the retained samples with an L1 penalty on the weights, which fades out",
         needs=("forget", "retain"),
         cost=10,
-        comparison=True,
         paper=Paper(
             title="Model Sparsity Can Simplify Machine Unlearning",
             arxiv="2304.04934",

@@ -293,7 +293,7 @@ class Ssd(Method):
 def _few_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same rows of each, a few after the others: views, so that a large tensor is not copied for what is reckoned of it."""
     tensors = tuple(torch.atleast_1d(tensor) for tensor in tensors)
-    rows = max(1, NUMBERS_AT_ONCE * len(tensors[0]) // tensors[0].numel())
+    rows = max(1, NUMBERS_AT_ONCE * len(tensors[0]) // max(1, tensors[0].numel()))
     yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 

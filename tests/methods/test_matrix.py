@@ -52,6 +52,7 @@ REFUSED: dict[tuple[str, str | None, str], str | None] = {
     ("rewind", None, "adapter"): "rewind goes back to where training began with the weights themselves",
     ("auto", None, "adapter"): "auto goes back to where training began with the weights themselves",
     ("auto", "llama", "adapter"): None,  # where it is rmu
+    ("auto", "multitask", "adapter"): "rewind goes back to where training began with the weights themselves",
     ("l1_sparse", None, "adapter"): "makes the weights of a whole model sparse, and an adapter is trained",
     ("msg", None, "adapter"): "msg draws some of the weights of a whole model anew, and an adapter is trained",
     ("ct", None, "adapter"): "ct disturbs the weights of a whole model, and an adapter is trained",

@@ -248,7 +248,7 @@ class TestRefused:
         both = datasets.concatenate_datasets([data["retain"], data["forget"]])
         refused(tmp_path, "8 of the 8 forget samples stand in retain too", **data | {"retain": both})
 
-    @pytest.mark.parametrize("method", ["hamu", "lotus", "finetune", "orthograd"])
+    @pytest.mark.parametrize("method", ["hamu", "lotus", "random_label", "orthograd"])
     def test_another_method(self, tmp_path, method):
         refused(tmp_path, f"{method} works on .*, and this model is for multi-task", method=method)
 
