@@ -308,7 +308,7 @@ def unlearn(
         merge: put the adapters into the weights at the end (see `UnlearningResult.merge`).
         base_model: what the original was trained from: a model, its Hub id or folder, a function that returns one, or
             "scratch". `retrain` needs it; `rewind` and, but on language models, `auto` go back towards it, or towards what the
-            card names, else towards new weights.
+            card names, else (images only) towards new weights.
         teacher: instead of `local_teacher`'s own: a model that never saw `forget`, its Hub id or folder, or a function that returns it.
         tasks: of a multi-task model, what must go: names of tasks, or a table of forget samples and tasks; default: all.
         overlap: `"error"` refuses samples that stand in two of the sets; `"allow"` does not look.

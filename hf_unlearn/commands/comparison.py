@@ -19,6 +19,7 @@ from ..methods.rewind import BudgetConfig, Rewind, spending
 from ..metrics.tables import table
 from ..tasks.base import Task
 from ..tasks.figures import Measurement
+from ..tasks.multitask import MultiTask
 from ..training.arguments import UnlearningArguments
 from ..training.glance import set_up
 from ..training.identity import differences, request_of
@@ -76,6 +77,11 @@ class Comparison:
         self.given = {**sets, "base_model": base_model}
         self.asked: Task | None = None
         check_output(folder, model)
+        if models.task_of_named(model) == MultiTask.name:
+            raise UnlearningError(
+                f"{model} has several tasks, and compare holds methods for classifiers and language models beside each other; expected "
+                "such a model (docs/multitask.md has what was measured of several tasks)."
+            )
         kept = read_results(self.folder / RESULTS)
         with set_up(model, args, method=self._method("rewind"), **self.given, overlap=overlap) as trainer:
             rewind = cast(Rewind, trainer.method)

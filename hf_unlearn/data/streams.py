@@ -174,7 +174,10 @@ class StreamReader:
         except Exception as error:
             todo = "leave it out, or mend the stream"
             if isinstance(error, OSError):  # those of a connection, too
-                todo = "when it can be, go on from the newest checkpoint with resume_from_checkpoint=True"
+                todo = (
+                    "where a connection was lost, go on from the newest checkpoint with resume_from_checkpoint=True; else leave it "
+                    "out, or mend the stream"
+                )
             raise UnlearningError(
                 f"Sample {self.starts[lane] + self.places[lane]} of the stream of retained samples cannot be read ({reason(error)}); "
                 f"{todo}."

@@ -97,7 +97,7 @@ class Auto(Rewind):
     info = MethodInfo(
         name="auto",
         kind="loss",
-        summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget; `rmu` on language models",
+        summary="looks at the request, changes nothing where nothing is remembered, else rewinds inside the budget; `rmu` on language models, `rewind` on several tasks",
         needs=("forget", "retain", "unseen"),
         applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=6,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..tasks.base import Task
 from ..tasks.multitask_evaluation import TaskMeasurement
 from ..tasks.several import Losses, Tasks
 from .ascent import AscentConfig, ascended
@@ -173,6 +174,9 @@ class Multitask(Method):
     def class_request(self) -> bool:
         return self.config.class_unlearning
 
+    def learn_task(self, task: Task) -> None:
+        self._retain_loss = task.loss
+
     def epochs(self, epochs: int) -> list[str]:
         return ["paired"] * epochs
 
@@ -237,7 +241,7 @@ class Multitask(Method):
     def _still_active(self) -> bool:
         """Only tasks that are not forgotten, or come back, take part; whether there is any."""
         forget = cast(TaskMeasurement, self.context.measure("forget", at_most=self.config.look))
-        if any(forget.scores[t] <= self.aim[t] for t in self.active):
+        if not all(forget.scores[t] > self.aim[t] for t in self.active):  # of a task none of them may have a label
             forget = cast(TaskMeasurement, self.context.measure("forget"))
         self.context.log({f"multitask_forget_{t}": forget.scores[t] for t in self.targets})
         self.active = [t for t in self.targets if forget.scores[t] > self.aim[t]]
@@ -249,10 +253,6 @@ class Multitask(Method):
         for t in self.active:
             yield f"forget_{t}", self._forget_loss(t)(model, batch["forget"])
         yield "retain", self._retain_loss(model, batch["retain"])
-
-    def _retain_loss(self, model, part) -> Tensor:
-        losses = self.tasks.losses(model, part, self.tasks.names)
-        return cast(Tensor, sum(part.mean(losses[k], i) for k, i in self.column.items()))
 
     def _task_loss(self, task: str) -> Callable:
         return lambda model, part: part.mean(self.tasks.losses(model, part, [task])[task], self.column[task])

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .. import models
 from ..data.batches import Batch
 from ..data.collator import Collator
 from ..data.layout import Layout
@@ -130,6 +131,15 @@ class Task(Protocol):
     lora: ClassVar[dict[str, Any] | None] = (
         None  # of the adapter that is trained where weights are many; None: no adapter
     )
+
+    def base(self, name: str) -> nn.Module:
+        """What a model of this kind was trained from, by its name."""
+        return models.load_model(name, task=self.name, num_labels=self.num_labels or None)
+
+    @property
+    def named_base(self) -> str | None:
+        """What its config names as that, where it has a place for it of its own."""
+        return None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """What plain training on a batch lowers."""

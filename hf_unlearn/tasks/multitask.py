@@ -14,6 +14,7 @@ from ..data.samples import DrawnSamples, TrainingCollator
 from ..data.source import Source
 from ..data.types import DataCollator, ProcessingClass
 from ..errors import UnlearningError
+from ..models.multitask import MultiTaskModel, MultiTaskModelConfig
 from .base import Supervision, Task
 from .multitask_evaluation import TaskEvaluator
 from .several import Losses, TaskCollator, Tasks, request_mask
@@ -88,6 +89,21 @@ class MultiTask(Task):
                 "forgotten of it is held against them; give some of unseen labels on it (half of them steer, unless test is "
                 "given)."
             )
+
+    def base(self, name: str) -> nn.Module:
+        """A model of the same kind, or with new heads what its backbone was."""
+        config = cast(MultiTaskModelConfig, self.config)
+        try:
+            is_whole = models.task_of_named(name) == self.name
+        except UnlearningError:  # it has no head
+            is_whole = False
+        if is_whole:
+            return super().base(name)
+        return MultiTaskModel.from_backbone(name, cast(dict, config.tasks), pooling=config.pooling)
+
+    @property
+    def named_base(self) -> str | None:
+        return getattr(getattr(self.config, "backbone", None), "name_or_path", None) or None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         losses = self.tasks.losses(model, batch, self.tasks.names)

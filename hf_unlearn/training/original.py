@@ -111,7 +111,7 @@ def base_weights(base: ModelSource | None, original: nn.Module, task: Task) -> d
     if base == "scratch":
         base = type(original)(copy.deepcopy(cast(PreTrainedModel, original).config))
     elif isinstance(base, (str, os.PathLike)):
-        base = models.load_model(str(base), task=task.name, num_labels=task.num_labels or None)
+        base = task.base(str(base))
     elif callable(base) and not isinstance(base, nn.Module):
         base = base()
     if not isinstance(base, nn.Module):

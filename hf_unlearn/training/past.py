@@ -44,6 +44,7 @@ class Start:
     ):
         self.original, self.task, self.seed = models.base_of(model), request.task, seed
         found, named = self._known(origin, folder)
+        named = named or self.task.named_base
         is_adapter = bool(own_adapters(model))  # it is pulled by that, and what is under it is where it began
         base = self.original if is_adapter else named if base_model is None else base_model
         self.is_given = base_model is not None

@@ -223,6 +223,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.nn.Conv2d._conv_forward = cases.convolve_small
+    failed = []
     for seed, name, request in itertools.product(options.seeds, options.cases, options.requests):
         if not cases.CASES[name].has(request, seed) or (options.trained and not is_trained(name, request, seed)):
             continue
@@ -242,8 +243,8 @@ if __name__ == "__main__":
             else:
                 try:
                     row = run(name, request, seed, method, options.budget, data, found["outputs"])
-                except UnlearningError as refused:  # such as a method for transformers, of a convolutional network
-                    print(name, request, seed, refused, flush=True)
+                except UnlearningError as error:  # such as a method for transformers, of a convolutional network
+                    failed.append(f"{name} {request} {seed} {method}: {error}")
                     continue
             file.write_text(json.dumps(about | row, indent=1))
             ratio = row["jsd"] / found["retrained"]["jsd"]
@@ -252,3 +253,5 @@ if __name__ == "__main__":
                 f"auc {row['auc']:.3f}, cost {row['share_of_training']:.2f}", flush=True,
             )  # fmt: skip
     write()
+    if failed:
+        raise SystemExit("\n".join(["There is no row of", *failed]))

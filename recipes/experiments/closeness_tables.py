@@ -223,7 +223,7 @@ def which(found: list[Group]) -> str:
             rows = list(_advice(those)) or [_none_near(those)]
             base = "known" if known else "none, or not known"
             lines += [f"| {WORDS[request]} | {base} | {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, _completions(), _tasks()])
+    return "\n".join([*lines, _completions()])
 
 
 def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
@@ -286,16 +286,7 @@ def _completions() -> str:
     )
     kept = f"utility {mean('rmu', state('utility')):.2f} (original {mean('original', state('utility')):.2f})"
     said = f"p {p:.2g} (original {before:.1g}), {kept}; after 20 steps on forgotten answers p {relearned:.2g}"
-    return f"| completions of a language model | known | `auto` | {percent(cost)} | {said} |"
-
-
-def _tasks() -> str:
-    """Of a model of several tasks, by UIS to a retrained model."""
-    runs = json.loads((RESULTS / "multitask-cifar10.json").read_text())["results"]["partial"]
-    uis = {name: row["mean"]["uis_retrained"] for name, row in runs.items()}
-    said = f"CIFAR-10, by UIS: {uis['rewind']:.1f} (original {uis['original']:.1f}, another retrained {uis['retrained, other seed']:.1f})"
-    cost = f"{100 * runs['rewind']['mean']['share']:.0f} %"
-    return f"| some tasks of a model with several | none, or not known | `auto` | {cost} | {said} |"
+    return f"| completions of a language model | either | `auto` | {percent(cost)} | {said} |"
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -1,4 +1,4 @@
-"""Multi-task unlearning on a toy, on CIFAR-10 and on 20 Newsgroups, 3 seeds, beside models retrained without the labels.
+"""Multi-task unlearning on a toy, on CIFAR-10, on drawn scenes and on 20 Newsgroups, beside models retrained without the labels.
 
     python recipes/experiments/multitask.py [toy | cifar10 | scenes | newsgroups] [--seeds 3]
 
@@ -7,10 +7,10 @@
 - scenes: what each pixel of a drawn scene is made of, how far it is and where it faces, a small ViT, 600 pictures
 - newsgroups: the group of a text, its first-level group and whether it is long, all-MiniLM-L6-v2 in a LoRA adapter
 
-A tenth of the instances is forgotten, on the first task alone (partial), the toy's and CIFAR-10's on all of them too (full).
+A tenth of the instances is forgotten, on the first task alone (partial), and but for the newsgroups on all of them too (full).
 Beside the method: neither of its two parts, which is NegGrad+, with the same bounded objective and with the cross-entropy, and
-on the toy each part alone. Models with heads are kept in the cache folder. `share` is processor time over that of training the
-original.
+on the toy each part alone. Models with heads are kept in the cache folder: take them away
+after a change of data or training. `share` is processor time over that of training the original, when that was.
 """
 
 import argparse
@@ -358,7 +358,7 @@ def text_model(seed: int) -> MultiTaskModel:
 
 
 STUDIES = ("toy", "cifar10", "scenes", "newsgroups")
-STEPS = {"multitask": 160, "neither (NegGrad+)": 280, "neither, cross-entropy": 280}  # in about the same time
+STEPS = {"multitask": 160, "neither (NegGrad+)": 280, "neither, cross-entropy": 280}
 
 
 def with_heads(

@@ -10,6 +10,7 @@ from hf_unlearn import commands as cli
 from hf_unlearn.audits.plots import points
 from hf_unlearn.commands import comparison
 from tests.asked import content, options, write_request
+from tests.runs import tiny_multitask
 from tests.samples import fitted, learnt
 from tests.tiny import tiny_resnet
 
@@ -136,6 +137,13 @@ class TestResume:
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith(f"error: {compared[0]} holds another comparison: {difference}")
         assert content(compared[0]) == before
+
+    def test_of_several_tasks_it_is_refused(self, files, tmp_path, capsys):
+        tiny_multitask().save_pretrained(tmp_path / "model")
+        asked = [str(tmp_path / "model"), *options(files)[1:]]
+        assert cli.main(["compare", *asked, "--output", str(tmp_path / "out")]) == 2
+        assert "has several tasks, and compare holds methods for classifiers" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"rows": {}}', '{"about": 1, "rows": {}}'])
     def test_a_file_of_something_else(self, files, tmp_path, capsys, text):

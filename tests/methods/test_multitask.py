@@ -537,8 +537,9 @@ class TestStopping:
         assert method.on_step_end(6) is False and method.active == []
 
     def test_it_rests_by_all_of_the_samples(self):
-        method = self.method({"a": 0.6}, [{"a": 0.9}, {"a": 0.5}], whole={"a": 0.7})
-        assert method.on_epoch_begin(0) is True and method.on_step_end(2) is True and method.active == ["a"]
+        for looked in (0.5, float("nan")):  # of nothing, where none of those looked at is to lose its label
+            method = self.method({"a": 0.6}, [{"a": 0.9}, {"a": looked}], whole={"a": 0.7})
+            assert method.on_epoch_begin(0) is True and method.on_step_end(2) is True and method.active == ["a"]
 
     def test_nothing_to_do(self, tmp_path):
         result = run_own(tmp_path, asked=["a"], fresh=True, data=own_data() | {"unseen": own_data()["retain"]},

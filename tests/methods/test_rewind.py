@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from hf_unlearn import UnlearningArguments, UnlearningError, UnlearningTrainer, unlearn
+from hf_unlearn import MultiTaskModel, UnlearningArguments, UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods.rewind import Rewind, RewindConfig, pull, rewind
 from tests import runs
 from tests.samples import arguments, fitted, for_trainer, images, learnt, request, same_bits, sentences, weights
@@ -58,6 +59,31 @@ def test_of_some_tasks_alone_the_budget_counts_each_sample_once(tmp_path):
         samples = len(data["forget"]) + len(data["retain"])
         assert len(result.trainer.schedule) == pytest.approx(2 * samples, abs=2)
         assert result.trainer.method.report["share_of_original"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_of_a_backbone_it_goes_back_to_that_with_new_heads(tmp_path):
+    """Which the model says in its config; `base_model` may name it too."""
+    tiny_vit(seed=1).save_pretrained(tmp_path / "base")
+    model = MultiTaskModel.from_backbone(tmp_path / "base", runs.HEADS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "original")
+    shutil.copytree(tmp_path / "base", tmp_path / "named")
+    about = {**runs.rows("multitask"), "tasks": ["colour"], "method": RewindConfig(keep=0, original_epochs=2)}
+    for original, given, start in ((model, {}, "base"), (str(tmp_path / "original"), {}, "base"),
+                                   (str(tmp_path / "original"), {"base_model": str(tmp_path / "named")}, "named")):  # fmt: skip
+        args = arguments(
+            tmp_path / f"out-{start}-{type(original).__name__}", learning_rate=1e-30, max_steps=1, optim="sgd"
+        )
+        result = unlearn(original, **about, **given, args=args)
+        assert result.trainer.method.report["start"] == str(tmp_path / start)
+        assert not any(
+            "Nothing says what the original was trained from" in note for note in result.trainer.method.notes
+        )
+        own = result.model.backbone.state_dict()
+        theirs = MultiTaskModel.from_backbone(tmp_path / "base", runs.HEADS).backbone.state_dict()
+        assert all(torch.allclose(own[name], theirs[name], atol=1e-6) for name in own)
 
 
 def test_of_a_whole_class_the_row_of_the_head_is_drawn_anew(tmp_path):
