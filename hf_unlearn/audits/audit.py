@@ -13,6 +13,7 @@ from ..tasks import task_of
 from ..training.border import border
 from ..training.record import Run
 from .checks import AUDITED, check_level, check_models, check_settings
+from .content import IN_MEMORY
 from .levels import report
 from .opening import context_of_run, make_context, models_of_run, name_of, open_model, open_sets, processor_of
 from .report import AuditReport
@@ -121,7 +122,7 @@ def audit_run(
     loaded |= {name: open_model(model, name, run.sharding) for name, model in others.items() if model is not None}
     check_models(loaded)
     ctx = context_of_run(run, loaded, base_model)
-    names = {"unlearned": run.method.name}
+    names = {"unlearned": f"{IN_MEMORY}, by {run.method.name}"}
     names |= {name: name_of(others.get(name), loaded[name]) for name in ctx.models if name != "unlearned"}
     if run.origin:
         names["original"] = f"{run.origin['repo']}@{run.origin['revision']}"

@@ -13,6 +13,7 @@ MODELS = ("original", "unlearned", "retrained")
 SETS = ("forget", "retain", "unseen")
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NO_VALUE = "–"
+IN_MEMORY = "a model in memory"  # the name of one that has none
 
 
 class At(tuple):

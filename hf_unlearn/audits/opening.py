@@ -26,6 +26,7 @@ from ..tasks.checks import check_samples, number_classes
 from ..tasks.evaluation import Evaluator
 from ..training.record import Run
 from ..training.sharding import Sharding, is_cut
+from .content import IN_MEMORY
 from .context import AuditContext
 from .split import Split
 
@@ -85,11 +86,11 @@ def processor_of(
 
 
 def name_of(given: nn.Module | str | Path | None, model: nn.Module) -> str:
-    """A Hub id, or the last part of a path: where it lies on this machine is nobody's business."""
+    """A Hub id, or the last part of a path: where it lies on this machine is nobody's business. `IN_MEMORY` where it has none."""
     base = models.base_of(model)
     name = str(given) if isinstance(given, (str, Path)) else cast(PreTrainedModel, base).config.name_or_path
     if not name:
-        return type(base).__name__
+        return IN_MEMORY
     return Path(name).resolve().name if Path(name).exists() or Path(name).is_absolute() else name
 
 

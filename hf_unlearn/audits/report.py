@@ -32,6 +32,8 @@ BESIDE = 4  # columns of a table that finds room beside a plot
 NEEDED = ("version", "level", "seed", "task", "request", "models", "verdict")
 SAID = ("plain", "headline", "tested")  # of a verdict; older reports have the headline only
 WITHHELD = "Ask whoever made this model for the audit, which is not published."
+TITLE_CLASSES = 5  # that are named in a title
+COMMIT = re.compile("(?<=@)([0-9a-f]{8})[0-9a-f]{32}$")
 GOOD, OPEN = ("no evidence",), ("cannot judge",)  # outcomes; all others are failures
 
 
@@ -161,8 +163,8 @@ class AuditReport(Summarised):
         contents = [(name, title) for name, (title, _) in parts.items()] + [("reading", "How to read it")]
         template = Template(resources.files(cast(str, __package__)).joinpath("templates/page.html").read_text())
         page = template.substitute(
-            title=_text(f"Audit of {models['unlearned']}"),
-            asked=_asked(content),
+            title=_text(_title(content, lambda at: _plain_cell(content, at))),
+            heading=_title(content, lambda at: _data(content, at), _text),
             about=" · ".join(
                 [
                     f"{_text(content['task'])}",
@@ -202,12 +204,27 @@ def _write(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def _asked(content: dict[str, Any]) -> str:
-    """What was to be forgotten, in words."""
-    at, kind = At(("request", "samples", "forget")), content["request"]["kind"]
-    count = "" if value(content, at) is None else f"{_data(content, at)} "
-    about = {"class": " of whole classes", "mixed": ", whole classes among them"}.get(kind, "")
-    return f"{count}forgotten samples{about}"
+def _title(content: dict[str, Any], show: Callable[[At], str], text: Callable[[str], str] = plain) -> str:
+    """The request and the two models, each with what pins its weights."""
+    asked, about = At(("request",)), content["request"]
+    at, classes = asked / "samples" / "forget", about.get("forget_classes") or []
+    count = "" if value(content, at) is None else f"{show(at)} "
+    kind = {"class": " of whole classes", "mixed": ", whole classes among them", "instance": " scattered among others"}
+    which = kind.get(about["kind"], "")
+    if about["kind"] == "class" and classes:
+        names = [f" {text(about['class_names'][one])}" if about.get("class_names") else "" for one in classes]
+        shown = [show(asked / "forget_classes" / i) + name for i, name in enumerate(names[:TITLE_CLASSES])]
+        more = " and others" if len(classes) > TITLE_CLASSES else ""
+        which = f" of {'class' if len(classes) == 1 else 'classes'} {', '.join(shown)}{more}"
+    unlearned, original = (_title_name(content, name, text) for name in ("unlearned", "original"))
+    return f"Audit of {count}forgotten samples{which}: {unlearned}, unlearned from {original}"
+
+
+def _title_name(content: dict[str, Any], name: str, text: Callable[[str], str]) -> str:
+    """Repository and revision, a commit by its first digits, and those of the weights."""
+    given, digest = content["models"].get(name), value(content, At(("weights", name)))
+    given = COMMIT.sub(r"\1", f"the {name}" if given in (None, name) else given)
+    return text(f"{given} (weights {digest[:8]})" if digest else given)
 
 
 def _model(content: dict[str, Any], name: str) -> str:

@@ -80,9 +80,9 @@ def prepare(
             origin = address = pinned(parent, token)
         _clean(unfinished, address, _class_names(result) if class_names else None, fewest, retained)
         if report is not None:
-            published = type(report)(publishable(report.content, class_names, fewest, retained))
-            published.to_json(unfinished / AUDIT)
-            published.to_html(unfinished / AUDIT_PAGE)
+            content = publishable(report.content, class_names, fewest, retained)
+            name_models(content, repo_id, revision, address)
+            _write_audit(type(report)(content), unfinished)
         (unfinished / CARD).unlink(missing_ok=True)  # PEFT's, which has the path of the base model
         make_receipt(result, unfinished, parent=origin, token=token, fewest=fewest, **receipt)
         about = {"parent": address, "parent_card": parent_card, "token": token}
@@ -98,6 +98,19 @@ def prepare(
         if run.writes:
             shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def name_models(content: dict[str, Any], repo_id: str | None, revision: str | None, parent: Parent | None) -> None:
+    """Have the content of an audit name its models by where they are on the Hub, as far as that is known."""
+    if repo_id:
+        content["models"]["unlearned"] = f"{repo_id}@{revision}" if revision else repo_id
+    if parent:
+        content["models"]["original"] = f"{parent.repo_id}@{parent.commit}"
+
+
+def _write_audit(report: AuditReport, folder: Path) -> None:
+    report.to_json(folder / AUDIT)
+    report.to_html(folder / AUDIT_PAGE)
 
 
 def where_it_is_written(run: Run, work: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from ..audits.content import IN_MEMORY
 from ..errors import UnlearningError
 from .card import is_local
 
@@ -115,7 +116,8 @@ def publishable(
     is_named = class_names and request["kind"] == "class"
     models = content["models"]  # an id may have @ and a commit behind it
     content["models"] = {
-        name: name if given and is_local(given.partition("@")[0]) else given for name, given in models.items()
+        name: name if given and not given.startswith(IN_MEMORY) and is_local(given.partition("@")[0]) else given
+        for name, given in models.items()
     }
     if not is_named:
         request["forget_classes"], request["class_names"] = [], None

@@ -21,10 +21,11 @@ from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer
 
 from hf_unlearn import AuditReport, UnlearningArguments, unlearn
+from hf_unlearn.audits.content import IN_MEMORY
 from hf_unlearn.data.digits import Samples, load_digits
 from hf_unlearn.hub.card import AUDIT, CARD, CONFIG, METRICS, RECEIPT, make_card
 from hf_unlearn.hub.names import AUDIT_PAGE
-from hf_unlearn.hub.release import prepare
+from hf_unlearn.hub.release import name_models, prepare
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 TEXTS, TOKENS = {"forget": 40, "retain": 160, "unseen": 300}, 32
@@ -117,7 +118,10 @@ def run(name: str) -> None:
 def render(name: str) -> None:
     """Write the card of a folder in `model_cards/`, and the page of its audit."""
     about = RUNS[name]
-    AuditReport.from_json(CARDS / name / AUDIT).to_html(CARDS / name / AUDIT_PAGE)
+    report = AuditReport.from_json(CARDS / name / AUDIT)
+    report.content["models"] = dict.fromkeys(report.content["models"], IN_MEMORY)
+    name_models(report.content, **about["address"], parent=None)
+    report.to_html(CARDS / name / AUDIT_PAGE)
     card = make_card(CARDS / name, **about["address"], parent_card=about["parent_card"])
     (CARDS / name / CARD).write_text(f"{card}{ABOUT.format(name=name)}")
 

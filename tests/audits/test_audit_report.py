@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
         if self.inside[-1:] == ["data"]:
             at, exact, shown = self.figures[-1]
             self.figures[-1] = (at, exact, shown + text)
-        elif "svg" not in self.inside and "style" not in self.inside:
+        elif not {"svg", "style", "title"} & set(self.inside):  # the title says what the heading does
             self.outside.append(text)
 
 
@@ -264,8 +264,14 @@ class TestPage:
             assert shown == number(figure, at(pointer))
         said, names = (
             said_in(content),
-            [content["models"]["unlearned"], content["version"], content.get("date", ""), "95% interval"]
-            + [digest[:16] for digest in content.get("weights", {}).values()],
+            [
+                content["models"]["unlearned"],
+                content["models"]["original"],
+                content["version"],
+                content.get("date", ""),
+                "95% interval",
+            ]
+            + [digest[:n] for digest in content.get("weights", {}).values() for n in (16, 8)],
         )
         for text in page.outside:  # what else has digits is a sentence, a name or how many rows there are
             if plain(text) not in said:
@@ -301,6 +307,28 @@ class TestPage:
                 yield here.pointer
 
         assert [one for one in missing(At()) if not any(part in one for part in unshown)] == []
+
+    def test_the_title_names_the_request_and_the_models(self, tmp_path):
+        content = copy.deepcopy(least()) | {
+            "weights": {"original": "0123456789ab" * 4, "unlearned": "fedcba987654" * 4}
+        }
+        content["request"] |= {"kind": "instance", "samples": {"forget": 500}, "class_names": None}
+        content["models"] = {"original": "me/vit@" + "c0ffee42" * 5, "unlearned": "me/vit@request-1"}
+        models = "me/vit@request-1 (weights fedcba98), unlearned from me/vit@c0ffee42 (weights 01234567)"
+
+        def title() -> str:
+            text = AuditReport(content).to_html(tmp_path / "audit.html").read_text()
+            said, heading = (re.search(f"<{tag}>(.*)</{tag}>", text)[1] for tag in ("title", "h1"))
+            assert re.sub("<.*?>", "", heading) == said
+            return said
+
+        assert title() == f"Audit of 500 forgotten samples scattered among others: {models}"
+        content["request"] |= {"kind": "class", "forget_classes": []}
+        assert title() == f"Audit of 500 forgotten samples of whole classes: {models}"
+        content["request"] |= {"forget_classes": [1, 0], "class_names": ["cat & dog", "bird"]}
+        assert title() == f"Audit of 500 forgotten samples of classes 1 bird, 0 cat &amp; dog: {models}"
+        content["models"] = {"original": "original", "unlearned": "a model in memory, by lotus"}
+        assert "a model in memory, by lotus (weights fedcba98), unlearned from the original (" in title()
 
     @CASES
     def test_parts(self, case, pages):

@@ -431,9 +431,19 @@ class TestAudit:
         content, result = audit_content(level=0, layers=0), runs()
         content["request"]["samples"]["forget"] = len(result.trainer.sources["forget"])
         report = AuditReport(content)
-        out = release.prepare(result, tmp_path / "release", report=report, fewest=1)
+        to = {"repo_id": "you/new", "revision": "unlearned/request-42"}
+        out = release.prepare(result, tmp_path / "release", report=report, fewest=1, **to)
         assert "[audit.html](audit.html)" in check_card((out / "README.md").read_text())["Audit"]
-        assert AuditReport.from_json(out / "audit.json").content == publishable(report.content, fewest=1)
+        expected = publishable(report.content, fewest=1)
+        expected["models"]["unlearned"] = "you/new@unlearned/request-42"
+        assert AuditReport.from_json(out / "audit.json").content == expected
+        assert (
+            report.content["models"]["unlearned"] == content["models"]["unlearned"] != "you/new@unlearned/request-42"
+        )
+        release.name_models(expected, None, None, PARENT)
+        assert expected["models"]["original"] == f"{PARENT.repo_id}@{PARENT.commit}"
+        title = re.search("<title>(.*)</title>", (out / "audit.html").read_text())[1]
+        assert "forgotten samples" in title and "you/new@unlearned/request-42" in title
         assert report.content["verdict"]["headline"] in (out / "audit.html").read_text()
         assert {"audit.json", "audit.html"} < json.loads((out / "unlearning_receipt.json").read_text())["files"].keys()
 
@@ -441,10 +451,12 @@ class TestAudit:
         content = audit_content()
         content["request"] |= {"forget_classes": [3, 4], "class_names": [HOSTILE]}
         content["models"] |= {"original": "/data/me/vit", "unlearned": "me/vit", "retrained": "me/vit@c0ffee"}
+        content["models"]["reference"] = "a model in memory"
         for asked in (False, True):  # of single samples, no class is told though it were asked for
             found = publishable(content, class_names=asked)
             assert found["request"]["forget_classes"] == found["classes"] == []
             assert found["request"]["class_names"] is None
+        assert found["models"].pop("reference") == "a model in memory"
         assert found["models"] == {"original": "original", "unlearned": "me/vit", "retrained": "me/vit@c0ffee"}
         content["request"]["kind"] = "class"
         found = publishable(content)
