@@ -127,6 +127,7 @@ def audit_run(
     if run.origin:
         names["original"] = f"{run.origin['repo']}@{run.origin['revision']}"
     found = report(ctx, level, names, canaries, started, minutes)
+    found.content["method"] = {"name": run.method.name, "kind": run.method.kind}
     found.content["cost"]["seconds"]["unlearning"] = run.runtime["unlearn"]
     found.content["verdict"]["cannot"].append(
         f"How much this depends on chance: one run of {run.method.name} was audited. "

@@ -28,12 +28,12 @@ PLAIN = {
     "cannot judge": "The audit cannot say whether the model still remembers the forget samples.",
     "no evidence": "No sign was found that the model still remembers {}; a trace too weak for this audit may be left.",
 }
+ANOTHER = "another method (`hf-unlearn compare` tries several), or retrain."
 # What to do next, by outcome; where the audit was of level 0, `DEEPER` says more.
 NEXT = {
     "no evidence": "What this audit can see is not there; whether that is enough to release the model is yours to say. Keep the report "
     "with it.",
-    "residual memory": "Unlearn for longer (a larger `budget`, or more epochs), take another method (`hf-unlearn compare` tries several), "
-    "or retrain.",
+    "residual memory": f"Unlearn for longer (more epochs; of `auto` and `rewind`, a larger `budget`), take {ANOTHER}",
     "over-forgotten": "Push less (fewer epochs, a lower rate), or take a method that does not push, such as `rewind`; forgetting more "
     "makes it worse.",
     "retain harm": "Repair it longer on retained samples, or retrain; if retraining would lose this too, as it does wrong labels, "
@@ -42,6 +42,14 @@ NEXT = {
     "unchanged": "Unlearn first (`unlearn()`); where `auto` has changed nothing, the notes of its run say why.",
     "cannot judge": "Give what is missing, as named under what cannot be judged, or a retrained model (`retrained=`).",
 }
+# The same of an edit of the weights, which has neither epochs nor a rate.
+EDITED = {
+    "residual memory": f"Take {ANOTHER}",
+    "over-forgotten": "Take a method that does not push, such as `rewind`; forgetting more makes it worse.",
+    "retain harm": "Repair it on retained samples, or retrain; if retraining would lose this too, as it does wrong labels, "
+    "audit with `retrained=`.",
+}
+BUDGETED = ("auto", "rewind")  # methods that have a `budget`
 DEEPER = "A deeper level also looks below the outputs."
 # Findings that fail, the most telling first: a p-value says how sure one is, not how much it matters.
 TELLING = (
@@ -121,9 +129,19 @@ class Verdict:
         }
         return cls(**{**said, **_known(cls, content), "findings": findings})
 
-    def next_step(self, level: int) -> str:
-        """What to do now, in a sentence, or two where the audit was of level 0 and found nothing."""
-        return NEXT[self.outcome] + (f" {DEEPER}" if self.outcome == "no evidence" and level == 0 else "")
+    def next_step(self, level: int, method: Mapping[str, Any] | None = None) -> str:
+        """What to do now, in a sentence, or two where the audit was of level 0 and found nothing.
+
+        Args:
+            method: `name` and `kind` of what made the model, where that is known.
+        """
+        step = NEXT[self.outcome]
+        if method and method.get("kind") == "surgery":
+            step = EDITED.get(self.outcome, step)
+        elif method and self.outcome == "residual memory":
+            longer = "a larger `budget`" if method["name"] in BUDGETED else "more epochs"
+            step = f"Unlearn for longer ({longer}), take {ANOTHER}"
+        return step + (f" {DEEPER}" if self.outcome == "no evidence" and level == 0 else "")
 
     @property
     def came_out(self) -> tuple[str, ...]:

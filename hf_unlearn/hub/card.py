@@ -246,6 +246,7 @@ def make_card(
     kind = TASKS.get(task)
     unknown = {"name": config.get("method", "unknown"), "summary": None, "needs": [], "paper": None}
     method = run.get("method") or unknown
+    audit = {"method": run["method"]} | audit if audit and run.get("method") else audit
     columns = with_uis(_columns(metrics, audit), run.get("request", {}).get("kind") == "class")
     found = results(columns["unlearned"], task) if columns else []
     library = run.get("library")

@@ -7,6 +7,7 @@ About 10 minutes on 2 cores. The repositories that the cards name do not exist.
     python recipes/experiments/cards.py --render     # the cards and pages anew, from the figures that are there
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -121,6 +122,7 @@ def render(name: str) -> None:
     report = AuditReport.from_json(CARDS / name / AUDIT)
     report.content["models"] = dict.fromkeys(report.content["models"], IN_MEMORY)
     name_models(report.content, **about["address"], parent=None)
+    report.content["method"] = json.loads((CARDS / name / METRICS).read_text())["run"]["method"]
     report.to_html(CARDS / name / AUDIT_PAGE)
     card = make_card(CARDS / name, **about["address"], parent_card=about["parent_card"])
     (CARDS / name / CARD).write_text(f"{card}{ABOUT.format(name=name)}")

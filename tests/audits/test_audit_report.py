@@ -17,6 +17,7 @@ from hf_unlearn.audits.content import At, number, plain, value
 from hf_unlearn.audits.report import NEEDED, AuditReport
 from hf_unlearn.audits.sections import sections
 from hf_unlearn.audits.verdict import NEXT
+from hf_unlearn.methods.datasheets import datasheets
 from tests.audit_contents import HOSTILE, audit_content, least, renamed, without
 
 CONTENTS = {
@@ -170,6 +171,19 @@ class TestText:
             assert f"What now: {step}" in " ".join(text.split()).replace("`", '"')
         content["verdict"]["withheld"] = True
         assert "What now: Ask whoever made this model for the audit" in repr(AuditReport(content))
+
+    def test_the_next_step_is_one_that_the_method_has(self):
+        content = copy.deepcopy(CONTENTS["instance"])
+        content["verdict"]["outcome"] = "residual memory"
+        kinds = {name: {"name": name, "kind": datasheets()[name].kind} for name in ("damp", "lotus", "auto", "rewind")}
+        steps = {name: AuditReport(content | {"method": method}).next_step for name, method in kinds.items()}
+        assert steps["damp"].startswith("Take another method (")
+        assert steps["lotus"].startswith("Unlearn for longer (more epochs), take another method (")
+        assert steps["auto"] == steps["rewind"] and "(a larger `budget`), take another" in steps["auto"]
+        for outcome in NEXT:
+            content["verdict"]["outcome"] = outcome
+            step = AuditReport(content | {"method": kinds["damp"]}).next_step
+            assert not any(word in step for word in ("epochs", "budget", "rate", "longer")), outcome
 
     def test_figures_of_the_summary(self):
         content = CONTENTS["instance"]
