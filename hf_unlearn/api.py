@@ -27,7 +27,7 @@ from .methods.auto import Auto
 from .methods.hamu import Hamu, HamuConfig
 from .methods.look import Look
 from .methods.rewind import BUDGET, spending
-from .metrics.tables import NAMES, Rows, Summarised, upright
+from .metrics.tables import NAMES, Rows, Summarised, upright, wrapped
 from .models import adapters, task_of_named
 from .models.types import ModelOrName, ModelSource
 from .tasks import TASKS
@@ -343,10 +343,9 @@ def _tell(trainer: engine.UnlearningTrainer, was_given: bool, asked_for_adapter:
     change = "gets an adapter" if trainer.adapter or (trainer.is_edit and asked_for_adapter) else "is changed in place"
     told = f" The model you passed {change}." if was_given else ""
     again = " (again: a run of this request is there)" if read_original(trainer.private) else ""
-    print(
-        f"{trainer.method.info.name}: {forget:,} forget sample{'s' * (forget != 1)}.{told} What the run keeps goes to {folder}/{again}.",
-        flush=True,
-    )
+    samples = f"{forget:,} forget sample{'s' * (forget != 1)}"
+    said = f"{trainer.method.info.name}: {samples}.{told} What the run keeps goes to {folder}/{again}."
+    print(wrapped(said, "  "), flush=True)
 
 
 def measure_hardness(

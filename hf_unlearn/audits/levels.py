@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from .. import __version__
 from ..errors import UnlearningError
+from ..metrics.tables import wrapped
 from ..models import adapters
 from . import exchange, passes, quantization, reference, relearning, representation
 from .canaries import canary_places
@@ -65,7 +66,7 @@ def plan(ctx: AuditContext, level: int, forward: float, left: float | None) -> t
         told = ", ".join(f"{name} about {duration(cost)}" for name, cost in costs.items())
         without = [name for name in costs if name not in made]
         told += f"; left out: {', '.join(without)}" if without else ""
-        print(f"Beyond forward passes ({duration(forward)}): {told}.", file=sys.stderr, flush=True)
+        print(wrapped(f"Beyond forward passes ({duration(forward)}): {told}.", "  "), file=sys.stderr, flush=True)
     reasons = {
         name: f"left out, as about {duration(cost)} did not fit into the minutes that were given"
         for name, cost in costs.items()

@@ -2,6 +2,8 @@
 
 import html
 import re
+import shutil
+import textwrap
 
 NAMES = {
     "forget_accuracy": "forget acc.",
@@ -86,6 +88,12 @@ def _format(key: str, value: float | None, deviation: float | None) -> str:
         return "-"
     digits = 1 if key == "seconds" else 4 if key.endswith("jsd") else 3
     return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A sentence in lines that fit into the terminal, or into 80 columns where there is none; a path stays whole."""
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class Summarised:

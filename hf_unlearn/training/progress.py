@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_callback import CallbackHandler
 
-from ..metrics.tables import NAMES
+from ..metrics.tables import NAMES, wrapped
 
 UNPRINTED = ("total_flos", "eval_runtime", "steps_per_second", "samples_per_second")  # these are logged
 SAID = NAMES | {"auc": "AUC", "train_runtime": "seconds of training", "train_loss": "mean loss"}
@@ -35,7 +35,7 @@ class Bar(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(line(logs or {}))
+            self.training_bar.write(wrapped(line(logs or {}), "  "))
 
 
 class Printer(PrinterCallback):
@@ -43,7 +43,7 @@ class Printer(PrinterCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_local_process_zero:
-            print(line(logs or {}))
+            print(wrapped(line(logs or {}), "  "))
 
 
 READABLE = {ProgressCallback: Bar, PrinterCallback: Printer}

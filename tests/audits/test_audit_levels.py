@@ -433,8 +433,9 @@ class TestReference:
 
 
 class TestMinutes:
-    def test_what_does_not_fit_is_left_out(self, untouched, capsys):
+    def test_what_does_not_fit_is_left_out(self, untouched, capsys, monkeypatch):
         """The dearest goes first, and what is left out is named, with why."""
+        monkeypatch.setenv("COLUMNS", "200")  # it is wrapped in a narrow terminal
         untouched.passes = 1000
         made, why = levels.plan(untouched, 1, 1.0, None)
         costs = {name: levels.PARTS[name].samples(untouched) / 1000 for name in made}

@@ -28,8 +28,11 @@ def test_a_careful_annotator_s_labels_are_right():
 @pytest.mark.slow
 def test_quickstart(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setenv("COLUMNS", "80")
     found = demo.run(str(tmp_path), epochs=2)
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
+    said = [line for line in [*printed.splitlines(), *errors.splitlines()] if "it/s]" not in line and "%|" not in line]
+    assert [line for line in said if len(line) > 80 and str(tmp_path) not in line] == []  # a path stays whole
     rows = found["rows"]
     assert list(rows) == ["original", "finetune", "auto", "retrained"] and rows["retrained"]["jsd"] > 0
     assert {"command": "hf-unlearn quickstart", **found} == json.loads((tmp_path / "results.json").read_text())

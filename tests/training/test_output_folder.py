@@ -101,6 +101,7 @@ def test_original_note_of_a_model_in_memory(tmp_path):
 def test_a_folder_for_each_request_where_none_is_named(tmp_path, monkeypatch, capsys):
     """Another request, or another original, has another folder; the same has its own again. The first line says which."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # it is wrapped in a narrow terminal
     quick = {"max_steps": 1, "save_strategy": "no", "measure": False, "report_to": "none"}
 
     def first_line(model, data, **about):

@@ -23,12 +23,15 @@ def test_only_transformers_own_are_replaced():
     assert handler.callbacks[1] is mine and handler.callbacks[3] is table
 
 
-def test_a_run_prints_lines_and_no_dictionaries(tmp_path, capsys):
+def test_a_run_prints_lines_and_no_dictionaries(tmp_path, capsys, monkeypatch):
     args = arguments(tmp_path, num_train_epochs=2, eval_strategy="epoch", logging_strategy="epoch")
+    monkeypatch.setenv("COLUMNS", "60")
     unlearn(fitted(), **learnt(), method="lotus", args=args)
     printed, errors = capsys.readouterr()
     lines = [line for line in printed.splitlines() if "forget acc." in line]
     assert [line.partition(":")[0] for line in lines] == ["epoch 0", "epoch 1", "epoch 2"]
+    assert [line for line in printed.splitlines() if len(line) > 60 and str(tmp_path) not in line] == []
+    assert "\n  " in printed  # which is wrapped
     assert "{" not in printed and "model shards" not in errors and "Loading weights" not in errors
 
 
