@@ -344,6 +344,13 @@ class TestPage:
         content["models"] = {"original": "original", "unlearned": "a model in memory, by lotus"}
         assert "a model in memory, by lotus (weights fedcba98), unlearned from the original (" in title()
 
+    @pytest.mark.parametrize(("noticed", "state"), [(True, "good"), (False, "open"), (None, "good")])
+    def test_a_failed_self_test_takes_the_tick_away(self, noticed, state, tmp_path):
+        content = least() | {"canary": {"noticed": noticed, "sentence": "Planted samples."}}
+        content["verdict"]["outcome"] = "no evidence"
+        page = AuditReport(content).to_html(tmp_path / "audit.html").read_text()
+        assert re.search('<div class="verdict (.*)">', page)[1] == state
+
     @CASES
     def test_parts(self, case, pages):
         found, absent = sections(CONTENTS[case])

@@ -19,6 +19,7 @@ from hf_unlearn import UnlearningError, UnlearningResult, metrics, unlearn
 from hf_unlearn.audits.report import AuditReport
 from hf_unlearn.hub import card, release
 from hf_unlearn.hub.card import base_model, controlled, figures_table, make_card, show, wilson, with_uis, write_card
+from hf_unlearn.hub.names import AUDIT_PAGE
 from hf_unlearn.hub.repository import Parent
 from hf_unlearn.hub.withholding import SOME, coarse, publishable, rounded
 from tests.audit_contents import HOSTILE, audit_content
@@ -692,6 +693,17 @@ class TestReferenceCards:
             == set(cards.RUNS)
             == {"vit", "timm", "text"}
         )
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["vit", "timm", "text"])
+    def test_page(self, name, tmp_path, monkeypatch):
+        """As the script draws it today, to the last byte."""
+        folder = cards.CARDS / name
+        shutil.copytree(folder, tmp_path / name)
+        monkeypatch.setattr(cards, "CARDS", tmp_path)
+        cards.render(name)
+        again, there = ((where / name / AUDIT_PAGE).read_text() for where in (tmp_path, folder.parent))
+        assert again == there, "the page has changed: python recipes/experiments/cards.py --render"
 
     @pytest.mark.parametrize("name", ["vit", "timm", "text"])
     def test_card(self, name, tmp_path, monkeypatch):
