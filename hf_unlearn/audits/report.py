@@ -64,7 +64,11 @@ class AuditReport(Summarised):
     @property
     def next_step(self) -> str:
         """What to do now."""
-        return WITHHELD if self.content["verdict"].get("withheld") else self.verdict.next_step(self.content["level"], self.content.get("method"))
+        return (
+            WITHHELD
+            if self.content["verdict"].get("withheld")
+            else self.verdict.next_step(self.content["level"], self.content.get("method"))
+        )
 
     def _next(self) -> str:
         return f"What now: {self.next_step}"
