@@ -31,6 +31,24 @@ STUDIES = {  # of a method, where more is said of it
     "multitask": "multitask.md",
     "local_teacher": "locality.md",
 }
+TABLES = (  # page, table, task and what it is of, for methods that are not in the study of closeness
+    ("language-models.md", "tofu-small.kept", "causal-lm", "On TOFU, a small language model"),
+    (
+        "multitask.md",
+        "multitask-cifar10.partial",
+        "multi-task",
+        "On CIFAR-10 with three heads, a request about the class alone",
+    ),
+    (
+        "multitask.md",
+        "multitask-cifar10.full",
+        "multi-task",
+        "On CIFAR-10 with three heads, a request about all three",
+    ),
+)
+LANGUAGE_MODELS = (
+    "![Forget quality over utility: every method that was measured a point](../pictures/language-models.svg)"
+)
 FAMILIES = {
     "image-classification": "images",
     "text-classification": "texts",
@@ -186,7 +204,7 @@ def method_page(sheet: Datasheet, panels: list[closeness_picture.Group]) -> str:
     parts += ["## What it does", sheet.description]
     parts += [
         "## How close it comes, at what cost",
-        *(measured(sheet.name, panels) if panels else [_unmeasured(sheet)]),
+        *(measured(sheet.name, panels) if panels else [*_elsewhere(sheet)] or [_unmeasured(sheet)]),
     ]
     if sheet.settings:
         parts += ["## Settings", f"Fields of `{sheet.config}`.", _settings(sheet)]
@@ -195,13 +213,32 @@ def method_page(sheet: Datasheet, panels: list[closeness_picture.Group]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _elsewhere(sheet: Datasheet) -> Iterator[str]:
+    """What is committed of a method that is not in the study of closeness: its rows beside an original's and a retrained model's."""
+    name = "retrained" if sheet.name == "retrain" else sheet.name
+    for page, table, task, title in TABLES:
+        head, rows = _table(page, table)
+        if name not in rows or task not in sheet.applies_to:
+            continue
+        if page == "language-models.md":
+            yield LANGUAGE_MODELS
+        shown = [rows[one] for one in dict.fromkeys(("original", "retrained", name))]
+        yield f"{title}; what the columns mean, and the other methods, are in [{page}](../{page})."
+        yield "\n".join([*head, *shown])
+
+
+def _table(page: str, table: str) -> tuple[list[str], dict[str, str]]:
+    """Two lines that head a committed table of a page, and its rows by the name in front."""
+    text = (DOCS / page).read_text().partition(f"<!-- table: {table} -->\n")[2].partition("\n<!-- end -->")[0]
+    first, second, *rows = text.splitlines()
+    return [first, second], {row.split("|")[1].strip(): row for row in rows}
+
+
 def _unmeasured(sheet: Datasheet) -> str:
-    if sheet.name in STUDIES and STUDIES[sheet.name] != "closeness.md":
-        more = f"[{STUDIES[sheet.name]}](../{STUDIES[sheet.name]})"
-        return f"Not part of [the study of closeness](../closeness.md); what was measured is in {more}."
-    if sheet.name == "retrain":
-        return "It is what the others are held against."
-    return "Not measured in [the study of closeness](../closeness.md)."
+    """Of a language model's method with the picture of those that were."""
+    said = "Not measured here: how close it comes is in none of the committed results."
+    is_of_texts = sheet.applies_to == ["causal-lm"]
+    return f"{said} Those that were, on the same kind of models:\n\n{LANGUAGE_MODELS}" if is_of_texts else said
 
 
 def measured(name: str, panels: list[closeness_picture.Group]) -> Iterator[str]:

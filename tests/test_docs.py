@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_unlearn import list_methods
+from hf_unlearn.methods.datasheets import datasheets
 from tests.browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +127,10 @@ def test_the_site_is_whole_and_asks_nothing_of_others(site, tmp_path):
         "<svg" in (site / "methods/pictures/lotus.svg").read_text()
         and 'id="hf_unlearn.unlearn"' in pages["reference/unlearning.html"]
     )
+    for name, sheet in datasheets().items():  # a picture and the method's figures, or that there are none
+        part = re.split('<h2 id="?how-close-it-comes', pages[f"methods/{name}.html"])[1].partition("<h2")[0]
+        assert ".svg" in part or sheet.applies_to == ["multi-task"], name
+        assert ("<td" in part) != ("Not measured here" in part), name
     for name, page in pages.items():
         loaded = re.findall(
             r"<(?:script|img|source|iframe)[^>]* src(?:set)?=\"?([^\" >]+)|<link[^>]* href=\"?([^\" >]+)", page
@@ -134,7 +139,7 @@ def test_the_site_is_whole_and_asks_nothing_of_others(site, tmp_path):
     if CHROMIUM is None:
         return
     browser = Browser(tmp_path)
-    for name in ("index.html", "start.html", "methods/lotus.html"):
+    for name in ("index.html", "start.html", *(f"methods/{name}.html" for name in ("lotus", "multitask", "npo"))):
         browser.open(site / name, width=390)
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390, name
         asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
