@@ -11,6 +11,7 @@ INSTALL = """\
 import importlib.util
 
 if importlib.util.find_spec("hf_unlearn") is None:
+    # Once it is released on a package index; until then `pip install .` in a copy of the repository.
     %pip install -q hf_unlearn"""
 RUN = re.compile(r"^```python\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 NOT_RUN = re.compile(r"^<!-- not run: (.+?) -->\n```python\n", re.MULTILINE)
