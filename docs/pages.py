@@ -18,7 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE.parent / "recipes" / "expe
 
 import closeness_picture  # noqa: E402
 from links import DOCS, ROOT, relinked  # noqa: E402
-from outcomes import BUDGET, SHORT, groups, read  # noqa: E402
+from outcomes import BUDGET, SHORT, groups, read, shared  # noqa: E402
 
 from hf_unlearn.methods.datasheets import Datasheet, datasheets  # noqa: E402
 
@@ -135,7 +135,7 @@ def reference(title: str) -> str:
 
 def method_pages() -> Iterator[tuple[str, str]]:
     """Of each method its page and its pictures, and an overview."""
-    found = groups(read())
+    found = groups(shared(read()))
     yield "methods/index.md", overview()
     for name, sheet in datasheets().items():
         panels = [group for group in found if any(one.name == name for one in group.methods)]

@@ -59,7 +59,6 @@ class BadTeacher(Method):
         needs=("forget", "retain"),
         cost=3,
         memory="one more copy of the weights, of the untrained teacher, and what its forward pass computes",
-        comparison=True,
         paper=Paper(
             title="Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent Teacher",
             arxiv="2205.08096",

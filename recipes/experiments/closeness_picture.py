@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from outcomes import BUDGET, REQUESTS, SHORT, TITLES, Group, groups, read
+from outcomes import BUDGET, REQUESTS, SHORT, TITLES, Group, groups, read, shared
 
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 WIDTH, HEIGHT = 440, 400  # of a panel, in CSS pixels: one is as wide as a phone
@@ -223,7 +223,7 @@ def pictures(found: list[Group]) -> dict[str, str]:
 
 def write() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, svg in pictures(groups(read())).items():
+    for name, svg in pictures(groups(shared(read()))).items():
         (FOLDER / name).write_text(svg)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from cases import CASES, RETRAINED
 from closeness_estimates import CANDIDATES, POOLED, TRUE, WITHIN
-from outcomes import BASE_IS_KNOWN, BUDGET, REQUESTS, SHORT, TITLES, Group, Outcome, groups, read
+from outcomes import BASE_IS_KNOWN, BUDGET, REQUESTS, SHORT, TITLES, Group, Outcome, groups, read, shared
 
 from hf_unlearn.commands.tofu_benchmark import AS_IS
 
@@ -60,13 +60,13 @@ def measured(found: list[Group]) -> str:
     parts = []
     for group in found:
         lines = [
-            "| | seeds | JSD / floor | JSD, worst twentieth | Avg Gap | forget acc. | retain acc. | unseen acc. | AUC forget/unseen | cost |"
+            "| | seeds | JSD / floor | of the original's | JSD, worst twentieth | Avg Gap | forget acc. | retain acc. | unseen acc. | AUC forget/unseen | cost |"
         ]
-        lines += ["|---" * 10 + "|"]
+        lines += ["|---" * 11 + "|"]
         for one in (group.original, group.retrained, *group.methods):
             auc = f"{one['auc']:.3f} ({one['auc_low']:.3f} to {one['auc_high']:.3f})"
             lines.append(
-                f"| {one.name} | {one.seeds} | {one['ratio']:.2f} | {one['jsd_p95']:.3f} | {one['avg_gap']:.3f} | "
+                f"| {one.name} | {one.seeds} | {one['ratio']:.2f} | {one['of_original']:.2f} | {one['jsd_p95']:.3f} | {one['avg_gap']:.3f} | "
                 f"{one['forget_accuracy']:.3f} | {one['retain_accuracy']:.3f} | {one['unseen_accuracy']:.3f} | {auc} | {one['share_of_training']:.2f} |"
             )
         head = f"<details><summary>{group.title} ({_seeds(group)}, floor {group.retrained['jsd']:.4f})</summary>"
@@ -251,7 +251,7 @@ def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
             continue
         best = ratio[method]
         said = (
-            f"{SHORT[group.case]} {one['ratio']:.2f} (original {group.original['ratio']:.2f})"
+            f"{SHORT[group.case]} {one['ratio']:.2f} (original {one['original_ratio']:.2f})"
             for group, one in zip(those, by_method[method], strict=True)
         )
         yield f"`{method}`", percent(cost[method]), ", ".join(said)
@@ -290,7 +290,7 @@ def _completions() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "closeness-caption": lambda: caption(groups(read())),
+    "closeness-caption": lambda: caption(groups(shared(read()))),
     "closeness-cases": cases,
     "closeness": lambda: measured(groups(read())),
     "closeness-audits": audited,

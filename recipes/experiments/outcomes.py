@@ -31,6 +31,8 @@ class Outcome:
     """Means over seeds of the figures of a row, and of these:
 
     ratio: JSD on forget samples, in multiples of what two retrained models of the same seed are apart (the floor).
+    original_ratio: that of the originals of the same seeds.
+    of_original: JSD on forget samples, as a share of that of the original of the same seed.
     gap_ratio: the same of Avg Gap, from means.
     unseen_below: how far unseen accuracy is below that of retrained models.
     remembered: the share of seeds in which the AUC of forget against unseen samples is shown to be above one half.
@@ -68,6 +70,23 @@ def read() -> list[Row]:
     return json.loads(FILE.read_text())["results"]["rows"]
 
 
+def shared(rows: Iterable[Row]) -> list[Row]:
+    """Of each request in each case, the rows of the seeds in which most methods were run: beside the same originals."""
+    methods: dict[tuple, set[str]] = defaultdict(set)
+    rows = list(rows)
+    for row in rows:
+        if row["budget"] == BUDGET:
+            methods[row["case"], row["request"], row["seed"]].add(row["method"])
+    most: dict[tuple, int] = defaultdict(int)
+    for (*group, _), names in methods.items():
+        most[*group] = max(most[*group], len(names))
+    return [
+        row
+        for row in rows
+        if len(methods[row["case"], row["request"], row["seed"]]) == most[row["case"], row["request"]]
+    ]
+
+
 def groups(rows: Iterable[Row]) -> list[Group]:
     """The groups in which a method was measured beside the references of its seed; rows of a seed without them are left out."""
     by_seed: dict[tuple, dict[tuple, Row]] = defaultdict(dict)
@@ -77,9 +96,9 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     found: dict[tuple, dict[tuple, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for (case, request, _), those in by_seed.items():
         if all((name, BUDGET) in those for name in REFERENCES):
-            floor = those["retrained", BUDGET]
+            floor, original = those["retrained", BUDGET], those["original", BUDGET]
             for key, row in those.items():
-                found[case, request][key].append(beside(row, floor))
+                found[case, request][key].append(beside(row, floor, original))
     return [
         _group(case, request, found[case, request])
         for case in TITLES
@@ -88,9 +107,11 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     ]
 
 
-def beside(row: Row, floor: Row) -> Row:
+def beside(row: Row, floor: Row, original: Row) -> Row:
     return row | {
         "ratio": row["jsd"] / floor["jsd"],
+        "original_ratio": original["jsd"] / floor["jsd"],
+        "of_original": row["jsd"] / original["jsd"],
         "floor_gap": floor["avg_gap"],
         "unseen_below": floor["unseen_accuracy"] - row["unseen_accuracy"],
         "remembered": float(row["auc_low"] > 0.5),
@@ -114,6 +135,6 @@ def kept_for_comparison(found: Iterable[Group]) -> dict[str, bool]:
     nearer: dict[str, list[bool]] = defaultdict(list)
     for group in found:
         for method in dict.fromkeys(one.method for one in group.methods):
-            best = min(one["jsd"] for one in group.methods if one.method == method)
-            nearer[method].append(best < group.original["jsd"])
+            best = min(one["of_original"] for one in group.methods if one.method == method)
+            nearer[method].append(best < 1)
     return {method: 3 * (len(those) - sum(those)) >= 2 * len(those) for method, those in nearer.items()}

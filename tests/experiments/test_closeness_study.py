@@ -94,6 +94,14 @@ class TestOutcomes:
                 group.title
             )
 
+    def test_what_is_of_fewer_seeds_is_held_against_the_originals_of_these(self):
+        rows = request(seed=0, original=0.3, auto=1.0, lotus=2.5) + request(seed=1, original=0.2, auto=1.0)
+        (group,) = outcomes.groups(rows)
+        lotus = group.methods[1]
+        assert (group.original["ratio"], lotus["original_ratio"]) == (pytest.approx(2.5), pytest.approx(3))
+        assert lotus["of_original"] == pytest.approx(2.5 / 3)
+        assert outcomes.groups(outcomes.shared(rows))[0].original["ratio"] == pytest.approx(3)  # the first seed alone
+
     def test_flags_are_what_the_committed_rows_say(self):
         said = outcomes.kept_for_comparison(outcomes.groups(outcomes.read()))
         flags = {name: METHODS[name].info.comparison for name in said}
@@ -165,7 +173,7 @@ class TestPicture:
         assert covered < 0.05 * sum(box.width * box.height for box in boxes)
 
     def test_the_committed_pictures_are_of_the_committed_rows(self):
-        made = closeness_picture.pictures(outcomes.groups(outcomes.read()))
+        made = closeness_picture.pictures(outcomes.groups(outcomes.shared(outcomes.read())))
         kept = {path.name: path.read_text() for path in closeness_picture.FOLDER.glob("closeness*.svg")}
         assert kept == made, "run recipes/experiments/tables.py"
 
@@ -273,7 +281,10 @@ class TestTables:
     def test_measured_and_caption(self):
         found = outcomes.groups(request(auto=1.04) + request("vit", auto=1.1) + request("vit", seed=1, auto=1.1))
         table = closeness_tables.measured(found)
-        assert "| auto | 1 | 1.04 | 0.300 | 0.030 | 0.600 | 0.900 | 0.600 | 0.500 (0.450 to 0.550) | 0.20 |" in table
+        assert (
+            "| auto | 1 | 1.04 | 0.35 | 0.300 | 0.030 | 0.600 | 0.900 | 0.600 | 0.500 (0.450 to 0.550) | 0.20 |"
+            in table
+        )
         said = closeness_tables.caption(found)
         assert "1,000 training samples of which 30 % have labels drawn anew (1 seed)" in said
         assert "CIFAR-10, a ViT, 5,000 training samples (2 seeds)" in said
