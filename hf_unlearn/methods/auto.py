@@ -101,6 +101,7 @@ class Auto(Rewind):
         needs=("forget", "retain", "unseen"),
         applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=6,
+        memory="what AdamW computes in a step of the largest tensor: twice as much as that holds",
     )
     config_class = AutoConfig
     config: AutoConfig

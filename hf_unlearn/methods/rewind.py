@@ -96,6 +96,7 @@ class Rewind(Finetune):
         needs=("forget", "retain"),
         applies_to=(*CLASSIFICATION, "causal-lm", "multi-task"),
         cost=6,
+        memory="what AdamW computes in a step of the largest tensor: twice as much as that holds",
     )
     config_class: ClassVar[type[BudgetConfig]] = RewindConfig
     config: Any

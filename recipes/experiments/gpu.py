@@ -3,7 +3,10 @@
     python recipes/experiments/gpu.py [--setups vit-b16] [--minutes 12]
 
 Weights and data are random: speed depends on neither. A row is samples (of a language model: tokens) in a second, and the share of
-the time in which no kernel runs. What does not fit into the minutes is left out and named. Without a GPU it says so, and ends
+the time in which no kernel runs. A loss method is to reach .95 of the plain Trainer's speed, and a plain step of ViT-B/16 .6 of what
+the device can compute at most (`of_limit`: operations of matrix products and convolutions, counted by torch on one sample; the limit
+is NVIDIA's for dense products in bfloat16, None of other devices): `goal` and `met`, None where nothing is asked or nothing known.
+What does not fit into the minutes is left out and named. Without a GPU it says so, and ends
 with the exit code 2; `--tiny` runs all of it on small models, on whatever there is, so that it is known to run.
 """
 
@@ -22,6 +25,7 @@ import torch
 from study import record
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -44,6 +48,12 @@ from hf_unlearn.methods import get_method
 
 PLAIN = "plain Trainer"
 NO_GPU = 2  # exit code
+OF_PLAIN, OF_LIMIT = 0.95, 0.6  # what is wanted
+LIMITS = {
+    "H200": 989e12,
+    "H100 80GB HBM3": 989e12,
+    "A100": 312e12,
+}  # operations in a second, by what devices are called
 
 
 @dataclass(frozen=True)
@@ -251,11 +261,42 @@ def steps_of(setup: Setup, method: str, tiny: bool) -> dict[str, Any]:
     paired = method != PLAIN and {"paired"} == set(trainer.schedule.epochs)  # type: ignore
     batch = setup_batch(setup, tiny) * (2 if paired else 1)
     tokens = (32 if tiny else setup.size) if isinstance(model, LlamaForCausalLM) else 1
-    return {
+    row = {
         "unit": "tokens" if tokens > 1 else "samples",
         "per_second": batch * tokens / clock.seconds,
         "waits": clock.waits,
     }
+    if method == PLAIN:
+        row["flops"] = flops(model, trainer.data_collator([trainer.train_dataset[0]])) / tokens  # type: ignore
+        row["of_limit"] = of_limit(row, "" if tiny else device_name())
+    return row
+
+
+def flops(model: PreTrainedModel, sample: dict[str, torch.Tensor]) -> int:
+    """Operations of a forward and a backward pass over a sample; BatchNorm, which is not counted, could not train on one."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(**{name: value.to(model.device) for name, value in sample.items()}).loss.backward()
+    return counter.get_total_flops()
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def of_limit(row: dict[str, Any], device: str) -> float | None:
+    """What a row computes in a second, by what the device can; None where that is not known."""
+    limit = next((limit for name, limit in LIMITS.items() if name in device), None)
+    return limit and row["per_second"] * row["flops"] / limit
+
+
+def judged(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row was to reach, and whether it did."""
+    goal, reached = None, None
+    if row["what"] == PLAIN and row["setup"].startswith("vit-b16"):
+        goal, reached = OF_LIMIT, row.get("of_limit")
+    elif row["what"] not in (PLAIN, "audit") and get_method(row["what"]).info.kind == "loss":
+        goal, reached = OF_PLAIN, row.get("of_plain")
+    return {"goal": goal, "met": None if reached is None or goal is None else reached >= goal}
 
 
 def passes_of(setup: Setup, what: str, tiny: bool) -> dict[str, Any]:
@@ -321,7 +362,7 @@ def measured(setups: list[str], methods: list[str] | None, minutes: float, tiny:
         plain = next((r for r in rows if r["setup"] == name and r["what"] == PLAIN), None)
         if plain and "per_second" in row:
             row["of_plain"] = row["per_second"] / plain["per_second"]
-        rows.append(row)
+        rows.append(row := row | judged(row))
         print(row, flush=True)
         gc.collect()
         torch.cuda.empty_cache()

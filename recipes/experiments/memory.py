@@ -4,8 +4,9 @@
 
 Every run is a process of its own, on random data whose labels are the model's answers, so that there is something to forget: a
 few steps at a batch of 8 (measuring, too), through `unlearn()` with everything it does before, between and after the steps. Counted is what the
-process holds at most, files left out, beyond what it held when the model and the data stood ready. With --add, rows that
-are there stay, but for those of the --methods that are named, and a new row says which commit made it.
+process holds at most, files left out, beyond what it held when the model and the data stood ready. A method that trains and ends
+before its first step has no row: the measurement breaks off. What a method refuses is kept with its reason. With --add, rows
+that are there stay, but for those of the --methods that are named, and a new row says which commit made it.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from hf_unlearn.commands import speed
 from hf_unlearn.methods import get_method
 
 WITHOUT = ("multitask", "retrain")  # other models; and training itself, on fewer samples
+FROM_SCRATCH = ("auto", "rewind")  # go back to the model before training: here weights drawn anew
 PLAIN = "plain Trainer"
 SIZES = {"forget": 32, "retain": 96, "unseen": 64}
 ARGUMENTS = {
@@ -67,15 +69,38 @@ def run(job: tuple[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, speed.Peak() as peak:
         if method == PLAIN:
             args = TrainingArguments(folder, **ARGUMENTS)
-            Trainer(model, args, train_dataset=ConcatDataset([data["forget"], data["retain"]])).train()
+            trainer = Trainer(model, args, train_dataset=ConcatDataset([data["forget"], data["retain"]]))
+            trainer.train()
         else:
             config = get_method(method).config_class()
             if hasattr(config, "original_epochs"):
                 config.original_epochs = 30
-            unlearn(model, **data, method=config, args=UnlearningArguments(folder, **ARGUMENTS), overlap="allow")
-    row = {"model": name, "method": method, "weights": weights, "peak": peak.growth, "commit": commit()}
-    print(*job, f"{row['peak'] / weights:.2f} times the weights", flush=True)
+            if getattr(config, "until", "end") == "unseen":
+                config.until = "end"  # a model of random weights may know forget samples no better than unseen ones
+            about = {"args": UnlearningArguments(folder, **ARGUMENTS), "overlap": "allow"}
+            base = "scratch" if method in FROM_SCRATCH else None
+            trainer = unlearn(model, **data, method=config, base_model=base, **about).trainer
+    steps = trainer.state.global_step
+    check_steps(method, steps)
+    row = {
+        "model": name,
+        "method": method,
+        "weights": weights,
+        "peak": peak.growth,
+        "steps": steps,
+        "commit": commit(),
+    }
+    print(*job, f"{row['peak'] / weights:.2f} times the weights, {steps} steps", flush=True)
     return row
+
+
+def trains(method: str) -> bool:
+    return method == PLAIN or get_method(method).info.kind != "surgery"
+
+
+def check_steps(method: str, steps: int) -> None:
+    if trains(method) and not steps:
+        raise RuntimeError(f"{method} ended before its first step, so that its peak is not one of training.")
 
 
 if __name__ == "__main__":
@@ -85,19 +110,27 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--add", action="store_true", help="keep the rows that are there, and make those that are not")
     options = parser.parse_args()
-    rows = json.loads((RESULTS / "memory.json").read_text())["results"]["rows"] if options.add else []
-    kept = [row for row in rows if row["model"] not in options.models or row["method"] not in (options.methods or ())]
+    found = json.loads((RESULTS / "memory.json").read_text())["results"] if options.add else {}
+    kept, refused = (
+        [
+            r
+            for r in found.get(of, [])
+            if r["model"] not in options.models or r["method"] not in (options.methods or ())
+        ]
+        for of in ("rows", "refused")
+    )
     jobs = []
     for name in options.models:
         task = "text-classification" if name == "bert" else "image-classification"
         known = [one for one in list_methods(task=task) if one not in WITHOUT]
         jobs += [(name, one) for one in (PLAIN, *(options.methods or known))]
-    jobs = [job for job in jobs if job not in {(row["model"], row["method"]) for row in kept}]
+    jobs = [job for job in jobs if job not in {(row["model"], row["method"]) for row in kept + refused}]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         for job in jobs:
             try:
                 kept.append(pool.submit(run, job).result())
             except UnlearningError as error:  # which a method has for models that it cannot change
-                print(*job, error, flush=True)
-                continue
-            record("memory", {"rows": kept})  # after each, so that none is lost
+                refused.append({"model": job[0], "method": job[1], "reason": str(error)})
+            record("memory", {"rows": kept, "refused": refused})  # after each, so that none is lost
+    for row in refused:
+        print("refused:", row["model"], row["method"], row["reason"])

@@ -199,27 +199,30 @@ def _surgery_cost(results: dict) -> str:
 
 
 def _memory(results: dict) -> str:
-    """The most first, beside the plain Trainer of the same model."""
+    """The most first, beside the plain Trainer of the same model; below them what was refused."""
     plain = {row["model"]: row["peak"] for row in results["rows"] if row["method"] == memory.PLAIN}
     lines = ["| model | method | peak, in copies of the weights | beyond the plain Trainer |", "|---|---|---|---|"]
     for row in sorted(results["rows"], key=lambda row: (row["model"], -row["peak"])):
         beyond = (row["peak"] - plain[row["model"]]) / row["weights"]
         lines.append(f"| {row['model']} | {row['method']} | {row['peak'] / row['weights']:.2f} | {beyond:+.2f} |")
+    for row in results["refused"]:
+        lines += ["", f"Refused on {row['model']}: {row['reason'].partition(';')[0]}."]
     return "\n".join(lines)
 
 
 def _before_first_step(results: dict) -> str:
     lines = [
         "| retained rows | pictures, GB | before the first step, s | of these, overlaps, s | identity, s | pictures read | "
-        "`datasets`: labels, s | pictures, s | times the latter |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "`datasets`: labels, s | pictures, s | times the latter | plain Trainer, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         passes = row["pass over pictures"]
         numbers = (row["before the first step"], row["overlaps"], row["identity"])
         lines.append(
             f"| {row['rows']:,} | {row['bytes'] / 1e9:.2f} | {' | '.join(f'{number:.2f}' for number in numbers)} | {row['read']:,} | "
-            f"{row['pass over labels']:.2f} | {row['pass over pictures']:.2f} | {row['before the first step'] / passes:.2f} |"
+            f"{row['pass over labels']:.2f} | {row['pass over pictures']:.2f} | {row['before the first step'] / passes:.2f} | "
+            f"{row['plain Trainer']:.2f} |"
         )
     return "\n".join(lines)
 
