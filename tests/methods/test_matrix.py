@@ -136,6 +136,7 @@ def run(folder: Path, method: str, family: str, where: str, **changes: Any) -> C
         linear = ["q_proj", "v_proj"] if family == "multitask" else "all-linear"
         adapter = LoraConfig(r=2, target_modules=linear)
     logged = {"logging_strategy": "steps", "logging_steps": 1}
+    base = functools.partial(runs.build, family, torch.float64, seed=1)
     result = unlearn(
         model,
         **samples(family, get_method(method).whole_classes),
@@ -143,7 +144,7 @@ def run(folder: Path, method: str, family: str, where: str, **changes: Any) -> C
         args=arguments(folder, num_train_epochs=1, freeze_batchnorm=True, use_cpu=True, **logged, **changes),
         processing_class=tiny_tokenizer() if family in (*runs.TEXTS, "llama") else None,
         peft_config=adapter,
-        base_model=functools.partial(runs.build, family, torch.float64, seed=1),
+        base_model=None if (method, family) == ("auto", "llama") else base,  # where it goes back to none
         callbacks=[start],
     )
     # Of an edit as an adapter, which is none before the edit, the start is 0.
