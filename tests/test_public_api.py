@@ -340,6 +340,6 @@ def test_results_are_a_line_and_a_summary_in_a_notebook(tmp_path):
     report = result.audit()
     assert repr(result).startswith("UnlearningResult(finetune, forget acc. ") and "\n" not in repr(result)
     assert report.verdict.outcome != "no evidence"
-    assert repr(report) == f"AuditReport({report.verdict.headline} What now: {report.verdict.next_step(0)})"
+    assert repr(report) == f"AuditReport({report.verdict.headline} What now: {report.next_step})"
     for one in (result, report):
         assert html.unescape(one._repr_html_()) == f"<pre>{one.summary()}</pre>"
