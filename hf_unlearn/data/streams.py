@@ -7,6 +7,7 @@ from its beginning, of a longer one the rest is left out, and that is the same f
 """
 
 import logging
+import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 LANES = 64  # that are open at once
 BLOCK = 16  # rows that a worker hands over together
+
+# Of each reader, and out of reach of the circles that it is in: where a loader is garbage together with its queues, it cannot tell
+# its workers to end, and waits 5 seconds for each.
+_loaders: weakref.WeakKeyDictionary[Any, Iterator[Any]] = weakref.WeakKeyDictionary()
 
 
 def shards_of(stream: Any) -> int:
@@ -147,14 +152,14 @@ class StreamReader:
         if self.workers:
             blocks = _Blocks(self.stream, self.mine, len(self.starts), epoch)
             own = torch.Generator()  # a loader draws a seed for its workers from the global one otherwise
-            self.loader = iter(DataLoader(blocks, batch_size=None, num_workers=self.workers, generator=own))
+            _loaders[self] = iter(DataLoader(blocks, batch_size=None, num_workers=self.workers, generator=own))
             self.ahead = {lane: deque() for lane in self.mine}
 
     def _next(self, lane: int) -> Any:
         try:
             if lane in self.ahead and lane not in self.lanes:
                 while not self.ahead[lane]:
-                    of, block = next(self.loader)
+                    of, block = next(_loaders[self])
                     self.ahead[of].extend(block)
                     if len(block) < BLOCK:
                         self.ahead[of].append(StopIteration)

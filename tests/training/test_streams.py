@@ -1,8 +1,11 @@
 """Retained samples from streams: in shards, with workers, in two processes, resumed; and of language models."""
 
+import gc
 import io
 import json
+import multiprocessing
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,18 @@ class TestLanes:
         reader = StreamReader(numbers(24, 4), [0, 6, 12, 18])
         assert [reader.row(0, i)["value"] for i in (0, 6, 0, 6, 1, 7, 1)] == [0, 6, 0, 6, 1, 7, 1]
         assert reader.places == [2, 2, 0, 0]
+
+
+def test_workers_end_with_their_reader():
+    """At once, in a circle as in a trainer too: a loader that cannot reach them waits 5 seconds for each."""
+    stream = numbers(24, 4)
+    reader = StreamReader(stream, lane_starts(stream, 24), list(range(4)), 2)
+    reader.circle = reader
+    assert reader.row(0, 0)["value"] == 0 and len(active := multiprocessing.active_children()) >= 2
+    del reader
+    since = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - since < 4 and len(multiprocessing.active_children()) <= len(active) - 2
 
 
 def test_weights_that_are_counted_in_the_step():
