@@ -1,8 +1,8 @@
 """The house: every file in a room, every room above all that it imports, no circle, no long file, no long function."""
 
 import ast
+import functools
 import graphlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,10 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """(line, module of ours) of every import in a file, those in functions and for type checkers included."""
-    parents = path.relative_to(PACKAGE).parent.parts
+    parents, every = path.relative_to(PACKAGE).parent.parts, []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found = [
@@ -49,7 +50,8 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
             ]
         else:
             continue
-        yield from ((node.lineno, name or FACE) for name in found)
+        every += [(node.lineno, name or FACE) for name in found]
+    return every
 
 
 def room(module: str) -> str:
@@ -92,8 +94,9 @@ def asks_the_task(node: ast.AST) -> bool:
     compared = [
         part for side in compared for part in (side.elts if isinstance(side, (ast.Tuple, ast.List)) else [side])
     ]
-    about = any(word in ast.unparse(node) for word in ("task", "TASK"))
-    return about and any(isinstance(part, ast.Constant) and part.value in names for part in compared)
+    if not any(isinstance(part, ast.Constant) and part.value in names for part in compared):
+        return False
+    return any(word in ast.unparse(node) for word in ("task", "TASK"))  # which takes a while
 
 
 def test_nobody_else_asks_which_task_it_is():
