@@ -17,6 +17,7 @@ from hf_unlearn.hub.names import CARD, RECEIPT
 from hf_unlearn.hub.records import SECRETS
 from tests import samples
 from tests.hub.test_receipt import flip, run, said, write_keys
+from tests.marks import slow_but
 from tests.releases import contents, publish
 from tests.tiny import tiny_image_processor, tiny_vit
 
@@ -230,7 +231,7 @@ def test_a_receipt_of_a_later_version(made, release):
         check_inclusion(receipt, record, proof)
 
 
-@pytest.mark.parametrize("how", ["drop", 409])
+@pytest.mark.parametrize("how", slow_but(["drop"], ["drop", 409]))
 def test_one_failed_request(hub, made, pushed, how):
     """With nothing in the cache, and nobody notices."""
     empty = lambda: shutil.rmtree(constants.HF_HUB_CACHE, ignore_errors=True)  # noqa: E731
