@@ -143,6 +143,52 @@ def test_the_adapter_s_own_head_is_the_original_s():
     torch.testing.assert_close(found.logits(found.states), expected)
 
 
+def of_backward(model: nn.Module, inside: bool, autocast: bool = False) -> list[Tensor]:
+    """`.grad` of all weights, of two passes, the first of which is added up by `backward` as ever."""
+    model.zero_grad()
+    for into in (False, inside):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = sample_losses(model, texts()).square().sum()
+        with heads.into_gradients(into):
+            loss.backward()
+    return [w.grad.clone() for w in model.parameters() if w.grad is not None]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_past_autograd(name):
+    """Those that `backward` would hand on, added to what is there."""
+    model = family(name)
+    pair = [of_backward(model, inside) for inside in (True, False)]
+    torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+    loss = 2 * cross_entropy(model(**texts().inputs).logits, texts().labels).square().sum()
+    torch.testing.assert_close(pair[0], gradients(model, loss), rtol=1e-10, atol=1e-12)
+
+
+class TestOnlyWhereItMay:
+    """A gradient that nothing hands on is the head's own, of a weight that nobody waits for, in `backward`."""
+
+    def test_what_waits_for_it(self):
+        model, seen = family("tied"), []
+        weight = model.get_output_embeddings().weight
+        weight.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.clone()))
+        whole = of_backward(model, True)
+        torch.testing.assert_close(seen[-1], whole[0], rtol=1e-10, atol=1e-12)
+
+    def test_a_frozen_head(self):
+        model = family("llama")
+        model.get_output_embeddings().requires_grad_(False)
+        found = of_backward(model, True)
+        assert model.get_output_embeddings().weight.grad is None
+        torch.testing.assert_close(found, of_backward(model, False), rtol=1e-10, atol=1e-12)
+
+    def test_autocast(self):
+        model = tiny_llama_lm(tie_word_embeddings=True)
+        pair = [of_backward(model, inside, autocast=True) for inside in (True, False)]
+        torch.testing.assert_close(*pair)
+        plain = of_backward(model, False)
+        assert all((a - b).norm() < 0.02 * b.norm() for a, b in zip(pair[0], plain, strict=True))
+
+
 def test_masked_words():
     """Words that a model never says have the logit −inf, and count for nothing."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, -1.0, 0.5]])
