@@ -24,6 +24,7 @@ from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.methods.preference import kl_to_original
 from hf_unlearn.metrics import token_statistics
 from hf_unlearn.models import heads
+from hf_unlearn.tasks.causal_lm import completion_statistics
 from hf_unlearn.tasks.losses import cross_entropy, divergence, log_likelihood, next_tokens, predicting, sample_losses
 from hf_unlearn.tasks.token_evaluation import TokenEvaluator, tokens_of
 from tests.tiny import SIZE, TEXT, tiny_llama_lm
@@ -120,6 +121,8 @@ class TestAsThePlainComputation:
         with torch.no_grad():
             expected = token_statistics(model(**batch.inputs).logits, batch.labels)
         expected["tokens"] = predicting(batch.labels).sum(dim=1).double()
+        with torch.no_grad():
+            expected["extraction"] = completion_statistics(model(**batch.inputs).logits, batch.labels)["extraction"]
         torch.testing.assert_close(evaluator.statistics(predicted, batch), expected, rtol=1e-10, atol=1e-12)
         same = evaluator.distances(predicted, predicted, batch)
         assert max(values.abs().max() for values in same.values()) < 1e-12
