@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from .kinds import pretrained
@@ -73,7 +74,7 @@ def read(
         return _from_logits(model(**inputs).logits[places], of)
     if _IS_LAST.get(head, True):
         found: list[Places] = []
-        weight = _matrix(head)
+        weight = None if isinstance(model, FSDPModule) else _matrix(head)  # whose whole weights come and go
 
         def few(own: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             found.append(Places(states[places], own, weight))
