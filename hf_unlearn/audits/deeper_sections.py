@@ -103,6 +103,34 @@ def relearning(content: dict[str, Any]) -> Section | None:
     return Section("relearning", "Relearning", text, lines, tables, drawn)
 
 
+ANSWERS = {
+    "truth_ratio": "truth ratio",
+    "rouge_l": "ROUGE-L recall",
+    "quality": "truth ratios as the retrained model's, p",
+    "distance": "distance of the truth ratios to its",
+}
+
+
+def answers(content: dict[str, Any]) -> Section | None:
+    """Each model in a column."""
+    at = At(("answers", "models"))
+    found = value(content, at)
+    if not found:
+        return None
+    models = [model for model in MODELS if model in found]
+    rows = [
+        (name, *(at / model / key for model in models))
+        for key, name in ANSWERS.items()
+        if any(key in found[model] for model in models)
+    ]
+    text = (
+        "Truth ratio: how much likelier wrong answers are than the right one in other words. Near 0 the model knows it, near 1 it never "
+        "did; a model that only hides an answer keeps a low one. ROUGE-L recall: the share of the answer's words that it says by itself."
+    )
+    lines = [("Asked were", At(("answers", "questions")), "of the forgotten questions.")]
+    return Section("answers", "Answers to forgotten questions", text, lines, [Table(("", *models), rows)])
+
+
 def connectivity(content: dict[str, Any]) -> Section | None:
     """The losses on the straight line between the weights of the original and the unlearned model."""
     at = At(("connectivity",))

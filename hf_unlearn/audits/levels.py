@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import UnlearningError
 from ..metrics.tables import wrapped
 from ..models import adapters
-from . import exchange, passes, quantization, reference, relearning, representation
+from . import answers, exchange, passes, quantization, reference, relearning, representation
 from .canaries import canary_places
 from .context import AuditContext
 from .evidence import judge
@@ -28,6 +28,7 @@ PARTS = {
     "representation": representation,
     "quantization": quantization,
     "relearning": relearning,
+    "answers": answers,
     "reference": reference,
 }
 
@@ -55,7 +56,9 @@ def plan(ctx: AuditContext, level: int, forward: float, left: float | None) -> t
         left: seconds that are left; None: as many as it takes.
     """
     parts = [name for at, names in ctx.task.audit_parts.items() if at <= level for name in names]
-    costs = {name: PARTS[name].samples(ctx) * forward / max(1, ctx.passes) for name in parts}
+    sizes = {name: PARTS[name].samples(ctx) for name in parts}
+    parts = [name for name in parts if sizes[name]]  # those that have something to look at
+    costs = {name: sizes[name] * forward / max(1, ctx.passes) for name in parts}
     made, spent = [], 0.0
     for name in sorted(costs, key=lambda name: costs[name]):
         if left is None or spent + costs[name] <= left:

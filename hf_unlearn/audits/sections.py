@@ -7,7 +7,7 @@ from ..methods.local_teacher import SCATTERED
 from ..metrics.tables import NAMES
 from ..tasks import TASKS
 from .content import MODELS, At, Cell, Plot, Range, Section, Table, class_name, in_words, places, value
-from .deeper_sections import connectivity, membership, quantization, relearning, stages
+from .deeper_sections import answers, connectivity, membership, quantization, relearning, stages
 
 MOST = 12  # layers that are named beside the plot of all
 
@@ -35,6 +35,10 @@ FIGURES = NAMES | {
 }
 
 MEANING = {  # of figures whose names do not say it
+    "forget_probability": "Probability: of a completion's tokens, their geometric mean. Accuracies are the share of tokens that are the "
+    "likeliest ones (exact memorisation).",
+    "forget_extraction": "Extraction strength: the share of a completion that greedy decoding gives right after the shortest prefix from "
+    "which it does.",
     "auc": "AUC: how well the margin tells forget samples from unseen ones of their class; 0.5 is not at all.",
     "mia": "MIA: the share of forget samples that an attack on the entropy takes for training samples.",
     "rf_jsd": "RF-JSD: how far mean answers on forget samples are from the original's on unseen ones, class by class; 0 is not the aim.",
@@ -279,6 +283,7 @@ PARTS: dict[Callable[[dict[str, Any]], Section | None], str] = {
     stages: "Probes and CKA of each stage: part of level 1, for classifiers.",
     quantization: "Rounded weights: part of level 1, for classifiers.",
     relearning: "Relearning: part of level 1.",
+    answers: "Answers to forgotten questions: part of level 1, where the forget set has a perturbed_answer to each.",
     connectivity: "The way between the models: part of level 1.",
     membership: "Membership of single samples: part of level 2, for classifiers.",
     classes: "Figures of each class: they need samples with labels.",

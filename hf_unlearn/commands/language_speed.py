@@ -1,9 +1,9 @@
 """What a step of a method for language models costs, in memory and time, beside a plain `transformers.Trainer`.
 
 The model is a small Llama of random weights with the vocabulary of a large one, since what a head says of every word is the most
-that a step holds. A plain step has two forget and two retained texts in one batch; a method's has the same four. Memory is what a
-process of its own comes to hold beyond the model and the texts; time is of the processor, of one thread, where both loops take
-turns.
+that a step holds. A plain step has two forget and two retained texts in one batch; a method's has the same four, or four of one
+group. Memory is what a process of its own comes to hold beyond the model and the texts; time is of the processor, of one thread,
+where both loops take turns. `altpo` and `idk_dpo` take `dpo`'s step, with other answers, and `rewind` that of `finetune`.
 """
 
 import os
@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
@@ -37,13 +36,14 @@ PLAIN, EVALUATION = "plain", "evaluation"
 @dataclass(frozen=True)
 class Side:
     """A method with settings of its own, in all weights or in an adapter; and what is wanted of its memory, as a share of the plain
-    step's."""
+    step's. A method that is given one group `alone` has as many texts of it as others of two."""
 
     method: str
     settings: tuple[tuple[str, Any], ...] = ()
     adapter: bool = False
     checkpointing: bool = False
     wanted: float | None = None
+    alone: bool = False
 
 
 KL = (("retain", "kl"),)
@@ -54,6 +54,15 @@ SIDES = {
     "simnpo": Side("simnpo", wanted=0.5),
     "rmu": Side("rmu"),
     "hamu": Side("hamu"),
+    "undial": Side("undial"),
+    "wga": Side("wga"),
+    "satimp": Side("satimp"),
+    "ce_u": Side("ce_u"),
+    "pdu": Side("pdu"),
+    "dpo": Side("dpo"),
+    "gradient_ascent": Side("gradient_ascent", alone=True),
+    "finetune": Side("finetune", alone=True),
+    "task_vector": Side("task_vector", (("scale", 1.0),), alone=True),
     "npo, LoRA": Side("npo", adapter=True, wanted=0.35),
     "npo, LoRA, checkpointing": Side("npo", adapter=True, checkpointing=True, wanted=0.35),
     EVALUATION: Side(EVALUATION),
@@ -62,7 +71,10 @@ WANTED_TIME, WANTED_BYTES = {EVALUATION: 1.2}, {EVALUATION: 64e6}  # beside a pl
 
 
 class RandomTexts(Dataset):
-    def __init__(self, n: int, vocabulary: int, tokens: int, seed: int):
+    """Texts, and with `answers` another one to each, as long as its own."""
+
+    def __init__(self, n: int, vocabulary: int, tokens: int, seed: int, answers: bool = False):
+        self.answers = answers
         self.ids = torch.randint(vocabulary, (n, tokens), generator=torch.Generator().manual_seed(seed))
         self.labels = self.ids.clone()
         self.labels[:, : int(PROMPT * tokens)] = -100
@@ -70,9 +82,10 @@ class RandomTexts(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         ids = self.ids[index]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[index]}
+        row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[index]}
+        return row | ({"alternative": ids[row["labels"] != -100].flip(0).tolist()} if self.answers else {})
 
 
 def build(vocabulary: int, tokens: int) -> PreTrainedModel:
@@ -118,8 +131,10 @@ def make_trainer(
         "use_cpu": not torch.cuda.is_available(),
         **arguments,
     }
+    asks = side is not None and get_method(side.method).takes_alternatives
     texts = {
-        name: RandomTexts(group * steps, vocabulary, tokens, seed) for seed, name in enumerate(("forget", "retain"))
+        "forget": RandomTexts(group * steps, vocabulary, tokens, 0, answers=asks),
+        "retain": RandomTexts(group * steps, vocabulary, tokens, 1),
     }
     if side is None:
         args = TrainingArguments(**shared, per_device_train_batch_size=2 * group)
@@ -133,7 +148,7 @@ def make_trainer(
             config.until = "end"  # pyright: ignore[reportAttributeAccessIssue]
         args = UnlearningArguments(
             **shared,
-            per_device_train_batch_size=group,
+            per_device_train_batch_size=group * (2 if side.alone else 1),
             per_device_eval_batch_size=2 * group,
             gradient_checkpointing=side.checkpointing,
             measure=False,

@@ -78,10 +78,10 @@ class Undial(Held):
         tokens, original = next_tokens(part.labels)[places], self.teacher.places(part, places)
 
         def losses(found: heads.Places) -> Tensor:
-            def function(states: Tensor, of_original: Tensor, y: Tensor) -> Tensor:
-                return undial_loss(found.logits(states), original.logits(of_original), y, self.config.beta)
+            def function(logits: Tensor, of_original: Tensor, y: Tensor) -> Tensor:
+                return undial_loss(logits, original.logits(of_original), y, self.config.beta)
 
-            return heads.in_chunks(function, found.states, original.states, tokens)[:, None]
+            return found.in_chunks(function, original.states, tokens)[:, None]
 
         of_tokens, _ = heads.read(model, part.inputs, places, losses)
         return part.mean(token_means(heads.padded(of_tokens[:, 0], places), part.labels))

@@ -3,17 +3,23 @@
 A head makes a number for each word of the vocabulary at each place, which is more than all else that a training step keeps. What
 a loss or a figure needs of them is a few numbers a token. Inside `read` the head is given the places that count only, and
 answers with these few; what it makes of `CHUNK` places in between is dropped, and made again for the gradient.
+
+The gradient of a head that is a matrix W, often the embedding too, is the largest of all. It is summed up over the chunks in one
+buffer, which inside `into_gradients` is `W.grad` itself.
 """
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from .kinds import pretrained
@@ -32,10 +38,18 @@ class Places:
     Attributes:
         states: what the model's head reads, [T, d].
         logits: of some of these states, [t, d] -> [t, V].
+        weight: W where logits are states · Wᵀ and nothing else, [V, d].
     """
 
     states: Tensor
     logits: Callable[[Tensor], Tensor]
+    weight: Tensor | None = None
+
+    def in_chunks(self, score: Callable[..., Tensor], *parts: Tensor, share: int = 1) -> Tensor:
+        """`score(logits, *parts)` of all places, see `in_chunks`; `parts` need no gradient."""
+        if self.weight is not None and torch.is_grad_enabled():
+            return cast(Tensor, _Product.apply(self.states, self.weight, score, CHUNK // share, *parts))
+        return in_chunks(lambda states, *rows: score(self.logits(states), *rows), self.states, *parts, share=share)
 
 
 def head_of(model: nn.Module) -> nn.Module | None:
@@ -60,9 +74,10 @@ def read(
         return _from_logits(model(**inputs).logits[places], of)
     if _IS_LAST.get(head, True):
         found: list[Places] = []
+        weight = None if isinstance(model, FSDPModule) else _matrix(head)  # whose whole weights come and go
 
         def few(own: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-            found.append(Places(states[places], own))
+            found.append(Places(states[places], own, weight))
             columns = of(found[0])
             return torch.cat([columns, columns.new_full((len(columns), 1), MARK)], dim=1)[None]
 
@@ -75,6 +90,13 @@ def read(
     with _answering(head, lambda own, states: own(states[places])[None]):
         logits = model(**inputs).logits
     return _from_logits(logits[0], of)
+
+
+def _matrix(head: nn.Module) -> nn.Parameter | None:
+    """W of a head that is one and no more, and is there after its forward pass too, unlike in DeepSpeed's third stage."""
+    if type(head) is not nn.Linear or head.bias is not None or "forward" in vars(head):
+        return None
+    return head.weight if type(head.weight) is nn.Parameter and not hasattr(head.weight, "ds_id") else None
 
 
 def _from_logits(logits: Tensor, of: Callable[[Places], Tensor]) -> tuple[Tensor, Places]:
@@ -103,6 +125,58 @@ def in_chunks(function: Callable[..., Tensor], *parts: Tensor, share: int = 1) -
     if not torch.is_grad_enabled():
         return torch.cat([function(*rows) for rows in chunks])
     return torch.cat([cast(Tensor, checkpoint(function, *rows, use_reentrant=False)) for rows in chunks])
+
+
+class _Product(torch.autograd.Function):
+    """`score(states · Wᵀ, *parts)`, `size` places at a time; the same of them, with the gradient of W in one buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, score: Callable, size: int, *parts: Tensor) -> Tensor:
+        kind = states.device.type
+        ctx.autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.weight, ctx.score, ctx.size = weight, score, size
+        ctx.save_for_backward(states, *parts)
+        chunks = zip(*(part.split(size) for part in (states, *parts)), strict=True)
+        return torch.cat([score(F.linear(rows, weight), *rest) for rows, *rest in chunks])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (states, *parts), weight = ctx.saved_tensors, ctx.weight
+        of_states, total, is_added = torch.empty_like(states), None, False
+        if ctx.needs_input_grad[1]:
+            is_watched = weight._backward_hooks or weight._post_accumulate_grad_hooks
+            is_added = _INTO_GRADIENTS and weight.is_leaf and not is_watched
+            total = torch.zeros_like(weight) if weight.grad is None or not is_added else weight.grad
+            weight.grad = total if is_added else weight.grad
+        for rows, of_rows, of_scores, *rest in zip(
+            *(part.split(ctx.size) for part in (states, of_states, gradient, *parts)), strict=True
+        ):
+            with ctx.autocast:
+                z = F.linear(rows, weight)
+                with torch.enable_grad():
+                    (g,) = torch.autograd.grad(ctx.score(z.requires_grad_(), *rest), z, of_scores)
+                of_rows.copy_(g @ weight)
+                if total is not None and g.dtype == rows.dtype == total.dtype:
+                    total.addmm_(g.T, rows)
+                elif total is not None:
+                    total += g.T @ rows
+        return of_states, None if is_added else total, None, None, *(None for _ in parts)
+
+
+_INTO_GRADIENTS = False  # of all threads: that of a backward pass is another one on a GPU
+
+
+@contextmanager
+def into_gradients(yes: bool = True) -> Iterator[None]:
+    """Inside, a backward pass adds the gradient of W to `W.grad` chunk by chunk, past whatever shares gradients between processes.
+    Only for `backward()`, which does the same with all that it gets, and not for `torch.autograd.grad`."""
+    global _INTO_GRADIENTS
+    before, _INTO_GRADIENTS = _INTO_GRADIENTS, yes
+    try:
+        yield
+    finally:
+        _INTO_GRADIENTS = before
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -148,7 +222,7 @@ def scored(tokens: Tensor, score: Callable[[Tensor, Tensor], Tensor]) -> Callabl
     """For `read`: a score of the tokens that the places predict, from their logits, a chunk of them at a time."""
 
     def of(found: Places) -> Tensor:
-        columns = in_chunks(lambda states, y: score(found.logits(states), y), found.states, tokens)
+        columns = found.in_chunks(score, tokens)
         return columns if columns.ndim == 2 else columns[:, None]
 
     return of
@@ -158,11 +232,11 @@ def compared(other: Places, difference: Callable[[Tensor, Tensor], Tensor]) -> C
     """For `read`: a difference between the predictions of two models at the same places, from the logits of both."""
 
     def of(found: Places) -> Tensor:
-        def function(states: Tensor, of_other: Tensor) -> Tensor:
-            return difference(found.logits(states), other.logits(of_other))
+        def function(logits: Tensor, of_other: Tensor) -> Tensor:
+            return difference(logits, other.logits(of_other))
 
-        share = 1 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
-        columns = in_chunks(function, found.states, other.states, share=share)
+        share = 2 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
+        columns = found.in_chunks(function, other.states, share=share)
         return columns if columns.ndim == 2 else columns[:, None]
 
     return of

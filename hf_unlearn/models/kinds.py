@@ -223,6 +223,10 @@ class View(nn.Module):
         with self.inside():
             return self.model.get_base_model()(**inputs)
 
+    def generate(self, **inputs: Any) -> Any:
+        with self.inside():
+            return cast(Any, pretrained(self)).generate(**inputs)
+
 
 def base_of(model: nn.Module) -> nn.Module:
     """The model without adapters."""

@@ -35,7 +35,7 @@ class CausalLM(Task):
     epoch = "forget"  # as those who compare such methods count
     lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     scores = {"margin": "likelihood", "min_k": "min-k %", "extraction": "extraction strength"}
-    audit_parts = {1: ("relearning",)}
+    audit_parts = {1: ("relearning", "answers")}
     conventions = (
         "Of each text: the mean log-likelihood of its completion tokens; min-k %: that of the 20% least likely ones; "
         "extraction strength: the share of the completion that greedy decoding gives right after the shortest prefix "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..metrics.tokens import extraction_strength_rows
 from ..models import heads
 from ..models.modes import gather
 from .evaluation import Evaluator, jsd
@@ -36,6 +37,11 @@ class Tokens:
         return heads.padded(scores.double(), self.places).sum(dim=1) / self.places.sum(dim=1)
 
 
+def known_from(right: Tensor, places: Tensor) -> Tensor:
+    """`metrics.extraction_strength_rows` of tokens [n, L] on their device."""
+    return torch.from_numpy(extraction_strength_rows(right.cpu(), places.cpu())).to(right.device)
+
+
 def tokens_of(model: nn.Module, batch: Batch) -> Tokens:
     """One forward pass without gradients."""
     places = predicting(batch.labels)
@@ -55,7 +61,7 @@ class TokenEvaluator(Evaluator):
         return found
 
     def statistics(self, predicted: Tokens, batch: Batch) -> dict[str, Tensor]:
-        """As `metrics.token_statistics`, and how many completion tokens a sample has."""
+        """As `metrics.token_statistics`, the extraction strength, and how many completion tokens a sample has."""
         if bool(predicted.scores.isnan().any()):
             raise ValueError("NaN")
         log_p, right, mean = predicted.scores.T
@@ -66,6 +72,7 @@ class TokenEvaluator(Evaluator):
             "confidence": predicted.mean(log_p.double().exp()),
             "margin": -loss,
             "correct": predicted.mean(right),
+            "extraction": known_from(predicted.by_sample(1), predicted.places),
             "tokens": predicted.places.sum(dim=1).double(),
         }
 

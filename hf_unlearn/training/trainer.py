@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import DistributedType
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,7 +25,7 @@ from ..data.types import Data, DataCollator, ProcessingClass
 from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
 from ..methods.base import Term
-from ..models import adapters
+from ..models import adapters, heads
 from ..models.types import ModelOrName, ModelSource
 from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, Unnamed, for_trainer, with_defaults
@@ -298,6 +299,7 @@ class UnlearningTrainer(ResumableTrainer):
         self.lr_scheduler = LambdaLR(optimizer, lambda step: self.method.share_of_peak(step) or 0.0)
         return self.lr_scheduler
 
+    @heads.into_gradients(False)  # where a method may ask for gradients of its own
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch = self._ready(inputs)
         if terms := self.method.terms(model, batch):
@@ -321,9 +323,18 @@ class UnlearningTrainer(ResumableTrainer):
         for term in earlier:
             with contextlib.nullcontext() if self.is_fsdp_enabled else self.accelerator.no_sync(model):
                 loss = self._weighted(term)
-                self.accelerator.backward(loss)
+                self._backward(loss)
             self._earlier += loss.detach()
         return self._weighted(last)
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other process has a share in the gradients."""
+        return self.accelerator.distributed_type == DistributedType.NO
+
+    def _backward(self, loss: Tensor) -> None:
+        with heads.into_gradients(self._is_alone):
+            self.accelerator.backward(loss)
 
     def _weighted(self, term: Term) -> Tensor:
         loss = term.loss()
@@ -347,7 +358,8 @@ class UnlearningTrainer(ResumableTrainer):
         """
         if self.method.info.kind != "gradient":
             self._earlier = torch.zeros((), device=self.args.device)
-            return super().training_step(model, inputs, num_items_in_batch) + self._earlier
+            with heads.into_gradients(self._is_alone):
+                return super().training_step(model, inputs, num_items_in_batch) + self._earlier
         model.train()
         if self.is_fsdp_enabled:
             reduce_every_micro_batch(model)
@@ -358,7 +370,7 @@ class UnlearningTrainer(ResumableTrainer):
             for name, loss in cast(Iterable[tuple[str, Tensor]], losses):
                 self.watch.see(loss)
                 with self.named_gradients.of(name, parameters):
-                    self.accelerator.backward(loss)
+                    self._backward(loss)
                 self.watch.add(f"{name}_loss", loss)
                 total += loss.detach()
         if self.accelerator.sync_gradients:

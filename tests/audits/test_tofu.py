@@ -7,19 +7,23 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from real_data import stories15m
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_unlearn import UnlearningError, metrics
+from hf_unlearn import UnlearningError, audit, metrics
 from hf_unlearn.audits import tofu
 from hf_unlearn.audits.text_membership import membership_scores
 from hf_unlearn.commands import eval as command
 from hf_unlearn.commands import main
 from hf_unlearn.commands.tofu_sets import read_tofu
+from hf_unlearn.models import View
 from hf_unlearn.tasks.answers import Answers
+from hf_unlearn.tasks.causal_lm import CausalLM
 from hf_unlearn.tasks.completions import writer
 from tests.tiny import tiny_llama_lm, tiny_tokenizer, tiny_vit
 
@@ -334,3 +338,45 @@ def test_on_stories15m(data):
     assert after.rouge_l == after.extraction_strength == 1 and after.probability > 0.8
     assert before.rouge_l < 0.9 and before.extraction_strength < 0.5 and before.probability < 0.2
     assert metrics.ks_distance(before.truth_ratios, after.truth_ratios) > 0
+
+
+class TestInAnAudit:
+    """Of level 1, where the forget set has wrong answers."""
+
+    @pytest.fixture(autouse=True)
+    def no_other_part(self, monkeypatch):
+        monkeypatch.setattr(CausalLM, "audit_parts", {1: ("answers",)})
+
+    def test_answers(self, capsys):
+        sets = {"forget": FILES["forget01_perturbed"], "retain": FILES["retain_perturbed"]}
+        sets |= {"unseen": rows("is", ("red", "blue", "big", "small"))}
+        given = {name: datasets.Dataset.from_list(of) for name, of in sets.items()} | {
+            "processing_class": tiny_tokenizer()
+        }
+        original, retrained = model_of(True), model_of(False)
+        report = audit(original, retrained, retrained=retrained, **given, level=1)
+        found = report.content["answers"]["models"]
+        questions = {"forget": tofu.Questions.of_rows(sets["forget"], "forget")}
+        for name, model in (("original", original), ("unlearned", retrained)):
+            asked = tofu.evaluate(model, tiny_tokenizer(), questions)["forget"]
+            assert found[name]["rouge_l"] == pytest.approx(asked.rouge_l)
+            ratio = np.exp(np.log(asked.truth_ratios).mean())
+            assert found[name]["truth_ratio"] == pytest.approx(ratio, rel=1e-5)
+        assert found["original"]["truth_ratio"] < found["unlearned"]["truth_ratio"]
+        assert (
+            found["unlearned"]["quality"] == 1 and found["unlearned"]["distance"] == 0 < found["original"]["distance"]
+        )
+        assert set(found["retrained"]) == {"truth_ratio", "rouge_l"} and report.content["answers"]["questions"] == 4
+        assert (
+            "## Answers to forgotten questions" in report.to_markdown() and "answers about" in capsys.readouterr().err
+        )
+        given["forget"] = given["forget"].remove_columns("perturbed_answer")
+        assert "answers" not in audit(original, retrained, **given, level=1).content
+
+    def test_a_model_with_its_adapter_off_answers_as_without(self):
+        adapted = get_peft_model(model_of(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        write = writer(tiny_tokenizer(), SETTINGS["prompt"])
+        asked = FILES["forget01_perturbed"]
+        answers = Answers(View(adapted, adapted.disable_adapter), tiny_tokenizer())
+        said = answers.generate(answers.read([write(row["question"], row["answer"]) for row in asked], "forget"), 8)
+        assert said == [row["answer"] for row in asked]

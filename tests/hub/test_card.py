@@ -136,6 +136,7 @@ class TestEveryCard:
         assert cells(found["Request"])["to forget"] == [n["forget"]]
         assert cells(found["Request"])["retained"] == [n["retain"]]
         assert 'revision="unlearned/request-42"' in found["How to load"] and '"you/new"' in found["How to load"]
+        assert ("(extraction strength)" in found["Before and after"]) == (kind == "llama")
         info = result.trainer.method.info
         assert (
             info.name in found["Method"]

@@ -19,12 +19,13 @@ from hf_unlearn.methods import METHODS, SalunConfig, create_method, idk_dpo
 from hf_unlearn.methods.ce_u import CeU, CeUConfig, ce_u_loss
 from hf_unlearn.methods.dpo import DpoConfig, dpo_loss
 from hf_unlearn.methods.idk_dpo import IdkDpoConfig
-from hf_unlearn.methods.npo import npo_loss
+from hf_unlearn.methods.npo import Npo, NpoConfig, npo_loss
 from hf_unlearn.methods.pdu import PduConfig, dual_step, margin_loss
 from hf_unlearn.methods.satimp import Satimp, SatimpConfig, satimp_weights
 from hf_unlearn.methods.task_vector import SCALES, TaskVector, TaskVectorConfig, negate
 from hf_unlearn.methods.undial import UndialConfig, undial_loss
 from hf_unlearn.methods.wga import Wga, WgaConfig, wga_weights
+from hf_unlearn.models import heads
 from hf_unlearn.tasks.alternatives import Alternatives, alternatives_in
 from hf_unlearn.tasks.completions import COMPLETIONS, CompletionCollator
 from hf_unlearn.tasks.losses import log_likelihood, sample_losses
@@ -198,6 +199,27 @@ class TestRuns:
         gained, lost = (after[f"{of}_loss"] - before[f"{of}_loss"] for of in ("forget", "retain"))
         assert gained > 0.3 and lost < (1.0 if name in ("task_vector", "gradient_ascent") else 0.3) * gained
         assert list(trainer.model.peft_config) == ["unlearn"]
+
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_the_head_s_gradient_is_written_in_backward_alone(self, tmp_path, monkeypatch, alone):
+        """Not while a method asks for gradients of its own, and not where processes share them."""
+        asked, back = [], []
+
+        class Asks(Npo):
+            def forget_loss(self, model, part):
+                loss = super().forget_loss(model, part)
+                head = model.get_output_embeddings().weight
+                asked.append(float(torch.autograd.grad(loss, [head], retain_graph=True)[0].norm()))
+                return loss
+
+        monkeypatch.setattr(UnlearningTrainer, "_is_alone", alone)
+        model = tiny_llama_lm(tie_word_embeddings=True)
+        model.model.norm.weight.register_hook(lambda _: back.append(heads._INTO_GRADIENTS))
+        method = Asks(NpoConfig(until="end"))
+        trainer = trainer_of(tmp_path, method, model=model, max_steps=2, measure=False, peft_config=False)
+        trainer.train()
+        assert len(asked) == 2 and min(asked) > 0
+        assert back.count(alone) == 4 and not heads._INTO_GRADIENTS  # of two losses in a step
 
     def test_dpo_of_a_step_by_hand(self, tmp_path):
         """At the original every log-ratio is 0; after a step the loss is that of both answers beside the original's."""

@@ -24,6 +24,7 @@ from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.methods.preference import kl_to_original
 from hf_unlearn.metrics import token_statistics
 from hf_unlearn.models import heads
+from hf_unlearn.tasks.causal_lm import completion_statistics
 from hf_unlearn.tasks.losses import cross_entropy, divergence, log_likelihood, next_tokens, predicting, sample_losses
 from hf_unlearn.tasks.token_evaluation import TokenEvaluator, tokens_of
 from tests.tiny import SIZE, TEXT, tiny_llama_lm
@@ -120,6 +121,8 @@ class TestAsThePlainComputation:
         with torch.no_grad():
             expected = token_statistics(model(**batch.inputs).logits, batch.labels)
         expected["tokens"] = predicting(batch.labels).sum(dim=1).double()
+        with torch.no_grad():
+            expected["extraction"] = completion_statistics(model(**batch.inputs).logits, batch.labels)["extraction"]
         torch.testing.assert_close(evaluator.statistics(predicted, batch), expected, rtol=1e-10, atol=1e-12)
         same = evaluator.distances(predicted, predicted, batch)
         assert max(values.abs().max() for values in same.values()) < 1e-12
@@ -141,6 +144,52 @@ def test_the_adapter_s_own_head_is_the_original_s():
     with model.disable_adapter(), torch.no_grad():
         expected = model(**batch.inputs).logits[places]
     torch.testing.assert_close(found.logits(found.states), expected)
+
+
+def of_backward(model: nn.Module, inside: bool, autocast: bool = False) -> list[Tensor]:
+    """`.grad` of all weights, of two passes, the first of which is added up by `backward` as ever."""
+    model.zero_grad()
+    for into in (False, inside):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = sample_losses(model, texts()).square().sum()
+        with heads.into_gradients(into):
+            loss.backward()
+    return [w.grad.clone() for w in model.parameters() if w.grad is not None]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_past_autograd(name):
+    """Those that `backward` would hand on, added to what is there."""
+    model = family(name)
+    pair = [of_backward(model, inside) for inside in (True, False)]
+    torch.testing.assert_close(*pair, rtol=1e-10, atol=1e-12)
+    loss = 2 * cross_entropy(model(**texts().inputs).logits, texts().labels).square().sum()
+    torch.testing.assert_close(pair[0], gradients(model, loss), rtol=1e-10, atol=1e-12)
+
+
+class TestOnlyWhereItMay:
+    """A gradient that nothing hands on is the head's own, of a weight that nobody waits for, in `backward`."""
+
+    def test_what_waits_for_it(self):
+        model, seen = family("tied"), []
+        weight = model.get_output_embeddings().weight
+        weight.register_post_accumulate_grad_hook(lambda w: seen.append(w.grad.clone()))
+        whole = of_backward(model, True)
+        torch.testing.assert_close(seen[-1], whole[0], rtol=1e-10, atol=1e-12)
+
+    def test_a_frozen_head(self):
+        model = family("llama")
+        model.get_output_embeddings().requires_grad_(False)
+        found = of_backward(model, True)
+        assert model.get_output_embeddings().weight.grad is None
+        torch.testing.assert_close(found, of_backward(model, False), rtol=1e-10, atol=1e-12)
+
+    def test_autocast(self):
+        model = tiny_llama_lm(tie_word_embeddings=True)
+        pair = [of_backward(model, inside, autocast=True) for inside in (True, False)]
+        torch.testing.assert_close(*pair)
+        plain = of_backward(model, False)
+        assert all((a - b).norm() < 0.02 * b.norm() for a, b in zip(pair[0], plain, strict=True))
 
 
 def test_masked_words():

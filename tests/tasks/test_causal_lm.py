@@ -547,6 +547,7 @@ class TestEvaluation:
                 signals["confidence"].append(p_true.mean())
                 signals["margin"].append(p_true.log().mean())
                 signals["correct"].append((p.argmax(-1) == true).double().mean())
+                signals["extraction"].append((p.argmax(-1) == true).flip(0).cumprod(0).double().mean())
                 signals["tokens"].append(torch.tensor(float(len(true))))
                 distances.append(jsd_rows(p, q).mean())
             for key, values in signals.items():
@@ -561,6 +562,7 @@ class TestEvaluation:
         assert values["eval_forget_loss"] == pytest.approx(measured["forget"].signals["loss"].mean())
         expected = np.exp(-measured["forget"].signals["loss"]).mean()
         assert values["eval_forget_probability"] == pytest.approx(expected) != np.exp(-values["eval_forget_loss"])
+        assert values["eval_forget_extraction"] == measured["forget"].signals["extraction"].mean()
         margins = [measured[split].signals["margin"] for split in ("forget", "evidence")]
         higher = (margins[0][:, None] > margins[1]).mean()
         assert values["eval_auc"] == pytest.approx(higher)
