@@ -109,9 +109,11 @@ class PatchNet(nn.Module):
         p = axes * (size.clamp(min=0) + 0.1 * size.mean() + 1e-9).rsqrt() @ axes.T
         drawn = torch.randint(len(x), (count,)).to(x.device)
         filters = F.normalize((x[drawn] - m) @ p, dim=1) @ p
-        self.filters.copy_(filters.view(-1, *shape)), self.bias.copy_(-filters @ m)
+        self.filters.copy_(filters.view(-1, *shape))
+        self.bias.copy_(-filters @ m)
         found = self.read(pixel_values)
-        self.mean.copy_(found.mean(0)), self.scale.copy_(found.std(0, correction=0) + 1e-6)
+        self.mean.copy_(found.mean(0))
+        self.scale.copy_(found.std(0, correction=0) + 1e-6)
 
     def read(self, pixel_values: Tensor) -> Tensor:
         z = F.conv2d(averaged(pixel_values, self.pixels), self.filters, self.bias)
