@@ -44,8 +44,7 @@ LICENCE = {"license": "apache-2.0"}  # what an original's card would say
 
 
 def digits_model(name: str) -> Callable:
-    make, epochs, _ = digits.MODELS[name]
-    return digits.fit(make, epochs)
+    return digits.fit(*digits.MODELS[name])
 
 
 def few_texts(parts: dict[str, Samples]) -> dict[str, Samples]:

@@ -59,6 +59,7 @@ class Case:
     sgd: bool = True
     unseen: int = 4_000  # a half of them steers, the other one judges
     wrong_labels: float = 0.0
+    augment: bool = False  # images are flipped and shifted at random
     requests: tuple[str, ...] = REQUESTS
     seeds: int = SEEDS
 
@@ -198,6 +199,16 @@ def noisy(labels: Tensor, share: float, seed: int) -> Tensor:
     return torch.where(torch.rand(labels.shape, generator=generator) < share, drawn, labels)
 
 
+def flipped_and_shifted(pixels: Tensor) -> Tensor:
+    """Each image of a batch mirrored or not, and shifted by up to 4 pixels both ways; what comes in is grey."""
+    side, padded = pixels.shape[-1], F.pad(pixels, (4, 4, 4, 4))
+    top, left = torch.randint(9, (2, len(pixels), 1))
+    rows, columns = top + torch.arange(side), left + torch.arange(side)
+    mirrored = torch.rand(len(pixels), 1) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    return padded[torch.arange(len(pixels))[:, None, None], :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
 def fit(case: Case, columns: Columns, seed: int) -> PreTrainedModel:
     """Plain training: SGD with momentum, or AdamW, on one cycle of the learning rate."""
     torch.manual_seed(seed)
@@ -211,7 +222,10 @@ def fit(case: Case, columns: Columns, seed: int) -> PreTrainedModel:
     model.train()
     for _ in range(case.epochs):
         for rows in torch.randperm(n).split(case.batch_size):
-            loss = model(**{name: column[rows] for name, column in columns.items()}).loss
+            batch = {name: column[rows] for name, column in columns.items()}
+            if case.augment:
+                batch["pixel_values"] = flipped_and_shifted(batch["pixel_values"])
+            loss = model(**batch).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0 if not case.sgd else 5.0)

@@ -17,7 +17,7 @@ ADAPTER, PLAIN = "adapter", "adapter, rate of the weights"
 def rows(model: str) -> dict[str, tuple]:
     found = {}
     for name in METHODS:
-        make, _, _ = MODELS[model]
+        make, _ = MODELS[model]
         width = getattr(make(0).config, "hidden_size", 768)
         rate = get_method(name)().arguments(FAMILIES[model], width)["learning_rate"]
         found |= {
@@ -30,7 +30,7 @@ def rows(model: str) -> dict[str, tuple]:
 
 if __name__ == "__main__":
     results = {}
-    for name, (make, epochs, _) in MODELS.items():
+    for name, (make, epochs) in MODELS.items():
         results[name] = study(
             load_digits, fit(make, epochs), rows(name), peft_config=lambda row: ADAPTER in row or None
         )

@@ -52,7 +52,7 @@ def r_squared(x: list[float], y: list[float]) -> float:
 
 def quota(name: str, seed: int, rate: float = 1e-4) -> dict[str, Any]:
     """The linearity, the easy case and the same samples on both sides, for one model and seed."""
-    make, epochs, _ = MODELS[name]
+    make, epochs = MODELS[name]
 
     def young(parts: dict[str, Samples]) -> PreTrainedModel:
         return fit(make, epochs // 6)(ConcatDataset([parts["forget"], parts["retain"]]), seed)

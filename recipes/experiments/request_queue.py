@@ -69,7 +69,7 @@ def run(folder: Path, method: str) -> dict[str, Any]:
     train = ConcatDataset([parts["forget"], parts["retain"]])
     data = {"train": stored(train), "test": stored(parts["unseen"])}
     datasets.DatasetDict(data).save_to_disk(folder / "data")
-    make, epochs, _ = MODELS["vit"]
+    make, epochs = MODELS["vit"]
     original = fit(make, epochs)(train, 0)
     models.save_model(original, folder / "original")
     requests = asked(len(train))

@@ -300,6 +300,8 @@ def render(name: str) -> str:
         return _hamu(results["rows"], case, request)
     if file in ("multitask-cifar10", "multitask-scenes"):
         return _several_tasks(results[setting])
+    if file == "cifar10":
+        return table({row: {k: v for k, v in of.items() if k != "notes"} for row, of in results[setting].items()})
     if file == "local_teacher":
         return _means(results[setting], LOCAL_TEACHER, "std")
     rows = results[setting]
