@@ -67,17 +67,21 @@ class Schedule:
         self.sizes = sizes
         rng = np.random.default_rng([seed, 0])
         kept = math.floor(retain_fraction * n_retain + 1e-9)  # 0.29 * 100 is 28.999999999999996
-        self.retain_subset = np.sort(rng.choice(n_retain, kept, replace=False))
         self.lane_starts = list(lane_starts)
-        if retain_is_stream:
-            streamed = in_turn(self.lane_starts, self.retain_subset)
-            self._in_turn = n_forget + np.searchsorted(self.retain_subset, streamed)
+        self.read_only(rng.choice(n_retain, kept, replace=False))
         self.epochs, self.starts = [], [0]  # the first step of every epoch
         for kind in epochs:
             self._append(kind)
         while max_steps is not None and self.starts[-1] < max_steps:
             self._append(epochs[-1])
         self.max_steps = self.starts[-1] if max_steps is None else max_steps
+
+    def read_only(self, retain: np.ndarray) -> None:
+        """Before the first step: the retained samples that are kept, as many as there are of them."""
+        self.retain_subset = np.sort(retain)
+        if self.retain_is_stream:
+            streamed = in_turn(self.lane_starts, self.retain_subset)
+            self._in_turn = self.n_forget + np.searchsorted(self.retain_subset, streamed)
 
     def _size(self, kind: str) -> int:
         """The samples of an epoch; of a paired one, of each set."""

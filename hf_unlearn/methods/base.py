@@ -342,9 +342,8 @@ class Method:
     def learn_task(self, task: Task) -> None:
         """Told what the model is for, before its `arguments` and `epochs` are asked for."""
 
-    @property
-    def retain_fraction(self) -> float:
-        """The share of the retained samples that is used."""
+    def retained_share(self, n_forget: int, n_retain: int) -> float:
+        """The share of the retained samples that is used, of a request of so many samples."""
         return 1.0
 
     @property

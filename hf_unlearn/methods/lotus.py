@@ -146,8 +146,7 @@ class Lotus(Method):
             "freeze_batchnorm": True,
         }
 
-    @property
-    def retain_fraction(self) -> float:
+    def retained_share(self, n_forget: int, n_retain: int) -> float:
         return self.config.retain_fraction
 
     def epochs(self, epochs: int) -> list[str]:

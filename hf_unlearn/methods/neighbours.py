@@ -1,5 +1,6 @@
-"""The samples nearest to some points, in features that are read once and never held."""
+"""The samples nearest to some points, in features that are read once and never held, and how many of them to take."""
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -36,3 +37,17 @@ def centres(features: Tensor, count: int, seed: int) -> Tensor:
     means = KMeans(min(count, len(features)), n_init=cast(Any, 4), random_state=seed)
     found = means.fit(F.normalize(features, dim=1).cpu().numpy()).cluster_centers_
     return torch.as_tensor(found, dtype=features.dtype, device=features.device)
+
+
+def plateau(sizes: list[int], histograms: list[np.ndarray], usable: list[bool]) -> int | None:
+    """The usable size, of rising ones, at which the histogram of the teacher's answers changes least with log k.
+
+    The change is KL(hist_{i−1}‖hist_i) over log(k_i/k_{i−1}), the mean of both sides of a size. None if there is none.
+    """
+    p = [histogram + 1e-12 for histogram in histograms]
+    change = [
+        (a * np.log(a / b)).sum() / math.log(new / old)
+        for a, b, old, new in zip(p, p[1:], sizes, sizes[1:], strict=False)
+    ]
+    inner = [i for i in range(1, len(sizes) - 1) if usable[i]]
+    return sizes[min(inner, key=lambda i: change[i - 1] + change[i])] if inner else None

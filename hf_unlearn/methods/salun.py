@@ -123,9 +123,8 @@ class Salun(Method):
     def adapter_arguments(self) -> dict[str, Any]:
         return self.inner.adapter_arguments()
 
-    @property
-    def retain_fraction(self) -> float:
-        return self.inner.retain_fraction
+    def retained_share(self, n_forget: int, n_retain: int) -> float:
+        return self.inner.retained_share(n_forget, n_retain)
 
     def epochs(self, epochs: int) -> list[str]:
         return self.inner.epochs(epochs)

@@ -13,16 +13,16 @@ from .. import models
 from ..errors import UnlearningError
 from ..models.adapters import NAME, is_adapted, merged, own_adapters, tuner_layers
 from ..models.modes import evaluating
-from ..models.small import ResNet8, small_transformer
+from ..models.small import PatchNet, ResNet8, small_transformer
 from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
 
 
-def new_teacher(given: Any, original: nn.Module, task: Task, pixels: int = 32) -> nn.Module:
-    """A fresh teacher: from scratch by its name ("auto": by what the original reads; of images at about so many `pixels`), a
-    checkpoint, a copy of a model, or from a function."""
+def new_teacher(given: Any, original: nn.Module, task: Task, pixels: int = 32, small: bool = False) -> nn.Module:
+    """A fresh teacher: from scratch by its name ("auto": by what the original reads, and of images by whether its training set is
+    `small`; of images at about so many `pixels`), a checkpoint, a copy of a model, or from a function."""
     channels = models.image_channels(original)
-    own = "resnet8" if channels else "transformer"
+    kinds = {"patches": PatchNet, "resnet8": ResNet8} if channels else {}
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
     if not isinstance(given, str):
@@ -32,13 +32,16 @@ def new_teacher(given: Any, original: nn.Module, task: Task, pixels: int = 32) -
                 f"local_teacher: teacher= gave a {type(found).__name__}; expected a model, or a function that returns one."
             )
         return found
-    if given in ("auto", own):
-        if channels:
-            return ResNet8(task.num_labels, channels, pixels)
+    if given == "auto":
+        given = "transformer" if not channels else "patches" if small else "resnet8"
+    if given in kinds:
+        return kinds[given](task.num_labels, channels, pixels)
+    if given == "transformer" and not channels:
         words = models.embedding_of(original).num_embeddings
         return small_transformer(task.num_labels, words, models.max_tokens(original) or 512)
-    if given in ("resnet8", "transformer"):
-        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task.name}; use {own!r}.")
+    if given in ("patches", "resnet8", "transformer"):
+        own = " or ".join(map(repr, kinds)) or "'transformer'"
+        raise UnlearningError(f"local_teacher: teacher is {given!r}, and the model is for {task.name}; use {own}.")
     teacher = models.load_model(given, task=task.name, num_labels=task.num_labels)
     words, theirs = (None if channels else models.embedding_of(m).num_embeddings for m in (original, teacher))
     if theirs != words:

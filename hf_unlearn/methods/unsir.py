@@ -110,8 +110,7 @@ class Unsir(Method):
             "freeze_batchnorm": True,
         }
 
-    @property
-    def retain_fraction(self) -> float:
+    def retained_share(self, n_forget: int, n_retain: int) -> float:
         return self.config.retain_fraction
 
     def epochs(self, epochs: int) -> list[str]:

@@ -1,5 +1,7 @@
 """Small models that are trained from new weights: for teachers, and on the digits."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +75,63 @@ class ResNet8(nn.Module):
         self.classifier = nn.Linear(64, num_labels)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        pixels = F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // self.pixels))
+        pixels = averaged(pixel_values, self.pixels)
         return ImageClassifierOutput(logits=self.classifier(self.blocks(pixels).mean((2, 3))))
+
+
+class PatchNet(nn.Module):
+    """A convolution whose filters are whitened patches of images and stay as they are, and a linear head on its averages over the
+    quarters of an image. What the head reads of an image can be kept, since only the head is trained."""
+
+    filters: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, num_labels: int, channels: int = 3, pixels: int = 32, filters: int = 128, size: int = 5):
+        super().__init__()
+        self.pixels, width = pixels, 8 * filters
+        self.register_buffer("filters", torch.randn(filters, channels, size, size))
+        for name, value in (
+            ("bias", torch.zeros(filters)),
+            ("mean", torch.zeros(width)),
+            ("scale", torch.ones(width)),
+        ):
+            self.register_buffer(name, value)
+        self.classifier = nn.Linear(width, num_labels)
+
+    @torch.no_grad()
+    def learn_patches(self, pixel_values: Tensor) -> None:
+        """w(x) = P(x − m) whitens a patch x; the filters give ⟨w(x), w(x_i)/‖w(x_i)‖⟩ of patches x_i that are drawn from the images."""
+        count, *shape = self.filters.shape
+        x = F.unfold(averaged(pixel_values, self.pixels), shape[-1]).transpose(1, 2).flatten(0, 1)
+        m, (size, axes) = x.mean(0), torch.linalg.eigh(x.T.cov())
+        p = axes * (size.clamp(min=0) + 0.1 * size.mean() + 1e-9).rsqrt() @ axes.T
+        drawn = torch.randint(len(x), (count,)).to(x.device)
+        filters = F.normalize((x[drawn] - m) @ p, dim=1) @ p
+        self.filters.copy_(filters.view(-1, *shape))
+        self.bias.copy_(-filters @ m)
+        found = self.read(pixel_values)
+        self.mean.copy_(found.mean(0))
+        self.scale.copy_(found.std(0, correction=0) + 1e-6)
+
+    def read(self, pixel_values: Tensor) -> Tensor:
+        z = F.conv2d(averaged(pixel_values, self.pixels), self.filters, self.bias)
+        return torch.cat([F.adaptive_avg_pool2d(F.relu(side), 2).flatten(1) for side in (z, -z)], dim=1)
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """What the head reads, standardised; as long as it has to be for the learning rates of other networks."""
+        return 16 / len(self.mean) ** 0.5 * (self.read(pixel_values) - self.mean) / self.scale
+
+    def forward(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> ImageClassifierOutput:
+        if features is None:
+            features = self.features(cast(Tensor, pixel_values))
+        return ImageClassifierOutput(logits=self.classifier(features))
+
+
+def averaged(pixel_values: Tensor, pixels: int) -> Tensor:
+    """Images of twice as many `pixels` and more, averaged down."""
+    return F.avg_pool2d(pixel_values, max(1, min(pixel_values.shape[-2:]) // pixels))
 
 
 def small_transformer(num_labels: int, vocabulary: int, positions: int) -> PreTrainedModel:

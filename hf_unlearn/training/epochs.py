@@ -19,13 +19,14 @@ def make_schedule(request: Request, method: Method, args: UnlearningArguments, s
     epochs = cast(float, args.num_train_epochs)  # which `with_defaults` has filled in
     whole = int(np.ceil(epochs))
     retain = request.sources.get("retain")
+    n_forget, n_retain = len(request.forget), len(retain) if retain else 0
     schedule = Schedule(
         method.epochs(whole),
-        n_forget=len(request.forget),
-        n_retain=len(retain) if retain else 0,
+        n_forget=n_forget,
+        n_retain=n_retain,
         batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         seed=args.seed if args.data_seed is None else args.data_seed,
-        retain_fraction=method.retain_fraction,
+        retain_fraction=method.retained_share(n_forget, n_retain),
         retain_is_stream=bool(retain and retain.is_stream),
         lane_starts=retain.lane_starts if retain else (0,),
         max_steps=args.max_steps if args.max_steps > 0 else None,

@@ -178,6 +178,14 @@ class TestRetainSubset:
         """⌊fraction · n⌋, where floating point has 0.29 · 100 = 28.999999999999996."""
         assert len(schedule("mixed", n_retain=n, retain_fraction=fraction).retain_subset) == size
 
+    @pytest.mark.parametrize("streamed", [False, True])
+    def test_others_in_its_place(self, streamed):
+        plan = schedule("mixed", "mixed", retain_fraction=0.3, retain_is_stream=streamed)
+        wanted = np.arange(len(plan.retain_subset))[::-1]
+        plan.read_only(wanted)
+        for epoch in range(2):
+            assert sorted(samples(draws(plan, epoch), "retain")) == RETAIN[: len(wanted)]
+
     def test_is_drawn_uniformly(self):
         counts = Counter(
             i for seed in range(300) for i in schedule("retain", seed=seed, retain_fraction=0.5).retain_subset.tolist()

@@ -35,8 +35,9 @@ def test_what_is_near_differs_more_than_what_is_far():
 
 @pytest.mark.parametrize("case", ["digits", "cifar10-small"])
 def test_the_gap_of_a_local_teacher_on_the_class_is_about_that_of_two_retrained_models(case):
-    """At today's defaults, one seed; a fifth of the original's training is not exceeded on digits alone."""
+    """At today's defaults, on digits alone; nor is a fifth of the original's training exceeded there alone."""
     rows = json.loads((RESULTS / "local_teacher.json").read_text())["results"][case]
     ours, floor = rows["defaults"]["mean"], rows["retrained"]["mean"]
-    assert ours["affected_gap"] <= floor["affected_gap"] + 0.02
+    assert (ours["affected_gap"] <= floor["affected_gap"] + 0.02) == (case == "digits")
+    assert ours["share_of_training"] < rows["a ResNet-8 as the teacher"]["mean"]["share_of_training"]
     assert (ours["share_of_training"] <= 0.2) == (case == "digits")

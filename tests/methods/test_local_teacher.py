@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hf_unlearn.methods.local_teacher import distillation_loss, plateau, similar
 from hf_unlearn.methods.neighbours import Neighbours, centres
 from hf_unlearn.methods.teachers import fit
 from hf_unlearn.models import adapters
-from hf_unlearn.models.small import ResNet8
+from hf_unlearn.models.small import PatchNet, ResNet8
 from hf_unlearn.tasks.losses import cross_entropy, divergence
 from tests import groups
 from tests.marks import slow_but
@@ -414,6 +415,16 @@ class TestSupport:
         run(tmp_path, method, max_steps=1)
         assert method.report["k"] == 8 and method.report["classes"] == 4  # two near each of the four classes
 
+    @pytest.mark.parametrize(
+        ("share", "count", "near"), [(2.0, 16, 8), (0.5, 4, 2), (1.4, 12, 6), (3.0, 24, 12), (None, 24, 12)]
+    )
+    def test_what_an_epoch_reads_of_the_retained_samples(self, tmp_path, share, count, near):
+        config = LocalTeacherConfig(k=20, retain_per_forget=share, **QUICK)
+        trainer = run(tmp_path, config, max_steps=1, measure=False).trainer
+        read = trainer.planned.retain_subset
+        assert len(read) == len(set(read)) == count
+        assert set(trainer.method.support[:near]) <= set(read)
+
     def test_a_support_of_one_class(self, tmp_path):
         data = groups.half_of_a_class(0)
         original = copy.deepcopy(groups.fitted(0, 0, False))
@@ -489,6 +500,31 @@ class TestTeacher:
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
         assert len(layers) + 1 == 8  # with the classifier
         assert {m.out_channels for m in layers} == {16, 32, 64}
+
+    def test_patches(self):
+        x = numbers(64, 3, 16, 16).float() + 3 * numbers(64, 3, 1, 1, seed=1).float()
+        model = PatchNet(5, 3, filters=8)
+        model.learn_patches(x)
+        features = model.features(x)
+        length = torch.full((64,), 16.0 / 8)  # of 64 features
+        assert torch.allclose(features.mean(0), torch.zeros(64), atol=1e-4)
+        assert torch.allclose(features.std(0, correction=0), length, rtol=1e-3)
+        assert torch.equal(model(features=features).logits, model(pixel_values=x).logits)
+        z = F.conv2d(x, model.filters, model.bias)  # of whitened patches, along directions of length 1
+        assert z.mean().abs() < 0.05 and 0.5 < z.std() < 1.5
+        assert {name for name, _ in model.named_parameters()} == {"classifier.weight", "classifier.bias"}
+
+    @pytest.mark.parametrize("pixels", [torch.zeros(2, 1, 8, 8), torch.ones(1, 3, 9, 31)])
+    def test_patches_that_are_all_the_same(self, pixels):
+        model = PatchNet(5, pixels.shape[1])
+        model.learn_patches(pixels)
+        assert model(pixel_values=pixels).logits.isfinite().all()
+
+    @pytest.mark.parametrize(("few", "kind"), [(8, PatchNet), (7, ResNet8)])
+    def test_the_kind_goes_with_the_number_of_forget_samples(self, tmp_path, monkeypatch, few, kind):
+        monkeypatch.setattr(local_teacher, "FEW", few)
+        result = run(tmp_path, LocalTeacherConfig(**QUICK), max_steps=1, measure=False)
+        assert type(result.trainer.method.teacher) is kind
 
     def test_fit_ends_when_it_knows_enough(self):
         seen = []
@@ -764,6 +800,13 @@ class TestRun:
         result = run(tmp_path, method, num_train_epochs=3, measure=False)
         assert result.trainer.state.epoch == epochs
 
+    @pytest.mark.parametrize(("right", "ends"), [(0.19, True), (0.24, True), (0.25, False)])
+    def test_it_ends_within_a_standard_error(self, right, ends):
+        method = LocalTeacher()
+        method.facts = {"teacher_forget_accuracy": 0.2}
+        method.context = SimpleNamespace(schedule=SimpleNamespace(n_forget=100), accuracy=lambda split: right)
+        assert (method.on_epoch_begin(1) is False) == ends
+
     @pytest.mark.parametrize("frozen", [0.0, 0.5])
     def test_the_first_layers_stay(self, tmp_path, frozen):
         result = run(tmp_path, LocalTeacherConfig(frozen=frozen, **QUICK), max_steps=2)
@@ -821,6 +864,7 @@ class TestRun:
             {"top": 0},
             {"teacher_accuracy": 1.1},
             {"teacher_optim": "lion"},
+            {"retain_per_forget": 0.0},
         ):
             with pytest.raises(UnlearningError, match=f"local_teacher: {next(iter(wrong))} is "):
                 LocalTeacherConfig(**wrong)
