@@ -6,7 +6,7 @@ import pytest
 
 from recipes.experiments.study import RESULTS
 
-ROWS = json.loads((RESULTS / "digits-resnet-instance.json").read_text())["results"]["resnet-instance"]
+ROWS = json.loads((RESULTS / "digits.json").read_text())["results"]["resnet"]
 
 
 @pytest.mark.parametrize(
