@@ -127,11 +127,9 @@ def study(name: str) -> dict[str, Any]:
         "original": figures(known["original"], known["retrained"], data),
         "retrained": {key: float(np.mean([row[key] for row in floors])) for key in floors[0]},
     }
-    top, floor = rows["original"]["jsd"], rows["retrained"]["jsd"]
     for row, config in methods(name).items():
         file = retrained[0].parent / f"{row}.json"
-        found = kept(file, lambda config=config: run(name, config, data, known))
-        rows[row] = found | {"closed": (top - found["jsd"]) / (top - floor)}
+        rows[row] = kept(file, lambda config=config: run(name, config, data, known))
         print(name, row, {k: round(v, 3) for k, v in rows[row].items() if k != "notes"}, flush=True)
     return rows
 
