@@ -1,6 +1,6 @@
 """Who pays when half of a class is forgotten: CIFAR-10, 2,000 training images, a timm ResNet-18, every method, 3 seeds.
 
-    python recipes/experiments/locality.py [--train | --backwards | --smoke]
+    python recipes/experiments/locality.py [--train | --backwards | --smoke] [METHOD ...]
 
 100 of the 200 cats go. `avg_gap` is the mean distance to a retrained model in forget, retain and unseen accuracy and in MIA;
 `affected_gap` the same in the accuracy on retained, forgotten and unseen cats alone, which an average over all classes hides.
@@ -14,7 +14,7 @@ What the tests compare and then the cheapest methods come first, and what is com
 are trained once; they and every row are kept in the cache of `real_data.py`, so that a run that was stopped goes on, and so that two
 runs can share the work (`--backwards` begins with the last method); a row names the commit that made it. All of it takes about two
 hours of one core, in bfloat16 where PyTorch's autocast has it. `--train` only trains; `--smoke` runs two methods on 300 images and
-writes nothing.
+writes nothing. Rows of the record that are not in the cache stay.
 """
 
 import copy
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from real_data import cache_folder, cifar10
 from scipy.stats import t as student
-from study import mean, record, std, train
+from study import RESULTS, mean, record, std, train
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
@@ -233,9 +233,10 @@ def complete(names: list[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     for seed in range(SEEDS):
         scene(seed)
-    every = methods()
-    for name in () if "--train" in sys.argv else list(every)[:: -1 if "--backwards" in sys.argv else 1]:
+    every, asked = methods(), [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    for name in () if "--train" in sys.argv else (asked or list(every))[:: -1 if "--backwards" in sys.argv else 1]:
         for seed in range(SEEDS):
             keep(seed, name, every[name])
         if not SMOKE:
-            record("locality", {"resnet18-half-a-class": complete(list(every))})
+            before = json.loads((RESULTS / "locality.json").read_text())["results"]["resnet18-half-a-class"]
+            record("locality", {"resnet18-half-a-class": before | complete(list(every))})
