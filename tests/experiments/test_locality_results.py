@@ -34,10 +34,11 @@ def test_what_is_near_differs_more_than_what_is_far():
 
 
 @pytest.mark.parametrize("case", ["digits", "cifar10-small"])
-def test_the_gap_of_a_local_teacher_on_the_class_is_about_that_of_two_retrained_models(case):
-    """At today's defaults, on digits alone; nor is a fifth of the original's training exceeded there alone."""
+def test_a_teacher_of_patches_is_cheaper_and_keeps_the_class_of_digits_alone(case):
+    """There the gap on the class is about that of two retrained models, and a fifth of the original's training is not exceeded."""
     rows = json.loads((RESULTS / "local_teacher.json").read_text())["results"][case]
-    ours, floor = rows["defaults"]["mean"], rows["retrained"]["mean"]
+    ours, floor, other = (rows[name]["mean"] for name in ("defaults", "retrained", "a ResNet-8 as the teacher"))
     assert (ours["affected_gap"] <= floor["affected_gap"] + 0.02) == (case == "digits")
-    assert ours["share_of_training"] < rows["a ResNet-8 as the teacher"]["mean"]["share_of_training"]
+    assert (ours["affected_gap"] < other["affected_gap"]) == (case == "digits")
+    assert ours["share_of_training"] < other["share_of_training"]
     assert (ours["share_of_training"] <= 0.2) == (case == "digits")
