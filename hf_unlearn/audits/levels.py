@@ -57,8 +57,9 @@ def plan(ctx: AuditContext, level: int, forward: float, left: float | None) -> t
     """
     parts = [name for at, names in ctx.task.audit_parts.items() if at <= level for name in names]
     sizes = {name: PARTS[name].samples(ctx) for name in parts}
-    parts = [name for name in parts if sizes[name]]  # those that have something to look at
-    costs = {name: sizes[name] * forward / max(1, ctx.passes) for name in parts}
+    reasons = {name: size for name, size in sizes.items() if isinstance(size, str)}
+    # Of those that have something to look at.
+    costs = {n: size * forward / max(1, ctx.passes) for n, size in sizes.items() if isinstance(size, int) and size}
     made, spent = [], 0.0
     for name in sorted(costs, key=lambda name: costs[name]):
         if left is None or spent + costs[name] <= left:
@@ -70,12 +71,12 @@ def plan(ctx: AuditContext, level: int, forward: float, left: float | None) -> t
         without = [name for name in costs if name not in made]
         told += f"; left out: {', '.join(without)}" if without else ""
         print(wrapped(f"Beyond forward passes ({duration(forward)}): {told}.", "  "), file=sys.stderr, flush=True)
-    reasons = {
+    reasons |= {
         name: f"left out, as about {duration(cost)} did not fit into the minutes that were given"
         for name, cost in costs.items()
         if name not in made
     }
-    return [name for name in parts if name in made], reasons
+    return [name for name in costs if name in made], reasons
 
 
 def duration(seconds: float) -> str:

@@ -53,10 +53,10 @@ def sections(content: dict[str, Any]) -> tuple[list[Section], list[str]]:
     found, absent = [], []
     for build, sentence in PARTS.items():
         section = build(content)
-        if section is None:
-            absent.append(sentence)
-        else:
+        if section is not None:
             found.append(section)
+        elif sentence:
+            absent.append(sentence)
     for name, reason in content.get("reasons", {}).items():
         absent.append(f"{FIGURES.get(name, name.replace('_', ' '))}: {reason}")
     return found, absent
@@ -283,7 +283,7 @@ PARTS: dict[Callable[[dict[str, Any]], Section | None], str] = {
     stages: "Probes and CKA of each stage: part of level 1, for classifiers.",
     quantization: "Rounded weights: part of level 1, for classifiers.",
     relearning: "Relearning: part of level 1.",
-    answers: "Answers to forgotten questions: part of level 1, where the forget set has a perturbed_answer to each.",
+    answers: "",  # of few models, and nothing that others miss
     connectivity: "The way between the models: part of level 1.",
     membership: "Membership of single samples: part of level 2, for classifiers.",
     classes: "Figures of each class: they need samples with labels.",

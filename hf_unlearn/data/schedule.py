@@ -82,6 +82,7 @@ class Schedule:
         if self.retain_is_stream:
             streamed = in_turn(self.lane_starts, self.retain_subset)
             self._in_turn = self.n_forget + np.searchsorted(self.retain_subset, streamed)
+        self._order.cache_clear()
 
     def _size(self, kind: str) -> int:
         """The samples of an epoch; of a paired one, of each set."""

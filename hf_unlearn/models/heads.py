@@ -147,6 +147,8 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             is_watched = weight._backward_hooks or weight._post_accumulate_grad_hooks
             is_added = _INTO_GRADIENTS and weight.is_leaf and not is_watched
+            # To a large sum in half precision small chunks would add nothing.
+            is_added &= weight.grad is None or weight.dtype.itemsize >= 4
             total = torch.zeros_like(weight) if weight.grad is None or not is_added else weight.grad
             weight.grad = total if is_added else weight.grad
         for rows, of_rows, of_scores, *rest in zip(
@@ -156,7 +158,8 @@ class _Product(torch.autograd.Function):
                 z = F.linear(rows, weight)
                 with torch.enable_grad():
                     (g,) = torch.autograd.grad(ctx.score(z.requires_grad_(), *rest), z, of_scores)
-                of_rows.copy_(g @ weight)
+                if ctx.needs_input_grad[0]:
+                    of_rows.copy_(g @ weight)
                 if total is not None and g.dtype == rows.dtype == total.dtype:
                     total.addmm_(g.T, rows)
                 elif total is not None:

@@ -113,7 +113,8 @@ class PatchNet(nn.Module):
         self.bias.copy_(-filters @ m)
         found = self.read(pixel_values)
         self.mean.copy_(found.mean(0))
-        self.scale.copy_(found.std(0, correction=0) + 1e-6)
+        scale = found.std(0, correction=0)
+        self.scale.copy_(scale.clamp(min=0.1 * scale.mean() + 1e-6))
 
     def read(self, pixel_values: Tensor) -> Tensor:
         z = F.conv2d(averaged(pixel_values, self.pixels), self.filters, self.bias)

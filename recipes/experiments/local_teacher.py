@@ -32,11 +32,9 @@ from hf_unlearn.models.small import small_resnet, small_vit
 RETRAINED = 2
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "defaults": ({}, {}),
+    "patches as the teacher": ({"teacher": "patches"}, {}),
     "a ResNet-8 as the teacher": ({"teacher": "resnet8"}, {}),
     "8 retained for each": ({"retain_per_forget": 8.0}, {}),
-    "8 for each, a ResNet-8": ({"retain_per_forget": 8.0, "teacher": "resnet8"}, {}),
-    "8 for each, all ten epochs": ({"retain_per_forget": 8.0, "until": "end"}, {}),
-    "8 for each, all layers": ({"retain_per_forget": 8.0, "frozen": 0.0}, {}),
     "none of it": (
         {"teacher": "resnet8", "frozen": 0.0, "teacher_pixels": 32, "until": "end"},
         {"rate": 0.3},

@@ -16,6 +16,7 @@ from real_data import stories15m
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_unlearn import UnlearningError, audit, metrics
+from hf_unlearn.audits import answers as answers_of_audits
 from hf_unlearn.audits import tofu
 from hf_unlearn.audits.text_membership import membership_scores
 from hf_unlearn.commands import eval as command
@@ -347,7 +348,8 @@ class TestInAnAudit:
     def no_other_part(self, monkeypatch):
         monkeypatch.setattr(CausalLM, "audit_parts", {1: ("answers",)})
 
-    def test_answers(self, capsys):
+    def test_answers(self, capsys, monkeypatch):
+        monkeypatch.setattr(answers_of_audits, "ENOUGH", 4)
         sets = {"forget": FILES["forget01_perturbed"], "retain": FILES["retain_perturbed"]}
         sets |= {"unseen": rows("is", ("red", "blue", "big", "small"))}
         given = {name: datasets.Dataset.from_list(of) for name, of in sets.items()} | {
@@ -372,6 +374,21 @@ class TestInAnAudit:
         )
         given["forget"] = given["forget"].remove_columns("perturbed_answer")
         assert "answers" not in audit(original, retrained, **given, level=1).content
+
+    def test_few_questions_have_no_p_and_what_cannot_be_asked_has_a_reason(self, monkeypatch):
+        sets = {"forget": FILES["forget01_perturbed"], "retain": FILES["retain_perturbed"]}
+        sets |= {"unseen": rows("is", ("red", "blue", "big", "small"))}
+        model, given = model_of(True), {name: datasets.Dataset.from_list(of) for name, of in sets.items()}
+        given |= {"processing_class": tiny_tokenizer()}
+        found = audit(model, model, retrained=model_of(False), **given, level=1).content["answers"]["models"]
+        assert set(found["unlearned"]) == {"truth_ratio", "rouge_l"}
+        uneven = [
+            row | {"perturbed_answer": row["perturbed_answer"][i == 1 :]} for i, row in enumerate(sets["forget"])
+        ]
+        content = audit(model, model, **given | {"forget": datasets.Dataset.from_list(uneven)}, level=1).content
+        assert "wrong answers" in content["reasons"]["answers"] and "answers" not in content
+        monkeypatch.setattr(answers_of_audits, "find_spec", lambda name: None)
+        assert "rouge-score" in audit(model, model, **given, level=1).content["reasons"]["answers"]
 
     def test_a_model_with_its_adapter_off_answers_as_without(self):
         adapted = get_peft_model(model_of(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))

@@ -192,6 +192,26 @@ class TestOnlyWhereItMay:
         assert all((a - b).norm() < 0.02 * b.norm() for a, b in zip(pair[0], plain, strict=True))
 
 
+def test_small_chunks_reach_a_large_sum_in_half_precision(monkeypatch):
+    """As near to the sum as the ordinary way comes, which adds up a step before it adds it to what is there."""
+    monkeypatch.setattr(heads, "CHUNK", 1)
+    model = tiny_llama_lm().bfloat16()
+    weight = model.get_output_embeddings().weight
+    loss = sample_losses(model.double(), texts()).sum()
+    (exact,) = torch.autograd.grad(32 * loss, weight)
+    model.bfloat16()
+
+    def error(inside: bool) -> float:
+        model.zero_grad()
+        for _ in range(32):
+            loss = sample_losses(model, texts()).sum()
+            with heads.into_gradients(inside):
+                loss.backward()
+        return float((weight.grad.double() - exact).norm() / exact.norm())
+
+    assert error(True) < 1.2 * error(False)
+
+
 def test_masked_words():
     """Words that a model never says have the logit −inf, and count for nothing."""
     logits = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, -1.0, 0.5]])
