@@ -26,7 +26,7 @@ SWEEP = (0.25, 0.5, 1, 1.5, 2, 3, 4, 5.5)  # sizes of the support that k="auto" 
 KNOWN = 0.95  # an accuracy of the teacher on the forget samples that has to be explained
 ROWS_AT_ONCE = 256  # forget samples in one pass of a teacher
 HELD = 2**28  # bytes of a support that is read once
-FEW = 100  # forget samples, up to which their neighbours are too few for a network of convolutions
+FEW = 64  # forget samples, up to which their neighbours are too few for a network of convolutions
 
 
 def similarity(features: Tensor, forget_features: Tensor) -> Tensor:
