@@ -31,7 +31,6 @@ class GradDiff(PairedLosses):
         summary="descends on the loss of retained samples minus that of forget samples",
         needs=("forget", "retain"),
         applies_to=TASKS,
-        comparison=True,
         cost=20,  # 10 epochs of forget and retained samples
         memory="the gradient of one loss beside what the forward pass of the other one computes",
     )
