@@ -125,7 +125,8 @@ def answers(content: dict[str, Any]) -> Section | None:
     ]
     text = (
         "Truth ratio: how much likelier wrong answers are than the right one. Near 0 the model knows it, above 1 it prefers wrong ones; "
-        "what one that never saw it says, a retrained model tells. A model that only hides an answer keeps a low one. ROUGE-L recall: the share of the answer's words that it says by itself."
+        "what one that never saw it says, a retrained model tells. A model that only hides an answer keeps a low one. ROUGE-L recall: the share of the "
+        "answer's words that it says by itself."
     )
     lines = [("Asked were", At(("answers", "questions")), "of the forgotten questions.")]
     return Section("answers", "Answers to forgotten questions", text, lines, [Table(("", *models), rows)])

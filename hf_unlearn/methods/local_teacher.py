@@ -253,11 +253,12 @@ class LocalTeacher(Method):
         """What an epoch reads of the retained samples: of the support at most half of it, and others from all the rest."""
         schedule = self.context.schedule
         count = len(schedule.retain_subset)
+        if count == len(self.s):
+            return
         near = self.support[: math.ceil(count / 2)]
         others = np.setdiff1d(np.arange(len(self.s)), near)
-        if count < len(self.s):
-            drawn = np.random.default_rng([self.context.seed, 6]).choice(others, count - len(near), replace=False)
-            schedule.read_only(np.concatenate([near, drawn]))
+        drawn = np.random.default_rng([self.context.seed, 6]).choice(others, count - len(near), replace=False)
+        schedule.read_only(np.concatenate([near, drawn]))
 
     def on_epoch_begin(self, epoch: int) -> bool | None:
         if epoch == 0 or self.config.until == "end":

@@ -150,7 +150,8 @@ class _Product(torch.autograd.Function):
             # To a large sum in half precision small chunks would add nothing.
             is_added &= weight.grad is None or weight.dtype.itemsize >= 4
             total = torch.zeros_like(weight) if weight.grad is None or not is_added else weight.grad
-            weight.grad = total if is_added else weight.grad
+            if is_added:
+                weight.grad = total
         for rows, of_rows, of_scores, *rest in zip(
             *(part.split(ctx.size) for part in (states, of_states, gradient, *parts)), strict=True
         ):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ class CausalLM(Task):
         return TokenEvaluator(accelerator, samples, collator, self.num_labels, **about)
 
     def audit_statistics(self, predicted: Tokens) -> dict[str, Tensor]:
-        return known_by_heart(predicted.by_sample(0), predicted.by_sample(1), predicted.places)
+        return {"min_k": _on_device(min_k_score(predicted.by_sample(0), predicted.places, MIN_K), predicted.places)}
 
 
 @torch.no_grad()
@@ -107,10 +108,10 @@ def completion_statistics(logits: Tensor, labels: Tensor, share: float = MIN_K) 
     """
     kept = predicting(labels)
     scores = heads.in_chunks(heads.token_scores, logits[kept], next_tokens(labels)[kept]).double()
-    return known_by_heart(heads.padded(scores[:, 0], kept), heads.padded(scores[:, 1], kept), kept, share)
+    log_p, right = heads.padded(scores[:, 0], kept), heads.padded(scores[:, 1], kept)
+    found = {"min_k": min_k_score(log_p, kept, share), "extraction": extraction_strength_rows(right, kept)}
+    return {name: _on_device(values, kept) for name, values in found.items()}
 
 
-def known_by_heart(log_p: Tensor, right: Tensor, kept: Tensor, share: float = MIN_K) -> dict[str, Tensor]:
-    """`completion_statistics` from log p(y_t | y_<t) of each token and whether it is the likeliest one: all [n, L]."""
-    found = {"min_k": min_k_score(log_p, kept, share), "extraction": extraction_strength_rows(right != 0, kept)}
-    return {name: torch.from_numpy(values).to(kept.device) for name, values in found.items()}
+def _on_device(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device)

@@ -37,11 +37,6 @@ class Tokens:
         return heads.padded(scores.double(), self.places).sum(dim=1) / self.places.sum(dim=1)
 
 
-def known_from(right: Tensor, places: Tensor) -> Tensor:
-    """`metrics.extraction_strength_rows` of tokens [n, L] on their device."""
-    return torch.from_numpy(extraction_strength_rows(right.cpu(), places.cpu())).to(right.device)
-
-
 def tokens_of(model: nn.Module, batch: Batch) -> Tokens:
     """One forward pass without gradients."""
     places = predicting(batch.labels)
@@ -66,13 +61,14 @@ class TokenEvaluator(Evaluator):
             raise ValueError("NaN")
         log_p, right, mean = predicted.scores.T
         loss = -predicted.mean(log_p)
+        extraction = extraction_strength_rows(predicted.by_sample(1), predicted.places)
         return {
             "loss": loss,
             "entropy": -predicted.mean(mean),
             "confidence": predicted.mean(log_p.double().exp()),
             "margin": -loss,
             "correct": predicted.mean(right),
-            "extraction": known_from(predicted.by_sample(1), predicted.places),
+            "extraction": torch.from_numpy(extraction).to(loss.device),
             "tokens": predicted.places.sum(dim=1).double(),
         }
 

@@ -1,10 +1,10 @@
 """LoTUS beside its eight rivals, as in its paper and in small: a tenth of 20,000 images of CIFAR-10 forgotten, one seed.
 
-    python recipes/experiments/cifar10.py [cifar10-resnet18] [cifar10-vit]     # about an hour each on one core
+    python recipes/experiments/cifar10.py [cifar10-resnet18] [cifar10-vit]     # about two hours of one core the first
 
 Every method has the settings that the authors of LoTUS gave it (10 epochs of the ResNet-18, 3 of the ViT), and LoTUS its defaults here as
 well. SCRUB and NegGrad+, which do not run as written there, run as their own papers have them, at that learning rate; SSD dampens
-once. Images are flipped and shifted at random in every training, so that models are some 5 to 15 points better on what they have
+once. Images are flipped and shifted at random in every training, so that the ResNet-18 is 5 points better on what it has
 seen, which is the paper's regime. Trainings are 15 epochs and not 150. Distances are to three retrained models with seeds of their
 own. Models and rows are kept in the cache, and a later call goes on from there. The data comes from a package registry, see
 `real_data.py`.
