@@ -1,7 +1,7 @@
 """Methods for language models on the invented authors of TOFU, learnt by stories15M: what is forgotten, kept, and comes back.
 
     python recipes/experiments/tofu.py small          # 400 questions, 2 authors forgotten: about 10 minutes a seed, 2 a method
-    python recipes/experiments/tofu.py forget01       # 3,920 questions; also forget05 and forget10: hours
+    python recipes/experiments/tofu.py forget01       # 3,920 questions, as often as TOFU's authors learn them: half an hour a model
     python recipes/experiments/tofu.py small --minutes 5
 
 Models and results are kept in `~/.cache/hf_unlearn/benchmark-lm`, and a later call goes on from there. TOFU is read from
@@ -27,7 +27,7 @@ def settings_of(name: str) -> Settings:
     shared = {"model": str(stories15m()), "bf16": True, "max_new_tokens": 60}
     if name == "small":
         return Settings(**shared, epochs=8, asked=20)
-    return Settings(**shared, forget=name, retain=RETAIN[name], epochs=8, asked=100)
+    return Settings(**shared, forget=name, retain=RETAIN[name], epochs=5, asked=100)
 
 
 if __name__ == "__main__":
