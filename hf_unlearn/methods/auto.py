@@ -22,7 +22,6 @@ from .rmu import Rmu, RmuConfig
 LOOK = 0.01  # of the budget, for one look at the forget and the control samples
 FEWEST_STEPS = 10  # of a candidate, that its score says something
 WARMUP = 0.1  # of every phase
-HARM = 0.02  # of accuracy on unseen samples, from which on a note says that it was lost
 
 
 @dataclass
@@ -206,7 +205,6 @@ class Auto(Rewind):
         look = self._look()
         self.scores[i] = self._score(look)
         if len(self.phases) == 1:
-            self._say_what_is_lost(look)
             return
         if self.scores[i] > np.nanmin(self.scores):
             if i == last:
@@ -215,8 +213,6 @@ class Auto(Rewind):
                 )
                 self._load(self.kept)
         else:
-            if i == last:
-                self._say_what_is_lost(look)
             self.kept = {name: tensor.clone() for name, tensor in self.context.model.state_dict().items()}
 
     @torch.no_grad()
@@ -282,18 +278,6 @@ class Auto(Rewind):
         control, before = look["control"], self.original["control"]
         others = ~np.isin(control.labels, self.classes)
         return before.signals["correct"][others] - control.signals["correct"][others]
-
-    # -- What is said
-
-    def _say_what_is_lost(self, look: dict[str, Measurement]) -> None:
-        lost = self._lost(look)
-        if len(lost) < 2 or lost.mean() <= max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
-            return
-        self.notes.append(
-            f"Accuracy on unseen samples fell by {100 * lost.mean():.1f} points (of {len(lost)} that may steer): the repair does not "
-            "make up for what was taken away. A larger budget= repairs more, and AutoConfig(keeps=[...]) takes less away; where that is "
-            "not enough, retrain."
-        )
 
     @property
     def report(self) -> dict[str, Any]:

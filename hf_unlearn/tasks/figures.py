@@ -1,5 +1,6 @@
 """The figures that are read off the measurements of a classifier or a language model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from .. import metrics
 
+HARM = 0.02  # of accuracy, from which on a note says that it was lost
 Figures = tuple[dict[str, float | None], dict[str, str]]  # the values, and the reasons for those that are None
 
 
@@ -141,3 +143,21 @@ def _gap(model: dict[str, Measurement], original: dict[str, Measurement], class_
     )
     lost_retain = original["retain"].accuracy - model["retain"].accuracy
     return abs(forget.accuracy - target) + max(0.0, float(lost_unseen)) + max(0.0, lost_retain)
+
+
+def what_others_paid(before: dict[str, Measurement], after: dict[str, Measurement], class_request: bool) -> list[str]:
+    """Sentences on what was lost of the accuracy on retained and on unseen samples (in a class request: of other classes), where it is
+    more than two standard errors."""
+    notes = []
+    for split, name in (("retain", "retained"), ("evidence", "unseen")):
+        if split not in after:
+            continue
+        kept = ~np.isin(after[split].labels, after["forget"].labels) if class_request else slice(None)
+        was, now = (of[split].signals["correct"][kept] for of in (before, after))
+        lost = was - now
+        if len(lost) > 1 and lost.mean() > max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
+            notes.append(
+                f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than chance: they have paid. "
+                "A gentler run, or a longer repair (the budget= of `auto` and `rewind`), keeps more of it."
+            )
+    return notes

@@ -27,6 +27,7 @@ from ..methods import Method, MethodConfig, create_method
 from ..methods.base import Term
 from ..models import adapters, heads
 from ..models.types import ModelOrName, ModelSource
+from ..tasks.figures import what_others_paid
 from .adapter import attach, choose_adapter, only_trained
 from .arguments import UnlearningArguments, Unnamed, for_trainer, with_defaults
 from .border import border
@@ -217,6 +218,8 @@ class UnlearningTrainer(ResumableTrainer):
         remove_tables(self.private, self.accelerator)
         if self.args.measure:
             self.unlearned = self.measure()
+            if self.task.is_audited:
+                self.method.notes += what_others_paid(self.original, self.unlearned, self.request.is_class)
         self.runtime["total"] = time.perf_counter() - started
         return output
 

@@ -1,7 +1,6 @@
 """Auto: the look, the race, and what is said of them."""
 
 import functools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,20 +93,6 @@ def test_what_is_not_known_is_not_unlearned(tmp_path):
 def test_few_samples_do_not_show_that_nothing_is_known(tmp_path):
     result = run(tmp_path, request(n_forget=8, n_unseen=16), fitted(flipped=False))
     assert not same_bits(weights(result.model), weights(fitted(flipped=False)))
-
-
-@pytest.mark.parametrize(("wrong", "is_said"), [(0, False), (2, False), (12, True)])  # of 100: two may be chance
-def test_what_the_repair_does_not_make_up_for_is_said(wrong, is_said):
-    def look(wrong):
-        correct = np.arange(100) >= wrong
-        return {"control": SimpleNamespace(labels=np.zeros(100), signals={"correct": correct.astype(float)})}
-
-    method = Auto()
-    method.classes, method.original = [], look(0)
-    method._say_what_is_lost(look(wrong))
-    assert [note.partition(":")[0] for note in method.notes] == is_said * [
-        "Accuracy on unseen samples fell by 12.0 points (of 100 that may steer)"
-    ]
 
 
 def test_of_a_whole_class_its_probability_counts():
