@@ -122,7 +122,6 @@ def make_trainer(
         "output_dir": folder,
         "max_steps": steps,
         "learning_rate": 1e-5,
-        "optim": "adamw_torch",
         "lr_scheduler_type": "constant",
         "save_strategy": "no",
         "logging_strategy": "no",

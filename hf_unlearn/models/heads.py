@@ -159,6 +159,7 @@ class _Product(torch.autograd.Function):
                 z = F.linear(rows, weight)
                 with torch.enable_grad():
                     (g,) = torch.autograd.grad(ctx.score(z.requires_grad_(), *rest), z, of_scores)
+                del z  # the largest there is, with its gradient
                 if ctx.needs_input_grad[0]:
                     of_rows.copy_(g @ weight)
                 if total is not None and g.dtype == rows.dtype == total.dtype:
@@ -185,8 +186,24 @@ def into_gradients(yes: bool = True) -> Iterator[None]:
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
     """log p(y_t) of each token, in float32 at least: [T] from [T, V] and [T]."""
-    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return z.gather(1, tokens[:, None])[:, 0] - z.logsumexp(dim=1)
+    return cast(Tensor, _LogProbability.apply(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens))
+
+
+class _LogProbability(torch.autograd.Function):
+    """z_y - log Σ exp(z). Its gradient, onehot(y) - softmax(z), is made in the one tensor that it is."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, tokens: Tensor) -> Tensor:
+        total, y = z.logsumexp(dim=1), tokens[:, None]
+        ctx.save_for_backward(z, total, y)
+        return z.gather(1, y)[:, 0] - total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        z, total, y = ctx.saved_tensors
+        of_z = (z - total[:, None]).exp_().mul_(-gradient[:, None])
+        return of_z.scatter_add_(1, y, gradient[:, None]), None
 
 
 def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -355,7 +355,7 @@ class TestRuns:
                 self.aim = aim
 
         for aim, notes in ((1.0, 0), (100.0, 1)):
-            trainer = trainer_of(tmp_path / str(aim), Near(), num_train_epochs=12)
+            trainer = trainer_of(tmp_path / str(aim), Near(), num_train_epochs=12, measure=False)
             trainer.train()
             method = trainer.method
             assert len(method.notes) == notes and (method.known() >= aim) == (not notes)

@@ -145,7 +145,8 @@ def test_weights_of_half_precision_are_pulled_in_float32():
 
 
 def test_a_second_run_says_its_notes_once(tmp_path):
-    trainer = UnlearningTrainer(fitted(), arguments(tmp_path, max_steps=1), method="rewind", **for_trainer(learnt()))
+    args = arguments(tmp_path, max_steps=1, measure=False)
+    trainer = UnlearningTrainer(fitted(), args, method="rewind", **for_trainer(learnt()))
     trainer.train()
     notes = list(trainer.method.notes)
     trainer.train()
@@ -308,7 +309,8 @@ def test_an_unlearned_model_goes_back_to_where_its_original_began(tmp_path):
 
 
 def test_what_is_assumed_is_said(tmp_path):
-    notes = unlearn(fitted(), **learnt(), method="rewind", args=arguments(tmp_path)).trainer.method.notes
+    args = arguments(tmp_path, measure=False)
+    notes = unlearn(fitted(), **learnt(), method="rewind", args=args).trainer.method.notes
     assert [note.partition(";")[0] for note in notes] == [
         "Nothing says what the original was trained from",
         "Nothing says how long the original was trained",
@@ -318,7 +320,7 @@ def test_what_is_assumed_is_said(tmp_path):
         "30 epochs from random weights are assumed, of which this run is 0.05" in notes[1]
     )  # 2 · 24 of 30 · 32 samples
     about = RewindConfig(original_epochs=3, original_learning_rate=0.1)
-    assert run(tmp_path / "told", about).trainer.method.notes == []
+    assert run(tmp_path / "told", about, measure=False).trainer.method.notes == []
 
 
 def test_a_model_of_texts_is_never_taken_for_one_from_random_weights(tmp_path):
