@@ -264,6 +264,7 @@ def findings_of(measured, task=ImageClassification):
     return found
 
 
+@pytest.mark.slow
 def test_false_alarms_of_all_tests_together():
     """Of retrained models, at a nominal 5 %; three standard errors above it."""
     rng = np.random.default_rng(6)
@@ -368,6 +369,7 @@ def audited(case, model, **changes):
 
 
 class TestModels:
+    @pytest.mark.slow
     def test_tells_apart(self, instance):
         sets, original, retrained = instance
         for model, outcomes in (
@@ -381,6 +383,7 @@ class TestModels:
             assert content["verdict"]["outcome"] in outcomes, content["verdict"]
         assert content["canary"]["noticed"] and content["request"]["kind"] == "instance"
 
+    @pytest.mark.slow
     def test_a_class(self, whole_class):
         sets, original, retrained = whole_class
         content = audited(whole_class, retrained)
@@ -393,6 +396,7 @@ class TestModels:
         verdict = audited(whole_class, retrained, unseen=no_match)["verdict"]
         assert verdict["outcome"] == "cannot judge" and "no unseen sample of class 1" in verdict["headline"]
 
+    @pytest.mark.slow
     def test_content(self, instance):
         sets, original, retrained = instance
         content = audited(instance, over_forgotten(sets), retrained=retrained)
@@ -575,6 +579,7 @@ class TestLanguageModels:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_a_result_and_its_folders_give_the_same(self, instance, tmp_path, capsys, monkeypatch):
         sets, original, _ = instance
         original.save_pretrained(tmp_path / "before")
@@ -711,6 +716,7 @@ class TestRefused:
             )
 
 
+@pytest.mark.slow
 def test_statistics_are_quick():
     """Of two models and 10,000 forget, retained and unseen samples in 1,000 classes: as fast as it takes to sort some numbers."""
     rng, sets, measured = np.random.default_rng(8), ("forget", "retain", "unseen"), {"original": {}, "unlearned": {}}

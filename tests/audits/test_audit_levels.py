@@ -275,6 +275,7 @@ class TestRelearning:
         two[buffer] = one[buffer] + 1
         torch.testing.assert_close(interpolated(one, two, 0.25)[buffer], one[buffer] + 0.25)
 
+    @pytest.mark.slow
     def test_a_copy_learns_and_the_model_does_not_change(self, untouched):
         model = untouched.models["unlearned"]
         before = weights(model)

@@ -397,6 +397,7 @@ class TestPage:
                     heights(svg, f"{name}-series-{look}"), scale * np.array(values) + origin, atol=0.01
                 )
 
+    @pytest.mark.slow
     def test_hostile(self, tmp_path):
         pages = []
         for name in ("name", HOSTILE):

@@ -30,6 +30,7 @@ def test_memory_is_the_distance_between_confidences_of_a_class():
         metrics.memory([0.9], [0], [0.5], [1])
 
 
+@pytest.mark.slow
 def test_sets_that_are_alike_are_as_far_apart_as_by_chance():
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4

@@ -97,6 +97,7 @@ SETTINGS = {"prompt": "{question} {answer}", "max_new_tokens": 8}
 
 
 class TestEvaluate:
+    @pytest.mark.slow
     def test_what_is_known(self, data):
         sets = read_tofu("forget01", str(data))
         scores = tofu.evaluate(model_of(), tiny_tokenizer(), sets, batch_size=3, **SETTINGS)

@@ -59,6 +59,7 @@ def verdict(sets, models, remembered):
     return content["verdict"]
 
 
+@pytest.mark.slow
 def test_a_class_that_is_still_known_is_not_cleared(sets, models):
     found = verdict(sets, models, 60)
     assert found["outcome"] == "cannot judge"

@@ -120,6 +120,7 @@ def check_row(row):
     assert row["met"] is (None if row["wanted"] is None else row["ratio"] <= row["wanted"])
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "SETUPS", 2)
     command = ["--models", "tiny", "--batch-size", str(BATCH), "--image-size", "16", "--steps", "6"]

@@ -48,6 +48,7 @@ def options(start: str, data: str, output: Path, *more: str) -> list[str]:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_goes_on_where_it_was(self, start, data, tmp_path, capsys):
         output = tmp_path / "out"
         command = options(start, data, output, "--methods", "npo", "retrain")

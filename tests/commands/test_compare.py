@@ -43,6 +43,7 @@ def run(files, folder, *more):
 
 
 class TestRows:
+    @pytest.mark.slow
     def test_figures_and_costs(self, compared):
         found = results(compared[0])
         assert list(found["rows"]) == METHODS

@@ -424,6 +424,7 @@ def test_two_processes_through_accelerate(models, images, tmp_path):
     assert max((one[name] - original[name]).abs().max() for name in one) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_script_leaves_out_no_setting(models, images, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     from unlearn_image_classification import main

@@ -77,6 +77,7 @@ def is_complete(queue: RequestQueue, requests: dict[str, list[int]]) -> None:
     assert not list(queue.folder.path.glob("batches/*/run"))
 
 
+@pytest.mark.slow
 def test_two_batches(done, place, capsys):
     queue = RequestQueue(done)
     is_complete(queue, REQUESTS)
@@ -281,6 +282,7 @@ def test_what_may_not_change(done, place, tmp_path):
             RequestQueue(folder).run(now=True)
 
 
+@pytest.mark.slow
 def test_samples_of_ids_that_are_done(place, tmp_path):
     """They are deleted, and later others come."""
     full = datasets.load_from_disk(place / "data")
@@ -319,6 +321,7 @@ def test_samples_of_ids_that_are_done(place, tmp_path):
 # On the Hub
 
 
+@pytest.mark.slow
 def test_each_batch_is_a_revision(place, tmp_path, hub):
     HfApi().create_repo("me/vit")
     HfApi().upload_folder(repo_id="me/vit", folder_path=place / "vit")

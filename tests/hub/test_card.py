@@ -429,6 +429,7 @@ class TestAudit:
         assert cells(found["Before and after"])[""] == ["original", "unlearned"]
         assert f"{content['figures']['retrained']['retain_accuracy']:.3f}" in found["Audit"]
 
+    @pytest.mark.slow
     def test_in_a_release(self, runs, tmp_path):
         content, result = audit_content(level=0, layers=0), runs()
         content["request"]["samples"]["forget"] = len(result.trainer.sources["forget"])

@@ -134,6 +134,7 @@ def consistent(published, guesses):
     return np.flatnonzero(fits)
 
 
+@pytest.mark.slow
 def test_no_guess_is_told_from_another(tmp_path):
     """A request of one sample, 400 guesses: with its figures two are left, and of what is published all."""
     secret = 123
@@ -148,6 +149,7 @@ def test_no_guess_is_told_from_another(tmp_path):
     assert len(consistent({"before": audit["original"], "after": audit["unlearned"]}, guesses)) == GUESSES
 
 
+@pytest.mark.slow
 def test_what_is_published_is_the_same_for_every_sample(tmp_path):
     """Of single samples of two classes, everything but the weights and what is hashed: no number, word or plot differs."""
     texts = {}

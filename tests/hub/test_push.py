@@ -578,6 +578,7 @@ def found_in(sent, markers):
     return found | {f"file {m[0].decode()}" for _, content in texts for m in names.finditer(content)}
 
 
+@pytest.mark.slow
 def test_nothing_leaks(hub, unlearned, tmp_path):
     results, markers = unlearned
     for name in results.keys() - {"me/vit"}:

@@ -770,6 +770,7 @@ def test_a_processor_that_the_parent_had(hub, made, release, tmp_path):
 # Requests that follow one another
 
 
+@pytest.mark.slow
 def test_a_chain_of_requests(hub, made, release, tmp_path):
     HfApi().create_repo("me/vit")
     steps = [upload("me/vit", made.parent)]
@@ -905,6 +906,7 @@ def test_a_second_request_over_an_adapter(hub, adapter, tmp_path, kind, given):
     assert said(found, "chain") == "1 earlier receipts hold"
 
 
+@pytest.mark.slow
 def test_what_is_no_parent_of_what_lies_over_an_adapter(hub, adapter, tmp_path):
     with pytest.raises(
         UnlearningError, match="holds the adapter of an unlearned model: load its base model, then Peft"

@@ -75,6 +75,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_as_it_was_made(made):
     found = verify(made.release, public_key=made.public, parent=made.parent)
     assert found.ok and found.unchecked == ["history", "records"] and found.later == []

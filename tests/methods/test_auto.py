@@ -48,6 +48,7 @@ def test_the_learning_rate_goes_up_and_down_in_every_phase():
         assert mine[-1] < 0.03 and max(mine) > 0.9 and mine.index(max(mine)) < phase.steps / 4
 
 
+@pytest.mark.slow
 def test_the_best_candidate_goes_on(tmp_path, monkeypatch):
     scores = iter([0.3, 0.1, 0.2, 0.05])
     monkeypatch.setattr(Auto, "_score", lambda self, look: next(scores))
@@ -80,6 +81,7 @@ def test_the_best_candidate_goes_on(tmp_path, monkeypatch):
     assert any(note.startswith("The rest of the budget did not help") for note in result.trainer.method.notes)
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_not_unlearned(tmp_path):
     """Samples that the model was never trained on, enough of them to see that."""
     data = request(n_forget=600, n_unseen=1200)
@@ -90,6 +92,7 @@ def test_what_is_not_known_is_not_unlearned(tmp_path):
     assert "knows no more than of unseen ones (AUC " in note and note.endswith(").")
 
 
+@pytest.mark.slow
 def test_few_samples_do_not_show_that_nothing_is_known(tmp_path):
     result = run(tmp_path, request(n_forget=8, n_unseen=16), fitted(flipped=False))
     assert not same_bits(weights(result.model), weights(fitted(flipped=False)))

@@ -473,6 +473,7 @@ class TestBatchNorm:
 
 
 class TestL1Sparse:
+    @pytest.mark.slow
     def test_weights_become_smaller_and_retained_samples_stay(self, tmp_path):
         changes = {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 10, "weight_decay": 0.0}
         plain, sparse = (run(tmp_path, L1SparseConfig(gamma=gamma), **changes) for gamma in (0.0, 3e-2))
@@ -587,6 +588,7 @@ class TestNeggradPlus:
 
 
 class TestBadTeacher:
+    @pytest.mark.slow
     def test_what_it_does(self, tmp_path):
         result = run(tmp_path, BadTeacherConfig(retain_fraction=1.0), num_train_epochs=15, learning_rate=3e-3)
         metrics = result.metrics
@@ -637,6 +639,7 @@ class TestUnsir:
         assert metrics["after"]["forget_accuracy"] <= 0.25  # of a retrained model: 0
         assert metrics["after"]["retain_accuracy"] == 1
 
+    @pytest.mark.slow
     def test_no_forget_sample_is_read(self, tmp_path, unlooked):
         result = run(tmp_path, "unsir", fitted(flipped=False), poisoned(one_class()), measure=False)
         assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
@@ -678,6 +681,7 @@ class TestUnsir:
         )
         assert learned > drawn + 1
 
+    @pytest.mark.slow
     def test_says_that_it_is_for_classes(self, tmp_path):
         result = run(tmp_path, "unsir", max_steps=1)
         assert result.trainer.method.notes == [

@@ -150,6 +150,7 @@ def test_whole_run(method, tmp_path):
     assert same_bits(weights(loaded), weights(merged))
 
 
+@pytest.mark.slow
 def test_easy_case_improves_both(tmp_path):
     """Of an untrained model, each side can have its way."""
     args = arguments(tmp_path, num_train_epochs=10, learning_rate=0.1)

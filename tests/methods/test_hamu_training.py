@@ -538,6 +538,7 @@ def test_says_that_retained_samples_have_not_come_back(tmp_path):
     assert "retained samples have not come back" in note and f"{right:.1f} % of them are right" in note
 
 
+@pytest.mark.slow
 def test_resumed_in_a_repair(tmp_path):
     record = Record()
     repaired(tmp_path / "a", [record]).train()
@@ -584,6 +585,7 @@ def test_resumed_among_flagged_steps(stop_at, tmp_path):
     assert same_bits(weights(resumed.model), weights(fitted()))
 
 
+@pytest.mark.slow
 def test_resumed(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7, "dtype": "float32", "dropout": 0.1}
     _, expected = train(tmp_path / "a", "hamu", **settings)

@@ -368,6 +368,7 @@ class TestRuns:
                 trainer.looks.forget()
                 assert method.known() < aim
 
+    @pytest.mark.slow
     def test_gradient_ascent_ends_at_the_loss_of_unseen_samples(self, tmp_path):
         trainer = trainer_of(tmp_path, "gradient_ascent", questions(), num_train_epochs=60, learning_rate=3e-3)
         trainer.train()
@@ -394,6 +395,7 @@ class TestRuns:
         trainer.train()
         assert not same_bits(before, weights(trainer.model))
 
+    @pytest.mark.slow
     def test_rewind_of_a_language_models_adapter(self, tmp_path):
         """What the original's own LoRA adds is pulled back, and repaired in a new one of the same kind."""
         model = PeftModel(tiny_llama_lm(), LoraConfig(r=4, target_modules="all-linear"), adapter_name="own")

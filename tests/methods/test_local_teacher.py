@@ -355,6 +355,7 @@ class TestSupport:
         assert method.report["similarity"] == "per_example" and method.report["forget_nearer"] < 0.8
         assert "of pairs, which is scattered, and the support is chosen by per_example." in method.notes[0]
 
+    @pytest.mark.slow
     def test_forget_samples_that_are_near_each_other(self, tmp_path):
         data = groups.half_of_a_class(0)
         method = LocalTeacher(LocalTeacherConfig(**QUICK))
@@ -718,6 +719,7 @@ class TestTeacher:
         with pytest.raises(UnlearningError, match="local_teacher works on image-classification and text-classifica"):
             make_trainer("local_teacher", "llama", tmp_path, model=tiny_llama_lm())
 
+    @pytest.mark.slow
     def test_texts(self, tmp_path):
         trainer = make_trainer(LocalTeacherConfig(), "bert", tmp_path)
         trainer.train()
@@ -765,6 +767,7 @@ class TestTeacher:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_resumed_in_the_middle(self, tmp_path):
         settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2}
         expected = make_trainer("local_teacher", "resnet", tmp_path / "a", **settings)

@@ -546,6 +546,7 @@ class TestStopping:
                          method=Watched(), overlap="allow", model=fit(Net().double(), [own_data()["retain"]], 200))  # fmt: skip
         assert result.trainer.state.global_step == 0
 
+    @pytest.mark.slow
     def test_of_a_run(self, tmp_path):
         """It ends at the first look at which every target has fallen to the control half's score of the original."""
         limits = {"max_steps": 400, "learning_rate": 0.1}

@@ -32,6 +32,7 @@ def test_the_pull():
     assert torch.equal(pull(weight, start, 1), weight) and torch.equal(pull(weight, start, 0), start)
 
 
+@pytest.mark.slow
 def test_to_keep_all_is_fine_tuning_and_to_keep_nothing_is_retraining(tmp_path):
     about = {"weight_decay": 0.01, "max_grad_norm": 1.0, "freeze_batchnorm": False}
     for keep, other in ((1, "finetune"), (0, "retrain")):
@@ -49,6 +50,7 @@ def test_no_forget_sample_is_read_in_the_repair(tmp_path):
     assert same_bits(weights(result.model), weights(run(tmp_path / "other", RewindConfig(), data=data).model))
 
 
+@pytest.mark.slow
 def test_of_some_tasks_alone_the_budget_counts_each_sample_once(tmp_path):
     """A forget sample that keeps a label is read in the repair, for that label, and stands there among the retained ones."""
     data, config = runs.rows("multitask"), RewindConfig(budget=0.5, original_epochs=4)
@@ -348,6 +350,7 @@ def test_bad_input_is_refused_before_compute(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_it_ends_nearer_to_what_never_saw_the_samples(tmp_path):
     """A model that knows wrong labels by heart: after it, they are no more likely than those of unseen samples."""
     data = request(n_forget=32, n_retain=128, n_unseen=64)

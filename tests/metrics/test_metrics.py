@@ -222,6 +222,7 @@ class TestSampleStatistics:
             metrics.sample_statistics(logits, labels)
 
 
+@pytest.mark.slow
 def test_quick():
     """10,000 x 1,000 probabilities in less than half a second; the best of three, as other work slows a core down."""
     rng = np.random.default_rng(0)

@@ -192,6 +192,7 @@ class TestOnlyWhereItMay:
         assert all((a - b).norm() < 0.02 * b.norm() for a, b in zip(pair[0], plain, strict=True))
 
 
+@pytest.mark.slow
 def test_small_chunks_reach_a_large_sum_in_half_precision(monkeypatch):
     """As near to the sum as the ordinary way comes, which adds up a step before it adds it to what is there."""
     monkeypatch.setattr(heads, "CHUNK", 1)
@@ -243,6 +244,7 @@ def test_a_cap_is_seen_in_half_precision_too():
         assert torch.allclose(sample_losses(model, batch), plain, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_compiled_once():
     """However many places of a batch count."""
     model, graphs = tiny_llama_lm(), []

@@ -298,6 +298,7 @@ class TestMerging:
 class TestRecipe:
     BASIC = ["model=m", "dataset=d", "forget_fraction=0.1"]
 
+    @pytest.mark.slow
     def test_a_run(self, tmp_path, capsys):
         tiny_resnet().save_pretrained(tmp_path / "model")
         tiny_image_processor().save_pretrained(tmp_path / "model")

@@ -626,6 +626,7 @@ def test_refusals_of_folders(tmp_path):
         MultiTaskModel.from_backbone(weights.parent, TEXT_TASKS)
 
 
+@pytest.mark.slow
 def test_config_is_registered():
     config = AutoConfig.for_model("hf_unlearn_multitask", backbone=ViTConfig().to_dict(), tasks=IMAGE_TASKS)
     assert isinstance(config, MultiTaskModelConfig) and isinstance(config.backbone, ViTConfig)

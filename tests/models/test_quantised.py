@@ -56,6 +56,7 @@ def four_bits(tmp_path: Path) -> Any:
 
 
 class TestFourBits:
+    @pytest.mark.slow
     def test_from_training_to_what_is_saved(self, four_bits, tmp_path, monkeypatch):
         monkeypatch.setattr(relearning, "STEPS", (0, 1, 2))
         before = models.weights_digest(four_bits)

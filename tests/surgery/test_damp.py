@@ -867,6 +867,7 @@ def test_a_transformer_forgets_a_class_in_the_affine_span_and_not_in_the_linear_
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_what_a_fresh_probe_finds_in_an_edited_model_is_to_be_read_beside_a_retrained_one(vit):
     """Pitfall P4: a direction is taken out of what is read, not the class out of the activations."""
     data = [batched(*pictures(classes, 150, seed)) for seed, classes in enumerate(([3], [0, 1, 2]))]

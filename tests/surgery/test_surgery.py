@@ -131,6 +131,7 @@ def loaders(data: dict[str, datasets.Dataset]) -> list[DataLoader]:
     return [DataLoader(part, 32) for part in parts]
 
 
+@pytest.mark.slow
 def test_the_head_overshoots():
     """Where even α = 1 leaves the class in front, its coefficient is raised, and retained classes do not notice."""
     reports, forgotten = {}, {}

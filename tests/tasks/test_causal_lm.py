@@ -467,6 +467,7 @@ class TestTraining:
             found.append(weights(model))
         assert same_bits(*found)
 
+    @pytest.mark.slow
     def test_whole_run(self, tmp_path):
         data = request()
         tokenizer = tiny_tokenizer()

@@ -601,6 +601,7 @@ def test_unlearn(name, partial, tmp_path):
     assert "nan" not in text.lower() and "None" not in text
 
 
+@pytest.mark.slow
 def test_only_labels_that_must_go_are_forgotten(tmp_path):
     """A request of its own for each sample, with a test set, which all of unseen then steers."""
     asked = {"shape": [i < 4 for i in range(8)], "distance": [i >= 4 for i in range(8)]}
@@ -610,6 +611,7 @@ def test_only_labels_that_must_go_are_forgotten(tmp_path):
     assert len(result.trainer.request.kept) == 8
 
 
+@pytest.mark.slow
 def test_hinge_objective(tmp_path):
     """Of maps, forgetting ends at the mean loss of the original on unseen samples, and has no slope beyond it."""
     data = pictures()
@@ -627,6 +629,7 @@ def test_hinge_objective(tmp_path):
                 assert torch.allclose(x, y, atol=1e-7) if tau else not y.any()
 
 
+@pytest.mark.slow
 def test_an_adapter(tmp_path):
     """LoRA in the attention of the backbone: nothing else moves, heads included, and the original is still there."""
     data, model = pictures(), known("vit")

@@ -362,6 +362,7 @@ class TestNotFinite:
         message = f"outputs for row 3 of {which} are NaN or infinite; check that sample"
         refused_late(tmp_path, message, **(data | {which: self.poisoned(data[which])}))
 
+    @pytest.mark.slow
     def test_nan_inputs_unmeasured(self, tmp_path):
         data = request(n_forget=60)
         data["forget"] = self.poisoned(data["forget"])
@@ -389,6 +390,7 @@ class TestNotFinite:
         with trainer.original_model() as original:
             assert same_bits(before, weights(original))
 
+    @pytest.mark.slow
     def test_the_advice_works(self, tmp_path):
         """Followed to the letter, in the same folder; a checkpoint does not go on with another learning rate."""
         settings = {"optim": "sgd", "save_strategy": "steps", "save_steps": 1, "max_steps": 4}

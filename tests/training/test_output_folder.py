@@ -54,6 +54,7 @@ def test_another_original_of_the_hub(tmp_path, hub, peft_config):
     run(tmp_path / "out", model="me/vit-0", peft_config=peft_config)
 
 
+@pytest.mark.slow
 def test_resumed_from_another_folder(tmp_path):
     """A checkpoint of one folder does not make another folder its own."""
     run(tmp_path / "a")

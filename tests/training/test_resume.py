@@ -704,6 +704,7 @@ def test_another_stream_is_refused(change, tmp_path):
         train(tmp_path, resume=True, retain_size=32 if change == "size" else 33, **settings)
 
 
+@pytest.mark.slow
 def test_language_models_and_tasks(tmp_path):
     """Labels of tokens, and which label of which sample must go."""
     data = request("llama")

@@ -51,6 +51,7 @@ def test_another_function(tmp_path, name, make):
     run(tmp_path, resume=checkpoint, **{name: make(1.0)})
 
 
+@pytest.mark.slow
 def test_a_flipped_bit(tmp_path):
     run(tmp_path)
     checkpoint = tmp_path / "checkpoint-1"
@@ -63,6 +64,7 @@ def test_a_flipped_bit(tmp_path):
     run(tmp_path, resume=str(checkpoint))
 
 
+@pytest.mark.slow
 def test_other_callbacks_are_told(tmp_path, caplog):
     run(tmp_path)
     for callbacks, told in (([Slower()], True), (None, False)):

@@ -242,6 +242,7 @@ def shard(path: Path, first: int, count: int) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_shards_of_webdataset(tmp_path):
     """Tar files of pictures and labels, through `datasets`."""
     files = [shard(tmp_path / f"{i}.tar", 6 * i, 6) for i in range(4)]

@@ -160,6 +160,7 @@ def test_the_teacher_online_is_the_teacher_in_a_table(tmp_path):
     assert not list(tmp_path.glob("*/_unlearn/teacher*"))  # what it said of the forget set is not left behind
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_process(tmp_path):
     """Nothing of a first run, here stopped between two micro-batches, is left for a second one."""
 
