@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .audits.audit import audit_run
+from .audits.checks import check_alike
 from .audits.closeness import Closeness, closeness
 from .audits.hardness import HardnessReport, hardness
 from .audits.opening import open_model, without_adapter
@@ -30,7 +31,7 @@ from .methods.rewind import BUDGET, spending
 from .metrics.tables import NAMES, Rows, Summarised, upright, wrapped
 from .models import adapters, task_of_named
 from .models.types import ModelOrName, ModelSource
-from .tasks import TASKS
+from .tasks import TASKS, task_of
 from .training import trainer as engine
 from .training.arguments import UnlearningArguments
 from .training.border import border
@@ -106,6 +107,7 @@ class UnlearningResult(Summarised):
         trainer, evaluator = self.trainer, self.trainer.evaluator
         if not isinstance(retrained, nn.Module) or trainer.sharding:
             retrained = open_model(retrained, "retrained", trainer.sharding)
+        check_alike(trainer.task, task_of(retrained, trainer.method.own_losses, trainer.method.own_tasks), "retrained")
         retrained = retrained if trainer.sharding else retrained.to(trainer.args.device)
         measured = {
             "original": trainer.original,

@@ -20,7 +20,7 @@ from hf_unlearn import UnlearningError, UnlearningTrainer, split_dataset, unlear
 from hf_unlearn.methods import LotusConfig
 from tests.marks import slow_but
 from tests.samples import arguments, fitted, for_trainer, images, learnt, pictures, request, same_bits, weights
-from tests.tiny import tiny_image_processor, tiny_resnet, tiny_vit
+from tests.tiny import tiny_bert, tiny_image_processor, tiny_resnet, tiny_vit
 
 ROOT = Path(__file__).parents[1]
 # What stays importable from where it is, with the names of arguments that stay.
@@ -285,6 +285,12 @@ class TestCompare:
         assert lines[0].split() == list(rows) and len(lines) > 5 and max(map(len, lines)) <= 80
         with pytest.raises(UnlearningError, match="retrained is a int; expected a model, a Hub id or a local folder"):
             result.compare(3)
+        for other, words in (
+            (tiny_vit(num_labels=7), "a head of 4 classes and retrained one of 7"),
+            (tiny_bert(), "retrained for text"),
+        ):
+            with pytest.raises(UnlearningError, match=words):
+                result.compare(other)
 
     def test_distances_by_hand(self, tmp_path):
         from hf_unlearn.metrics import jsd

@@ -9,6 +9,7 @@ from torch import nn
 from ..data.source import Columns
 from ..errors import UnlearningError
 from ..tasks import TASKS, task_of
+from ..tasks.base import Task
 from . import passes
 
 AUDITED = tuple(name for name, kind in TASKS.items() if kind.is_audited)
@@ -69,23 +70,7 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
             f"reference is for attacks on classifiers, and the original is {task.noun}; leave it out."
         )
     for name, model in loaded.items():
-        other = task_of(model)
-        if other.name != task.name:
-            raise UnlearningError(
-                f"original is for {task.name} and {name} for {other.name}; expected two models for one task."
-            )
-        if other.num_outputs != task.num_outputs:
-            raise UnlearningError(
-                f"original has a head of {task.num_outputs} {task.outputs} and {name} one of {other.num_outputs}; expected the "
-                "same in both."
-            )
-        mine, theirs = task.class_names, other.class_names
-        if mine and theirs and mine != theirs:
-            row = next(i for i, (one, two) in enumerate(zip(mine, theirs, strict=True)) if one != two)
-            raise UnlearningError(
-                f"Class {row} is {mine[row]!r} in original and {theirs[row]!r} in {name}; expected one label map "
-                "(config.id2label) in both."
-            )
+        check_alike(task, task_of(model), name)
         if name in ("retrained", "reference"):
             apart = passes.distance(original, model)
             if apart is not None and apart["total"] == 0:
@@ -93,3 +78,23 @@ def check_models(loaded: dict[str, nn.Module]) -> None:
                     f"{name} has the weights of the original, which was trained on the forget samples; expected a model that "
                     "was trained without them."
                 )
+
+
+def check_alike(task: Task, other: Task, name: str) -> None:
+    """Refuses a model that does not say the same kind of thing about a sample as the original: by the tasks of the two."""
+    if other.name != task.name:
+        raise UnlearningError(
+            f"original is for {task.name} and {name} for {other.name}; expected two models for one task."
+        )
+    if other.num_outputs != task.num_outputs:
+        raise UnlearningError(
+            f"original has a head of {task.num_outputs} {task.outputs} and {name} one of {other.num_outputs}; expected the "
+            "same in both."
+        )
+    mine, theirs = task.class_names, other.class_names
+    if mine and theirs and mine != theirs:
+        row = next(i for i, (one, two) in enumerate(zip(mine, theirs, strict=True)) if one != two)
+        raise UnlearningError(
+            f"Class {row} is {mine[row]!r} in original and {theirs[row]!r} in {name}; expected one label map "
+            "(config.id2label) in both."
+        )
