@@ -116,7 +116,12 @@ def _accuracies(model: dict[str, Measurement]) -> Figures:
             if "extraction" in measured.signals:
                 values[f"{name}_extraction"] = float(measured.signals["extraction"].mean())
         if not measured:
-            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = f"no {name} samples were given"
+            why = (
+                "the only unseen sample may steer, and none is left to measure"
+                if split == "evidence" and "control" in model
+                else None
+            )
+            reasons[f"{name}_accuracy"] = reasons[f"{name}_loss"] = why or f"no {name} samples were given"
     return values, reasons
 
 

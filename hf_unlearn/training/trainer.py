@@ -236,7 +236,10 @@ class UnlearningTrainer(ResumableTrainer):
         if checkpoint is not None:
             self._resume(checkpoint)
         if checkpoint is None and self.method.on_epoch_begin(0) is False:
-            logger.warning(f"{self.method.info.name} found nothing to do: it ended before its first step.")
+            idle = f"{self.method.info.name} found nothing to do: it ended before its first step, and nothing was trained."
+            logger.warning(idle)
+            if not any("nothing was changed" in note.lower() for note in self.method.notes):  # with the reason
+                self.method.notes.append(idle)
             output = TrainOutput(0, 0.0, {})
         else:
             with self._interruptible():

@@ -365,6 +365,7 @@ class TestRuns:
         result = unlearn(fitted(flipped=False), **data, method="lotus", args=arguments(tmp_path))
         assert result.metrics["before"]["forget_accuracy"] < result.metrics["before"]["unseen_accuracy"]
         assert result.trainer.state.global_step == 0
+        assert "lotus found nothing to do" in result.summary()
         assert same_bits(weights(result.model), weights(fitted(flipped=False))) and not same_bits(
             before, weights(result.model)
         )

@@ -450,6 +450,11 @@ class TestMissingFigures:
         result.save(tmp_path / "saved")
         assert json.loads((tmp_path / "saved" / "metrics.json").read_text())["after"]["mia"] is None
 
+    def test_a_single_unseen_sample_is_not_called_missing(self, tmp_path):
+        data = request() | {"unseen": request()["unseen"].select([0])}
+        reasons = unlearn(tiny_vit(), **data, method="ssd", args=arguments(tmp_path)).metrics["reasons"]
+        assert reasons["unseen_accuracy"] == "the only unseen sample may steer, and none is left to measure"
+
     def test_without_retained_samples_for_a_metric(self, tmp_path):
         data = request() | {"retain": images(24, seed=5).to_iterable_dataset()}
         args = arguments(tmp_path, retain_size=24, retain_eval_size=0)
