@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from .. import models
 from ..errors import UnlearningError
 from ..models.adapters import NAME, is_adapted, merged, own_adapters, tuner_layers
-from ..models.modes import evaluating
+from ..models.modes import evaluating, single_values
 from ..models.small import PatchNet, ResNet8, small_transformer
 from ..tasks.base import Task
 from ..tasks.losses import cross_entropy
@@ -79,7 +79,8 @@ def fit(
                 group["lr"] /= 10
         right = total = 0
         for inputs, labels in batches(epoch):
-            logits = model(**inputs).logits
+            with single_values(model):
+                logits = model(**inputs).logits
             optimizer.zero_grad()
             cross_entropy(logits, labels).mean().backward()
             optimizer.step()

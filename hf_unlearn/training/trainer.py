@@ -26,6 +26,7 @@ from ..errors import UnlearningError
 from ..methods import Method, MethodConfig, create_method
 from ..methods.base import Term
 from ..models import adapters, heads
+from ..models.modes import single_values
 from ..models.types import ModelOrName, ModelSource
 from ..tasks.figures import what_others_paid
 from .adapter import attach, choose_adapter, only_trained
@@ -242,7 +243,7 @@ class UnlearningTrainer(ResumableTrainer):
                 self.method.notes.append(idle)
             output = TrainOutput(0, 0.0, {})
         else:
-            with self._interruptible():
+            with self._interruptible(), single_values(self.model):
                 output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             if self.is_deepspeed_enabled and is_cut_by_zero(self.model):
                 make_whole(self.model, self.deepspeed)

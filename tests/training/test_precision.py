@@ -11,7 +11,7 @@ from torch import nn
 from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods import LotusConfig
 from hf_unlearn.methods.frozen import OnlineTeacher
-from hf_unlearn.models import adapters
+from hf_unlearn.models import adapters, batchnorm_modules
 from hf_unlearn.training.masters import keep_masters
 from hf_unlearn.training.teacher import TableTeacher
 from tests.marks import slow_but
@@ -220,6 +220,18 @@ def with_own_adapter(task_type: str | None = None) -> PeftModel:
                 assert "lora" in name or "modules_to_save" in name
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+    @pytest.mark.parametrize("size", [(16, 1), (2, 8)])
+    def test_a_sample_alone_in_its_batch(self, size, tmp_path):
+        """The last of 17 samples, in a network that ends in maps of one pixel."""
+        batch = {"per_device_train_batch_size": size[0], "gradient_accumulation_steps": size[1]}
+        data = learnt() | {"retain": images(17, seed=9)}
+        model = tiny_resnet()
+        args = arguments(tmp_path, freeze_batchnorm=False, num_train_epochs=1, measure=False, **batch)
+        unlearn(model, **data, method="finetune", args=args)
+        norms = batchnorm_modules(model)
+        assert all(int(norm.num_batches_tracked) > 100 for norm in norms)  # the others were learnt from
+        assert not any(norm._forward_pre_hooks or norm._forward_hooks for norm in norms)
 
 
 class TestAdapter:
