@@ -136,6 +136,7 @@ class Auto(Rewind):
         self.look = self.look_at(context)
         self.share = self.look.cost_of_look if self.look.nothing else self.look.cost
         self._say_what_is_assumed()
+        self._say_what_is_overspent()
         if self.look.nothing:
             self.notes.append(f"Nothing was changed: {self.look.words}")
         self.scores = torch.full((len(self.keeps) + 1,), float("nan"))

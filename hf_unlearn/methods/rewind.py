@@ -24,6 +24,7 @@ BUDGET = 0.2
 KEEP = {"sgd": 0.3, "adamw_torch": 0.4}  # of the weights of an original from scratch, by what repairs the rest
 KEEP_FINE_TUNED = 0.7
 REPAIR = {"sgd": 0.4, "adamw_torch": 1.0}  # the peak learning rate of the repair, as a share of the original's
+OVER = 1.2  # times the budget, from which on a note says that more is spent
 SGD_FROM = 0.01  # below this learning rate a convolutional network, too, was trained with Adam
 
 
@@ -171,6 +172,7 @@ class Rewind(Finetune):
     def prepare(self, context) -> None:
         self.share = context.schedule.samples() / self.whole
         self._say_what_is_assumed()
+        self._say_what_is_overspent()
         self.context = context
         self.classes = context.forget_classes if context.is_class_request else []
         self.pull_back(self.keeps[0])
@@ -214,6 +216,13 @@ class Rewind(Finetune):
             self.notes.append(
                 "Nothing says at which learning rate the original was trained; one is taken by the kind of the model "
                 "(original_learning_rate= says it)."
+            )
+
+    def _say_what_is_overspent(self) -> None:
+        if self.share > OVER * self.config.budget:
+            self.notes.append(
+                f"This run takes {self.share:.2g} of the original's training, and its budget is {self.config.budget:g}: num_train_epochs "
+                "and max_steps, where they are set, go before it, and a run has one step at least."
             )
 
     @property

@@ -78,8 +78,8 @@ def get_method(name: str) -> "type[Method]":
     """The class of the method called `name`."""
     if name not in METHODS:
         near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnlearningError(f"There is no method {name!r}; {hint}The methods are {', '.join(METHODS)}.")
+        hint = f"did you mean {near[0]!r}? The" if near else "the"
+        raise UnlearningError(f"There is no method {name!r}; {hint} methods are {', '.join(METHODS)}.")
     return METHODS[name]
 
 

@@ -321,8 +321,14 @@ def test_what_is_assumed_is_said(tmp_path):
     assert (
         "30 epochs from random weights are assumed, of which this run is 0.05" in notes[1]
     )  # 2 · 24 of 30 · 32 samples
-    about = RewindConfig(original_epochs=3, original_learning_rate=0.1)
+    about = RewindConfig(original_epochs=10, original_learning_rate=0.1)
     assert run(tmp_path / "told", about, measure=False).trainer.method.notes == []
+
+
+def test_what_is_spent_beyond_the_budget_is_said(tmp_path):
+    about = RewindConfig(original_epochs=3, original_learning_rate=0.1)
+    (note,) = run(tmp_path, about, measure=False).trainer.method.notes  # 2 · 24 of 3 · 32 samples
+    assert note.startswith("This run takes 0.5 of the original's training, and its budget is 0.2: num_train_epochs")
 
 
 def test_a_model_of_texts_is_never_taken_for_one_from_random_weights(tmp_path):

@@ -178,7 +178,7 @@ class TestMethod:
         refused(tmp_path / "out", f"no method '{name}'; did you mean '{near}'. The methods are auto", method=name)
 
     def test_unlike_any(self, tmp_path):
-        refused(tmp_path / "out", "no method 'xyz'; The methods are", method="xyz")
+        refused(tmp_path / "out", "no method 'xyz'; the methods are", method="xyz")
 
     @pytest.mark.parametrize(
         ("make", "message"),
