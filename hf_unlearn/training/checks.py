@@ -1,6 +1,7 @@
 """What a call asks for, checked before anything is loaded; and the optimizer and schedule, tried on one weight."""
 
 import copy
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any, cast
@@ -21,6 +22,8 @@ from .arguments import UnlearningArguments
 from .output import check_folder
 from .request import Request
 from .zero import check_zero
+
+logger = logging.getLogger(__name__)
 
 AT_LEAST = {
     **dict.fromkeys(
@@ -46,6 +49,19 @@ WITHOUT_EFFECT = {
     "include_for_metrics": "evaluation is of the method's figures",
     "label_names": "label_column names the labels",
 }
+OF_TRAINING = (  # what an edit takes no notice of
+    *(
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "weight_decay",
+        "optim",
+        "lr_scheduler_type",
+        "max_grad_norm",
+        "warmup_steps",
+    ),
+    *("gradient_accumulation_steps", "neftune_noise_alpha", "eval_strategy", "load_best_model_at_end"),
+)
 EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept", "uis", "task_interference")  # metrics that see the evidence half
 OF_THE_TRAINER = {  # its arguments that this one takes no notice of
     "train_dataset": "pass forget_dataset and retain_dataset",
@@ -186,6 +202,7 @@ def check_resolved(
     if method.info.kind == "gradient":
         check_gradient_method(method, args, own, optimizer_cls_and_kwargs, request.has_stream)
     if method.info.kind == "surgery":
+        _say_what_is_idle(args, method)
         return
     if not adapted and not any(parameter.requires_grad for parameter in model.parameters()):
         raise UnlearningError(
@@ -193,6 +210,16 @@ def check_resolved(
             "them with requires_grad, or peft_config."
         )
     check_optimizer(args, model, bool(optimizer_cls_and_kwargs or own))
+
+
+def _say_what_is_idle(args: UnlearningArguments, method: Method) -> None:
+    """A warning and no error: one set of arguments may be for several methods."""
+    usual = type(args).__dataclass_fields__
+    found = [name for name in OF_TRAINING if name not in args._unset and getattr(args, name) != usual[name].default]
+    if found:
+        logger.warning(
+            f"{method.info.name} edits the weights once, without training: {', '.join(found)} have no effect."
+        )
 
 
 def _check_steering(args: UnlearningArguments, request: Request) -> None:

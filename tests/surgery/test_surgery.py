@@ -225,6 +225,12 @@ class TestAdapter:
             unlearn(model, **a_class(), method=method, args=arguments(tmp_path))
 
 
+def test_settings_of_training_are_not_ignored_in_silence(tmp_path: Path, caplog):
+    args = arguments(tmp_path, measure=False, num_train_epochs=None, max_steps=7)
+    unlearn(tiny_vit(), **a_class(), method="ssd", args=args)
+    assert "ssd edits the weights once, without training: learning_rate, max_steps have no effect." in caplog.text
+
+
 def test_single_samples_are_refused(tmp_path: Path):
     data = {**split_dataset(images(32), labels=0, fraction=0.5), "unseen": images(16, seed=3)}
     model = tiny_vit()
