@@ -77,8 +77,8 @@ class ResumableTrainer(Parts):
     def _check_output(self, checkpoint: str | None, digest: str) -> str:
         """One request for each output folder: refuse one that has another, or another original. Gives what to note of this."""
         request = self._request_digest()
-        if not self._claimed and not self._is_own(checkpoint):  # or of this very trainer, which may train again
-            check_same_request(self.private, self._original_note(digest), request)
+        if self._claimed or not self._is_own(checkpoint):
+            check_same_request(self.private, self._original_note(digest), request, self._claimed)
         return request
 
     def _request_digest(self) -> str:

@@ -136,13 +136,21 @@ def read_original(private: Path) -> dict[str, Any] | None:
     )
 
 
-def check_same_request(private: Path, original: Mapping[str, Any], request: str) -> None:
+def check_same_request(private: Path, original: Mapping[str, Any], request: str, claimed: bool = False) -> None:
     """Refuse an output folder with a run on another original, or of another request: both would be overwritten.
 
     Args:
         original: what would be noted of it (see `ORIGINAL`): its digest, where it is on the Hub, whether there is an adapter.
+        claimed: whether the run is of this very trainer, which may begin again, but not with what that run has left.
     """
-    if other := _other_run(private, lambda: original, request):
+    if claimed:
+        about = read_original(private)
+        if about and about["digest"] != original["digest"]:
+            kept = f" ({private / about['folder']})" if about["folder"] else ""
+            raise UnlearningError(
+                f"This trainer has changed its model, which is not the original{kept} any more; make a new trainer of that."
+            )
+    elif other := _other_run(private, lambda: original, request):
         raise UnlearningError(
             f"{private.parent} holds a run {other}, whose original and receipts it keeps; choose another output_dir."
         )

@@ -151,6 +151,13 @@ def test_a_second_run_says_its_notes_once(tmp_path):
     trainer = UnlearningTrainer(fitted(), args, method="rewind", **for_trainer(learnt()))
     trainer.train()
     notes = list(trainer.method.notes)
+    with pytest.raises(
+        UnlearningError, match="changed its model, which is not the original .*original. any more; make"
+    ):
+        trainer.train()
+    with trainer.original_model() as original:
+        assert same_bits(weights(original), weights(fitted()))
+    trainer.model.load_state_dict(fitted().state_dict())
     trainer.train()
     assert trainer.method.notes == notes
 
