@@ -423,7 +423,9 @@ def test_a_method_asks_for_accuracies(tmp_path):
             self.true.append(trainer.evaluator.accuracy(trainer.model, *trainer.indices["forget"]))
 
     trainer = make_trainer(Asking(), "resnet", tmp_path)
+    original = weights(trainer.model)
     for _ in range(2):
+        trainer.model.load_state_dict(original)
         control = trainer.evaluator.accuracy(trainer.model, *trainer.indices["control"])
         trainer.train()
         assert trainer.method.asked == [control, *trainer.method.true]
