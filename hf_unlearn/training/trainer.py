@@ -422,6 +422,11 @@ class UnlearningTrainer(ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise UnlearningError(
+            "predict() has no use here; evaluate() and measure() look at the trainer's own sets, audit() at others."
+        )
+
     @property
     def metrics(self) -> dict[str, Any]:
         """Figures before and after unlearning, and why those that are None could not be had."""

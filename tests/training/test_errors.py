@@ -246,6 +246,8 @@ class TestArguments:
         trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path / "out"), **for_trainer(request()))
         with pytest.raises(UnlearningError, match=r"evaluate\(\) measures the trainer's own sets; use measure"):
             trainer.evaluate(images(4))
+        with pytest.raises(UnlearningError, match=r"predict\(\) has no use here; evaluate\(\) and measure\(\)"):
+            trainer.predict(images(4))
 
     def test_push_to_hub_of_the_trainer(self, tmp_path):
         trainer = UnlearningTrainer(tiny_vit(), arguments(tmp_path / "out"), **for_trainer(request()))
