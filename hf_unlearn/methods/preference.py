@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..models import heads
-from ..tasks.losses import divergence, predicting, token_means
+from ..tasks.losses import predicting, token_means
 from .base import Term
 from .paired import PairedLosses, PairedLossesConfig
 
@@ -28,7 +28,7 @@ def kl_to_original(model: nn.Module, batch: Batch, original: heads.Places) -> Te
     Only these places are ours: that code takes all of a text, its prompt too.
     """
     places = predicting(batch.labels)
-    difference = heads.compared(original, lambda of_model, of_original: divergence(of_original, of_model))
+    difference = heads.compared(original, lambda of_model, of_original: heads.divergences(of_original, of_model))
     of_tokens, _ = heads.read(model, batch.inputs, places, difference)
     return token_means(heads.padded(of_tokens[:, 0], places), batch.labels)
 

@@ -206,6 +206,30 @@ class _LogProbability(torch.autograd.Function):
         return of_z.scatter_add_(1, y, gradient[:, None]), None
 
 
+def divergences(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p‖q) of each row, in float32 at least, of a p that is given: [T] from twice [T, V]."""
+    p, q = (logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in (p_logits, q_logits))
+    return cast(Tensor, _Divergence.apply(q, p))
+
+
+class _Divergence(torch.autograd.Function):
+    """Σ p (z_p - z_q) - log Σ exp(z_p) + log Σ exp(z_q). Its gradient of z_q, q - p, takes two tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, p: Tensor) -> Tensor:
+        totals = q.logsumexp(dim=1), p.logsumexp(dim=1)
+        ctx.save_for_backward(q, p, *totals)
+        weights = (p - totals[1][:, None]).exp_()
+        return torch.linalg.vecdot(weights, p - q) + totals[0] - totals[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        q, p, *totals = ctx.saved_tensors
+        of_q = (q - totals[0][:, None]).exp_()
+        return of_q.sub_((p - totals[1][:, None]).exp_()).mul_(gradient[:, None]), None
+
+
 def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), and whether it is the likeliest one (1 or 0): [T, 2], in float32 at least."""
     return torch.stack(_said(logits, tokens)[:2], dim=1)
@@ -256,7 +280,7 @@ def compared(other: Places, difference: Callable[[Tensor, Tensor], Tensor]) -> C
         def function(logits: Tensor, of_other: Tensor) -> Tensor:
             return difference(logits, other.logits(of_other))
 
-        share = 2 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
+        share = 1 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
         columns = found.in_chunks(function, other.states, share=share)
         return columns if columns.ndim == 2 else columns[:, None]
 
