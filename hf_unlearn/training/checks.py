@@ -50,17 +50,9 @@ WITHOUT_EFFECT = {
     "label_names": "label_column names the labels",
 }
 OF_TRAINING = (  # what an edit takes no notice of
-    *(
-        "learning_rate",
-        "num_train_epochs",
-        "max_steps",
-        "weight_decay",
-        "optim",
-        "lr_scheduler_type",
-        "max_grad_norm",
-        "warmup_steps",
-    ),
-    *("gradient_accumulation_steps", "neftune_noise_alpha", "eval_strategy", "load_best_model_at_end"),
+    *("learning_rate", "num_train_epochs", "max_steps", "weight_decay", "optim", "lr_scheduler_type"),
+    *("max_grad_norm", "warmup_steps", "gradient_accumulation_steps", "neftune_noise_alpha", "eval_strategy"),
+    "load_best_model_at_end",
 )
 EVIDENCE = ("unseen", "mia", "auc", "rf_jsd", "kept", "uis", "task_interference")  # metrics that see the evidence half
 OF_THE_TRAINER = {  # its arguments that this one takes no notice of
