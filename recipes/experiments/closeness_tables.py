@@ -46,12 +46,15 @@ def _seeds(group: Group) -> str:
     return f"{low} to {high} seeds" if low < high else f"{high} seed{'s' * (high > 1)}"
 
 
-def cases() -> str:
-    """What the originals were trained on, and how long."""
-    lines = ["| case | training samples | epochs | peak rate |", "|---|---|---|---|"]
-    lines += [
-        f"| {TITLES[name]} | {CASES[name].size:,} | {CASES[name].epochs} | {CASES[name].rate:g} |" for name in TITLES
-    ]
+def cases(found: list[Group]) -> str:
+    """What the originals were trained on, how long, and how many methods have run on each request."""
+    lines = ["| case | training samples | epochs | peak rate | requests (methods) |", "|---" * 5 + "|"]
+    for name, title in TITLES.items():
+        about, run = CASES[name], [group for group in found if group.case == name]
+        methods = ", ".join(
+            f"{REQUESTS[group.request]} ({len({one.method for one in group.methods})})" for group in run
+        )
+        lines.append(f"| {title} | {about.size:,} | {about.epochs} | {about.rate:g} | {methods or 'not run'} |")
     return "\n".join(lines)
 
 
@@ -291,7 +294,7 @@ def _completions() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "closeness-caption": lambda: caption(groups(shared(read()))),
-    "closeness-cases": cases,
+    "closeness-cases": lambda: cases(groups(read())),
     "closeness": lambda: measured(groups(read())),
     "closeness-audits": audited,
     "closeness-goals": lambda: goals(groups(read())),

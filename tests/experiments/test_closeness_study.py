@@ -278,6 +278,14 @@ class TestTables:
         assert "| known | `auto` | 20 % | MiniLM 1.10 (original 3.00) |" in text and "MiniLM 3.50" not in text
         assert "| a whole class | known | `auto` | 20 % | not measured |" in text
 
+    def test_which_requests_have_run(self):
+        text = closeness_tables.cases(
+            outcomes.groups(request(auto=1.04, rewind=1.0) + request(request="part", auto=1.1))
+        )
+        assert "| 1,000 | 30 | 0.1 | a tenth at random (2), half of a class (1) |" in text and text.endswith(
+            "| not run |"
+        )
+
     def test_measured_and_caption(self):
         found = outcomes.groups(request(auto=1.04) + request("vit", auto=1.1) + request("vit", seed=1, auto=1.1))
         table = closeness_tables.measured(found)
