@@ -226,7 +226,21 @@ def which(found: list[Group]) -> str:
             rows = list(_advice(those)) or [_none_near(those)]
             base = "known" if known else "none, or not known"
             lines += [f"| {WORDS[request]} | {base} | {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, _completions()])
+    return "\n".join([*lines, _completions(), "", *_paid(found)])
+
+
+def _paid(found: list[Group]) -> Iterator[str]:
+    """What retained samples pay to `auto`, which a distance on forget samples does not show."""
+    runs = [(g, one) for g in found for one in g.methods if (g.request, one.name) == ("scattered", "auto")]
+    said = (
+        f"{SHORT[group.case]} {one['retain_accuracy']:.2f} ({group.retrained['retain_accuracy']:.2f})"
+        for group, one in runs
+    )
+    if runs:
+        yield (
+            "Distance is of forget samples alone. Accuracy on **retained** ones, after `auto` on single samples, and of retrained models "
+            f"in brackets: {', '.join(said)}."
+        )
 
 
 def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
@@ -261,15 +275,13 @@ def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
 
 
 def _none_near(those: list[Group]) -> tuple[str, str, str]:
-    """Where no method has come half of the way: what `auto` came to."""
+    """Where no method has come half of the way, or none was measured: what `auto` came to."""
     found = [(group, one) for group in those for one in group.methods if one.name == "auto"]
-    if not found:
-        return "`auto`", percent(BUDGET), "not measured"
     said = (
         f"{SHORT[group.case]} {one['ratio']:.2f} for {percent(one['share_of_training'])} (original {group.original['ratio']:.2f})"
         for group, one in found
     )
-    return "`retrain`", "100 %", f"`auto`: {', '.join(said)}"
+    return "`retrain`", "100 %", f"`auto`: {', '.join(said) or 'not measured'}"
 
 
 def _completions() -> str:

@@ -276,7 +276,8 @@ class TestTables:
         assert "| `auto` | 20 % | digits 1.04 (original 3.00) |" in text  # what is nearer is so by less than matters
         assert "| `finetune` | 90 % | digits 0.99 (original 3.00) |" in text
         assert "| known | `auto` | 20 % | MiniLM 1.10 (original 3.00) |" in text and "MiniLM 3.50" not in text
-        assert "| a whole class | known | `auto` | 20 % | not measured |" in text
+        assert text.endswith("in brackets: digits 0.90 (0.90), MiniLM 0.90 (0.90).")
+        assert "| a whole class | known | `retrain` | 100 % | `auto`: not measured |" in text
 
     def test_which_requests_have_run(self):
         text = closeness_tables.cases(
