@@ -16,6 +16,13 @@ def test_retrained_models_are_seldom_accused():
     assert alarms["pairs"] == 40 and alarms["alarms"] <= 5
 
 
+def test_where_retraining_loses_wrong_labels_it_is_told_so():
+    """Which README and docs say: an audit without `retrained=` takes that for harm."""
+    rows = json.loads((RESULTS / "closeness_audits.json").read_text())["results"]["rows"]
+    retrained = [row for row in rows if row["case"] == "digits" and row["of"].startswith("retrained")]
+    assert retrained and all(set(row["fails"]) == {"harm_retain"} for row in retrained)
+
+
 @pytest.mark.parametrize("kind", ["instance", "class"])
 @pytest.mark.parametrize("row", PLANTED)
 def test_a_planted_fault_is_a_fault(kind, row):
