@@ -300,7 +300,11 @@ def _completions() -> str:
         for name, of in (("rmu", AS_IS), ("original", AS_IS), ("rmu", "relearned forget"))
     )
     kept = f"utility {mean('rmu', state('utility')):.2f} (original {mean('original', state('utility')):.2f})"
-    said = f"p {p:.2g} (original {before:.1g}), {kept}; after 20 steps on forgotten answers p {relearned:.2g}"
+    leak, apart = (mean(name, lambda row: row["privleak"]) for name in ("rmu", "retrained again"))
+    said = (
+        f"p {p:.2g} (original {before:.1g}), {kept}; PrivLeak {leak:.0f} (another retrained model {apart:.0f}); "
+        f"after 20 steps on forgotten answers p {relearned:.2g}"
+    )
     return f"| completions of a language model | either | `auto` | {percent(cost)} | {said} |"
 
 

@@ -29,6 +29,13 @@ def test_relearning_on_forgotten_answers_brings_the_others_back():
         assert methods and all(of < middle for of in methods.values()), methods
 
 
+def test_by_privleak_rmu_leaves_the_forgotten_texts_known():
+    """Less than the original does, and more than a retrained model; which README, docs and the note of auto say."""
+    for rows in results("tofu-small")["seeds"].values():
+        leaks = {name: rows[name]["privleak"] for name in ("original", "rmu", "retrained again")}
+        assert leaks["original"] < leaks["rmu"] < -50 and abs(leaks["retrained again"]) < 10
+
+
 def test_wrong_answers_become_likelier_by_pdu_than_in_a_retrained_model():
     rows = results("tofu-small")["seeds"]["0"]
     ratio = {name: rows[name]["states"]["as is"]["ratio"] for name in ("pdu", "retrained", "retrained again")}
