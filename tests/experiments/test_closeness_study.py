@@ -94,6 +94,18 @@ class TestOutcomes:
                 group.title
             )
 
+    def test_retained_samples_pay_where_the_original_was_trained_from_new_weights(self):
+        for group in outcomes.groups(outcomes.read()):
+            mine = [one["retain_accuracy"] for one in group.methods if one.name in ("auto", "rewind")]
+            lost = group.retrained["retain_accuracy"] - max(mine)
+            assert lost < 0.01 if group.case == "minilm" else lost > 0.09, (group.title, lost)
+
+    def test_a_larger_budget_comes_nearer(self):
+        """Which the verdict of an audit advises where something is left."""
+        found = [{one.name: one["ratio"] for one in group.methods} for group in outcomes.groups(outcomes.read())]
+        pairs = [(of["rewind"], of["rewind, budget 0.1"]) for of in found if "rewind, budget 0.1" in of]
+        assert len(pairs) >= 5 and all(larger < smaller for larger, smaller in pairs)
+
     def test_what_is_of_fewer_seeds_is_held_against_the_originals_of_these(self):
         rows = request(seed=0, original=0.3, auto=1.0, lotus=2.5) + request(seed=1, original=0.2, auto=1.0)
         (group,) = outcomes.groups(rows)
