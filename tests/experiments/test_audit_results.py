@@ -62,6 +62,14 @@ class TestSmallRequests:
             for size in SIZES[1:]:
                 assert of[size][f"{row}, beside another"]["failed"] == 10
 
+    def test_the_table_of_the_docs(self):
+        """Of ten that were hardly touched, how many are failed, by size, in docs/audit.md."""
+        alone, beside = "hardly touched", "hardly touched, beside another"
+        found = [
+            [FOUND["small"][of][size][row]["failed"] for size in SIZES] for row in (alone, beside) for of in WRONG
+        ]
+        assert found == [[3, 7, 9, 10], [1, 3, 7, 9], [9, 10, 10, 10], [5, 10, 10, 10]]
+
     def test_retrained_models_are_seldom_accused(self):
         """At a nominal 5% of 160 audits; three standard errors above it."""
         names = ("retrained", "retrained, beside another")
