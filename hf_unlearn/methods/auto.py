@@ -62,8 +62,8 @@ class RmuOfAuto(Rmu):
     def prepare(self, context) -> None:
         super().prepare(context)
         self.notes.append(
-            "On a language model auto is rmu. On the small model that was measured (docs/language-models.md) a short training on a few "
-            "forget samples brought others back; where that must not be, retrain."
+            "On a language model auto is rmu. On the small model that was measured (docs/language-models.md) forgotten texts could still be "
+            "told by their likelihood, and a short training on a few of them brought others back; where that must not be, retrain."
         )
 
 

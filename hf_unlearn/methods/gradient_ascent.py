@@ -59,9 +59,8 @@ class GradientAscent(Method):
     class, and not below chance, where an ascent ends that has left nothing; in a class request, whose class a retrained
     model has never seen, it is 0. Of texts it is the original's loss on that half. The gradient is clipped at 1 on purpose, since
     it grows with the loss that it raises: `max_grad_norm=0` is the plain rule. BatchNorm is frozen by default: ascent on forget
-    samples alone would leave their statistics in the model. Nothing holds the retained samples: tried once on made-up stories that a
-    small model (stories15M) had learnt, they lost half as much as what was forgotten, and on TOFU in small next to nothing was left of
-    them (docs/language-models.md). On language models it is there to compare with.
+    samples alone would leave their statistics in the model. Nothing holds the retained samples: on TOFU in small next to nothing was
+    left of them (docs/language-models.md). On language models it is there to compare with.
     """
 
     info = MethodInfo(

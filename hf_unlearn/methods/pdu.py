@@ -68,8 +68,8 @@ class Pdu(Held):
     every step.
 
     The loss counts the places that predict a completion; open-unlearning's code takes all of a text, and its padding. The run goes on
-    until the bound holds (ours): tried once on made-up stories that a small model (stories15M) had learnt, one that ended with the
-    forget samples took nearly as much from the retained ones.
+    until the bound holds (ours), though the forget samples be forgotten sooner. On TOFU in small wrong answers became likelier than the
+    right one, which they are not in a retrained model (docs/language-models.md).
     """
 
     info = MethodInfo(

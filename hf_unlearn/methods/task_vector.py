@@ -53,8 +53,7 @@ class TaskVector(Method):
     """θ = θ₀ − λ(θ_learnt − θ₀), where θ_learnt is the original θ₀ trained on D_f once more.
 
     In a LoRA adapter, which starts at nothing, what is learnt is BA, and B becomes −λB. Nothing holds the retained samples but the
-    size of λ: tried once on made-up stories that a small model (stories15M) had learnt, they lost more than half as much as what was
-    forgotten.
+    size of λ: on TOFU in small next to nothing was left of them (docs/language-models.md).
     """
 
     info = MethodInfo(

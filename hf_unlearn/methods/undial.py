@@ -47,8 +47,8 @@ class Undial(Held):
     """min CE(softmax(z° − β·e_y), p) over the tokens of D_f, plus the retain term; z° are the frozen original's logits.
 
     The target stays as it is while the model moves, so that the loss has a lower bound. It counts the tokens of completions;
-    open-unlearning's code takes all of a text, and its padding. Tried once on made-up stories that a small model (stories15M) had
-    learnt, it raised the loss of what had to go nearly to that of unseen ones, and the retained one a little.
+    open-unlearning's code takes all of a text, and its padding. On TOFU in small it hid the answers, and the truth ratio stayed nearer
+    to the original's (docs/language-models.md).
     """
 
     info = MethodInfo(

@@ -49,7 +49,7 @@ class Wga(Held):
 
     Plain ascent has its largest slope where a token is forgotten already; w_t takes that factor 1/p away.
 
-    Tried once on made-up stories that a small model (stories15M) had learnt, it raised the loss of what had to go to that of unseen ones and lowered the retained one.
+    On TOFU in small it hid the answers, and the truth ratio stayed nearer to the original's (docs/language-models.md).
     """
 
     info = MethodInfo(

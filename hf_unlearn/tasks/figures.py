@@ -163,6 +163,6 @@ def what_others_paid(before: dict[str, Measurement], after: dict[str, Measuremen
         if len(lost) > 1 and lost.mean() > max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
             notes.append(
                 f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than chance: they have paid. "
-                "A gentler run, or a longer repair (the budget= of `auto` and `rewind`), keeps more of it."
+                "A gentler run, or a longer repair (a larger budget= of `rewind`, or of `auto` on classifiers), keeps more of it."
             )
     return notes

@@ -46,12 +46,15 @@ def _seeds(group: Group) -> str:
     return f"{low} to {high} seeds" if low < high else f"{high} seed{'s' * (high > 1)}"
 
 
-def cases() -> str:
-    """What the originals were trained on, and how long."""
-    lines = ["| case | training samples | epochs | peak rate |", "|---|---|---|---|"]
-    lines += [
-        f"| {TITLES[name]} | {CASES[name].size:,} | {CASES[name].epochs} | {CASES[name].rate:g} |" for name in TITLES
-    ]
+def cases(found: list[Group]) -> str:
+    """What the originals were trained on, how long, and how many methods have run on each request."""
+    lines = ["| case | training samples | epochs | peak rate | requests (methods) |", "|---" * 5 + "|"]
+    for name, title in TITLES.items():
+        about, run = CASES[name], [group for group in found if group.case == name]
+        methods = ", ".join(
+            f"{REQUESTS[group.request]} ({len({one.method for one in group.methods})})" for group in run
+        )
+        lines.append(f"| {title} | {about.size:,} | {about.epochs} | {about.rate:g} | {methods or 'not run'} |")
     return "\n".join(lines)
 
 
@@ -223,7 +226,21 @@ def which(found: list[Group]) -> str:
             rows = list(_advice(those)) or [_none_near(those)]
             base = "known" if known else "none, or not known"
             lines += [f"| {WORDS[request]} | {base} | {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, _completions()])
+    return "\n".join([*lines, _completions(), "", *_paid(found)])
+
+
+def _paid(found: list[Group]) -> Iterator[str]:
+    """What retained samples pay to `auto`, which a distance on forget samples does not show."""
+    runs = [(g, one) for g in found for one in g.methods if (g.request, one.name) == ("scattered", "auto")]
+    said = (
+        f"{SHORT[group.case]} {one['retain_accuracy']:.2f} ({group.retrained['retain_accuracy']:.2f})"
+        for group, one in runs
+    )
+    if runs:
+        yield (
+            "Distance is of forget samples alone. Accuracy on **retained** ones, after `auto` on single samples, and of retrained models "
+            f"in brackets: {', '.join(said)}."
+        )
 
 
 def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
@@ -258,15 +275,13 @@ def _advice(those: list[Group]) -> Iterator[tuple[str, str, str]]:
 
 
 def _none_near(those: list[Group]) -> tuple[str, str, str]:
-    """Where no method has come half of the way: what `auto` came to."""
+    """Where no method has come half of the way, or none was measured: what `auto` came to."""
     found = [(group, one) for group in those for one in group.methods if one.name == "auto"]
-    if not found:
-        return "`auto`", percent(BUDGET), "not measured"
     said = (
         f"{SHORT[group.case]} {one['ratio']:.2f} for {percent(one['share_of_training'])} (original {group.original['ratio']:.2f})"
         for group, one in found
     )
-    return "`retrain`", "100 %", f"`auto`: {', '.join(said)}"
+    return "`retrain`", "100 %", f"`auto`: {', '.join(said) or 'not measured'}"
 
 
 def _completions() -> str:
@@ -285,13 +300,17 @@ def _completions() -> str:
         for name, of in (("rmu", AS_IS), ("original", AS_IS), ("rmu", "relearned forget"))
     )
     kept = f"utility {mean('rmu', state('utility')):.2f} (original {mean('original', state('utility')):.2f})"
-    said = f"p {p:.2g} (original {before:.1g}), {kept}; after 20 steps on forgotten answers p {relearned:.2g}"
+    leak, apart = (mean(name, lambda row: row["privleak"]) for name in ("rmu", "retrained again"))
+    said = (
+        f"p {p:.2g} (original {before:.1g}), {kept}; PrivLeak {leak:.0f} (another retrained model {apart:.0f}); "
+        f"after 20 steps on forgotten answers p {relearned:.2g}"
+    )
     return f"| completions of a language model | either | `auto` | {percent(cost)} | {said} |"
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "closeness-caption": lambda: caption(groups(shared(read()))),
-    "closeness-cases": cases,
+    "closeness-cases": lambda: cases(groups(read())),
     "closeness": lambda: measured(groups(read())),
     "closeness-audits": audited,
     "closeness-goals": lambda: goals(groups(read())),

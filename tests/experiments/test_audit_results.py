@@ -16,6 +16,13 @@ def test_retrained_models_are_seldom_accused():
     assert alarms["pairs"] == 40 and alarms["alarms"] <= 5
 
 
+def test_where_retraining_loses_wrong_labels_it_is_told_so():
+    """Which README and docs say: an audit without `retrained=` takes that for harm."""
+    rows = json.loads((RESULTS / "closeness_audits.json").read_text())["results"]["rows"]
+    retrained = [row for row in rows if row["case"] == "digits" and row["of"].startswith("retrained")]
+    assert retrained and all(set(row["fails"]) == {"harm_retain"} for row in retrained)
+
+
 @pytest.mark.parametrize("kind", ["instance", "class"])
 @pytest.mark.parametrize("row", PLANTED)
 def test_a_planted_fault_is_a_fault(kind, row):
@@ -54,6 +61,14 @@ class TestSmallRequests:
             assert of["120"][row]["failed"] >= 9
             for size in SIZES[1:]:
                 assert of[size][f"{row}, beside another"]["failed"] == 10
+
+    def test_the_table_of_the_docs(self):
+        """Of ten that were hardly touched, how many are failed, by size, in docs/audit.md."""
+        alone, beside = "hardly touched", "hardly touched, beside another"
+        found = [
+            [FOUND["small"][of][size][row]["failed"] for size in SIZES] for row in (alone, beside) for of in WRONG
+        ]
+        assert found == [[3, 7, 9, 10], [1, 3, 7, 9], [9, 10, 10, 10], [5, 10, 10, 10]]
 
     def test_retrained_models_are_seldom_accused(self):
         """At a nominal 5% of 160 audits; three standard errors above it."""

@@ -28,6 +28,15 @@ def test_forgets_at_a_point_at_most(run):
         assert row["retain_accuracy"] >= rows["original"]["retain_accuracy"] - 0.01
 
 
+def test_not_ahead_of_neggrad_plus():
+    """Which keeps as much or more, and in fewer epochs, in three of four runs, and ends farther away in three of four."""
+    pairs = [(rows["hamu"], rows["neggrad_plus"]) for rows in map(of, RUNS)]
+    assert len(pairs) == 4
+    assert sum(theirs["retain_accuracy"] >= ours["retain_accuracy"] for ours, theirs in pairs) == 3
+    assert sum(theirs["epochs"] < ours["epochs"] for ours, theirs in pairs) == 3
+    assert sum(theirs["jsd"] > ours["jsd"] for ours, theirs in pairs) == 3
+
+
 @pytest.mark.parametrize("rival", ["pcgrad", "gru"])
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_ahead_of_the_other_rules_on_gradients(run, rival):

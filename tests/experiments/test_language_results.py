@@ -20,6 +20,19 @@ def test_why_auto_is_rmu():
         assert relearned < 0.05 <= rows["rmu"]["states"]["as is"]["forget_quality"]  # which the note of auto says
 
 
+def test_what_the_datasheets_say_of_the_readings():
+    rows = results("tofu-small")["seeds"]["0"]
+    hidden, known, harm = (
+        ("dpo", "wga", "undial"),
+        ("satimp", "idk_dpo", "finetune"),
+        ("task_vector", "gradient_ascent"),
+    )
+    assert {rows[name]["reading"] for name in hidden} == {"hidden"}
+    assert {rows[name]["reading"] for name in known} == {"still known"}
+    kept = {name: rows[name]["states"]["as is"]["utility"] for name in ("original", *harm)}
+    assert all("harm" in rows[name]["reading"] and kept[name] < 0.05 * kept["original"] for name in harm)
+
+
 def test_relearning_on_forgotten_answers_brings_the_others_back():
     """By every method, which the docs say: their truth ratios are nearer to the original's after the same than to the retrained model's."""
     for rows in results("tofu-small")["seeds"].values():
@@ -27,6 +40,13 @@ def test_relearning_on_forgotten_answers_brings_the_others_back():
         middle = (ratio["original"] * ratio["retrained"]) ** 0.5
         methods = {name: of for name, of in ratio.items() if "original" not in name and "retrained" not in name}
         assert methods and all(of < middle for of in methods.values()), methods
+
+
+def test_by_privleak_rmu_leaves_the_forgotten_texts_known():
+    """Less than the original does, and more than a retrained model; which README, docs and the note of auto say."""
+    for rows in results("tofu-small")["seeds"].values():
+        leaks = {name: rows[name]["privleak"] for name in ("original", "rmu", "retrained again")}
+        assert leaks["original"] < leaks["rmu"] < -50 and abs(leaks["retrained again"]) < 10
 
 
 def test_wrong_answers_become_likelier_by_pdu_than_in_a_retrained_model():

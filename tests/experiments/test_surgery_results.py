@@ -46,6 +46,26 @@ def test_rdms_come_nearer_to_the_retrained_model(model, requests):
             assert edited["rdm"] > original["rdm"], (request, about["seed"])
 
 
+def test_ssd_takes_other_classes_along_in_some_runs():
+    lost = dict.fromkeys(MODELS, 0)
+    for model, requests in MODELS.items():
+        for request in requests:
+            rows = json.loads((RESULTS / f"damp-{model}.json").read_text())["results"][request]["rows"]
+            pairs = zip(rows["original"]["runs"], rows["ssd"]["runs"], strict=True)
+            lost[model] += sum(edited["retained"] < original["retained"] - 0.2 for original, edited in pairs)
+    assert lost == {"cnn5": 0, "resnet18-digits": 2, "vit-digits": 0, "minilm": 1}
+
+
+def test_a_new_head_finds_the_class_better_than_in_a_retrained_model():
+    for model, requests in MODELS.items():
+        for request in requests:
+            rows = json.loads((RESULTS / f"damp-{model}.json").read_text())["results"][request]["rows"]
+            assert rows["damp"]["mean"]["new_head_forget"] > rows["retrained"]["mean"]["new_head_forget"], (
+                model,
+                request,
+            )
+
+
 def test_a_probe_reads_the_class_in_a_retrained_model_too():
     """Of the ViT on digits, in every stage, as of the edited model and of the original."""
     (about,) = json.loads((RESULTS / "damp-vit-digits.json").read_text())["results"]["one"]["edits"]
