@@ -152,6 +152,8 @@ def make_trainer(
             gradient_checkpointing=side.checkpointing,
             measure=False,
         )
+        if "unseen" in method.info.needs:
+            texts["unseen"] = RandomTexts(group, vocabulary, tokens, 2)
         sets: dict[str, Any] = {f"{name}_dataset": data for name, data in texts.items()}
         trainer = UnlearningTrainer(model, args, method=config, **sets, peft_config=side.adapter)
     trainer.remove_callback(PrinterCallback)

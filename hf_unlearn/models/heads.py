@@ -280,7 +280,7 @@ def compared(other: Places, difference: Callable[[Tensor, Tensor], Tensor]) -> C
         def function(logits: Tensor, of_other: Tensor) -> Tensor:
             return difference(logits, other.logits(of_other))
 
-        share = 1 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
+        share = 2 if torch.is_grad_enabled() else 4  # of two models, and in float64 where they are measured
         columns = found.in_chunks(function, other.states, share=share)
         return columns if columns.ndim == 2 else columns[:, None]
 

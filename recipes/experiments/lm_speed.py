@@ -26,7 +26,8 @@ def earlier() -> dict[str, dict]:
 
 if __name__ == "__main__":
     made_by, names = commit(), sys.argv[1:] or list(language.SIDES)
-    content = language.compare(names, language.VOCABULARY, language.TOKENS, steps=2)
-    print(language.report(content["rows"]))
-    rows = earlier() | {row["side"]: row | {"commit": made_by} for row in content["rows"]}
-    record(NAME, content | {"rows": [rows[side] for side in language.SIDES if side in rows]})
+    for name in names:  # each is kept at once
+        content = language.compare([name], language.VOCABULARY, language.TOKENS, steps=2)
+        rows = earlier() | {row["side"]: row | {"commit": made_by} for row in content["rows"]}
+        record(NAME, content | {"rows": [rows[side] for side in language.SIDES if side in rows]})
+    print(language.report([rows[side] for side in language.SIDES if side in rows]))
