@@ -226,7 +226,8 @@ def which(found: list[Group]) -> str:
             rows = list(_advice(those)) or [_none_near(those)]
             base = "known" if known else "none, or not known"
             lines += [f"| {WORDS[request]} | {base} | {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, _completions(), "", *_paid(found)])
+    lines += [_completions(study, authors) for study, authors in (("tofu-forget01", 196), ("tofu-small", 20))]
+    return "\n".join([*lines, "", *_paid(found)])
 
 
 def _paid(found: list[Group]) -> Iterator[str]:
@@ -284,9 +285,9 @@ def _none_near(those: list[Group]) -> tuple[str, str, str]:
     return "`retrain`", "100 %", f"`auto`: {', '.join(said) or 'not measured'}"
 
 
-def _completions() -> str:
-    """Of a language model, where `auto` is `rmu`: forget quality on TOFU in small, as it is and after relearning."""
-    seeds = json.loads((RESULTS / "tofu-small.json").read_text())["results"]["seeds"].values()
+def _completions(study: str, authors: int) -> str:
+    """Of a language model, where `auto` is `rmu`: forget quality on TOFU, as it is and after relearning."""
+    seeds = json.loads((RESULTS / f"{study}.json").read_text())["results"]["seeds"].values()
 
     def mean(name: str, figure: Callable[[dict], float]) -> float:
         return float(np.median([figure(rows[name]) for rows in seeds if name in rows]))
@@ -305,7 +306,7 @@ def _completions() -> str:
         f"p {p:.2g} (original {before:.1g}), {kept}; PrivLeak {leak:.0f} (another retrained model {apart:.0f}); "
         f"after 20 steps on forgotten answers p {relearned:.2g}"
     )
-    return f"| completions of a language model | either | `auto` | {percent(cost)} | {said} |"
+    return f"| completions of a language model, two authors of {authors} | either | `auto` | {percent(cost)} | {said} |"
 
 
 TABLES: dict[str, Callable[[], str]] = {
