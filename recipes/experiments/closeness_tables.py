@@ -306,7 +306,9 @@ def _completions(study: str, authors: int) -> str:
         f"p {p:.2g} (original {before:.1g}), {kept}; PrivLeak {leak:.0f} (another retrained model {apart:.0f}); "
         f"after 20 steps on forgotten answers p {relearned:.2g}"
     )
-    return f"| completions of a language model, two authors of {authors} | either | `auto` | {percent(cost)} | {said} |"
+    return (
+        f"| completions of a language model, two authors of {authors} | either | `auto` | {percent(cost)} | {said} |"
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {
