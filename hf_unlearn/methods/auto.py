@@ -63,7 +63,8 @@ class RmuOfAuto(Rmu):
         super().prepare(context)
         self.notes.append(
             "On a language model auto is rmu. On the small model that was measured (docs/language-models.md) forgotten texts could still be "
-            "told by their likelihood, and a short training on a few of them brought others back; where that must not be, retrain."
+            "told by their likelihood where a tenth of the authors had to go, and a short training on a few of them brought others back; where "
+            "that must not be, retrain."
         )
 
 

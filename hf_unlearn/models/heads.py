@@ -207,7 +207,7 @@ class _LogProbability(torch.autograd.Function):
 
 
 def divergences(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p‖q) of each row, in float32 at least, of a p that is given: [T] from twice [T, V]."""
+    """KL(p‖q) of each row, in float32 at least: [T] from twice [T, V]. No gradient reaches p."""
     p, q = (logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in (p_logits, q_logits))
     return cast(Tensor, _Divergence.apply(q, p))
 
@@ -220,7 +220,7 @@ class _Divergence(torch.autograd.Function):
         totals = q.logsumexp(dim=1), p.logsumexp(dim=1)
         ctx.save_for_backward(q, p, *totals)
         weights = (p - totals[1][:, None]).exp_()
-        return torch.linalg.vecdot(weights, p - q) + totals[0] - totals[1]
+        return _dot(weights, p - q) + totals[0] - totals[1]
 
     @staticmethod
     @once_differentiable
@@ -228,6 +228,12 @@ class _Divergence(torch.autograd.Function):
         q, p, *totals = ctx.saved_tensors
         of_q = (q - totals[0][:, None]).exp_()
         return of_q.sub_((p - totals[1][:, None]).exp_()).mul_(gradient[:, None]), None
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each row, as precise as these are: autocast would round them to half precision first."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a, b)
 
 
 def likelihoods(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -239,15 +245,15 @@ def token_scores(logits: Tensor, tokens: Tensor) -> Tensor:
     """Of each token log p(y_t), whether it is the likeliest one (1 or 0), and the mean of log p(y) over y ~ p: [T, 3], in float32 at
     least."""
     log_p_y, right, below, weights, total = _said(logits, tokens)
-    mean = torch.linalg.vecdot(weights, below) / total - total.log()
+    mean = _dot(weights, below) / total - total.log()
     return torch.stack([log_p_y, right, mean], dim=1)
 
 
 def token_moments(logits: Tensor, tokens: Tensor) -> Tensor:
     """The same, and the standard deviation of log p(y): [T, 4]."""
     log_p_y, right, below, weights, total = _said(logits, tokens)
-    mean = torch.linalg.vecdot(weights, below) / total
-    deviation = (torch.linalg.vecdot(weights, below.sub_(mean[:, None]).square_()) / total).sqrt()
+    mean = _dot(weights, below) / total
+    deviation = (_dot(weights, below.sub_(mean[:, None]).square_()) / total).sqrt()
     return torch.stack([log_p_y, right, mean - total.log(), deviation], dim=1)
 
 

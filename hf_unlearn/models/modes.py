@@ -45,9 +45,15 @@ def single_values(model: nn.Module) -> Iterator[None]:
             switched.remove(module.train())
 
     alone = [module for module in batchnorm_modules(model) if not isinstance(module, nn.SyncBatchNorm)]
-    hooks = [hook for m in alone for hook in (m.register_forward_pre_hook(settle), m.register_forward_hook(resume))]
+    hooks = [
+        hook
+        for m in alone
+        for hook in (m.register_forward_pre_hook(settle), m.register_forward_hook(resume, always_call=True))
+    ]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for module in switched:
+            module.train()

@@ -152,7 +152,7 @@ def _gap(model: dict[str, Measurement], original: dict[str, Measurement], class_
 
 def what_others_paid(before: dict[str, Measurement], after: dict[str, Measurement], class_request: bool) -> list[str]:
     """Sentences on what was lost of the accuracy on retained and on unseen samples (in a class request: of other classes), where it is
-    more than two standard errors."""
+    more than `HARM` and more than two standard errors."""
     notes = []
     for split, name in (("retain", "retained"), ("evidence", "unseen")):
         if split not in after:
@@ -162,7 +162,7 @@ def what_others_paid(before: dict[str, Measurement], after: dict[str, Measuremen
         lost = was - now
         if len(lost) > 1 and lost.mean() > max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
             notes.append(
-                f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than chance: they have paid. "
-                "A gentler run, or a longer repair (a larger budget= of `rewind`, or of `auto` on classifiers), keeps more of it."
+                f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than chance: they have "
+                "paid."
             )
     return notes

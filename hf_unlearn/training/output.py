@@ -148,7 +148,8 @@ def check_same_request(private: Path, original: Mapping[str, Any], request: str,
         if about and about["digest"] != original["digest"]:
             kept = f" ({private / about['folder']})" if about["folder"] else ""
             raise UnlearningError(
-                f"This trainer has changed its model, which is not the original{kept} any more; make a new trainer of that."
+                f"This trainer has changed its model, which is not the original{kept} any more; make a new trainer of that, which "
+                "can resume a checkpoint of this one."
             )
     elif other := _other_run(private, lambda: original, request):
         raise UnlearningError(

@@ -1,7 +1,7 @@
 """Methods for language models on the invented authors of TOFU, learnt by stories15M: what is forgotten, kept, and comes back.
 
     python recipes/experiments/tofu.py small          # 400 questions, 2 authors forgotten: about 10 minutes a seed, 2 a method
-    python recipes/experiments/tofu.py forget01       # 3,920 questions, as often as TOFU's authors learn them: half an hour a model
+    python recipes/experiments/tofu.py forget01       # 3,920 questions, as often as TOFU's authors learn them: 40 minutes a model, 3 to 8 a method
     python recipes/experiments/tofu.py small --minutes 5
 
 Models and results are kept in `~/.cache/hf_unlearn/benchmark-lm`, and a later call goes on from there. TOFU is read from

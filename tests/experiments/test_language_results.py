@@ -35,7 +35,7 @@ def test_what_the_datasheets_say_of_the_readings():
     assert all("harm" in rows[name]["reading"] and kept[name] < 0.05 * kept["original"] for name in harm)
 
 
-def test_with_all_authors_rmu_is_as_near_as_another_retrained_model():
+def test_of_196_authors_rmu_is_as_near_as_another_retrained_model():
     """Where it was not chosen, at a tenth of the seconds; no other method is."""
     (rows,) = results("tofu-forget01")["seeds"].values()
     assert [name for name, row in rows.items() if row.get("reading") == "as retrained"] == ["rmu"]

@@ -259,3 +259,18 @@ def test_a_compiled_model_is_compiled_once():
         batch.labels[n:, 3:] = -100
         assert torch.equal(sample_losses(compiled, batch)[:n], sample_losses(model, batch)[:n])
         assert len(graphs) == 1
+
+
+def test_autocast_does_not_round_what_is_summed_over_words():
+    random = torch.Generator().manual_seed(0)
+    p = 3 * torch.randn(4, 1000, generator=random)
+    q, tokens = p + 0.05 * torch.randn(4, 1000, generator=random) + 2, torch.arange(4)
+    pairs = [
+        (heads.divergences, (p, q)),
+        (heads.token_scores, (p, tokens)),
+        (heads.token_moments, (p, tokens)),
+    ]
+    for function, given in pairs:
+        plain = function(*given)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(function(*given), plain)

@@ -12,6 +12,7 @@ from hf_unlearn import UnlearningError, UnlearningTrainer, unlearn
 from hf_unlearn.methods import LotusConfig
 from hf_unlearn.methods.frozen import OnlineTeacher
 from hf_unlearn.models import adapters, batchnorm_modules
+from hf_unlearn.models.modes import single_values
 from hf_unlearn.training.masters import keep_masters
 from hf_unlearn.training.teacher import TableTeacher
 from tests.marks import slow_but
@@ -196,6 +197,25 @@ class TestBatchNorm:
         after = {name.removeprefix("base_model.model."): tensor for name, tensor in statistics(result.model).items()}
         assert result.trainer.state.global_step > 0 and same_bits(before, after)
 
+    @pytest.mark.parametrize("size", [(16, 1), (2, 8)])
+    def test_a_sample_alone_in_its_batch(self, size, tmp_path):
+        """The last of 17 samples, in a network that ends in maps of one pixel."""
+        batch = {"per_device_train_batch_size": size[0], "gradient_accumulation_steps": size[1]}
+        data = learnt() | {"retain": images(17, seed=9)}
+        model = tiny_resnet()
+        args = arguments(tmp_path, freeze_batchnorm=False, num_train_epochs=1, measure=False, **batch)
+        unlearn(model, **data, method="finetune", args=args)
+        norms = batchnorm_modules(model)
+        assert all(int(norm.num_batches_tracked) > 100 for norm in norms)  # the others were learnt from
+        assert not any(norm._forward_pre_hooks or norm._forward_hooks for norm in norms)
+
+    def test_training_goes_on_after_an_error_in_such_a_batch(self):
+        norm = torch.nn.BatchNorm2d(3)
+        with pytest.raises(ValueError), single_values(norm):
+            norm.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(ValueError()))
+            norm(torch.zeros(1, 3, 1, 1))
+        assert norm.training
+
 
 def lora(**changes) -> LoraConfig:
     return LoraConfig(**({"r": 4, "target_modules": ["q_proj", "v_proj", "fc1"], "lora_dropout": 0.1} | changes))
@@ -220,18 +240,6 @@ def with_own_adapter(task_type: str | None = None) -> PeftModel:
                 assert "lora" in name or "modules_to_save" in name
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
-
-    @pytest.mark.parametrize("size", [(16, 1), (2, 8)])
-    def test_a_sample_alone_in_its_batch(self, size, tmp_path):
-        """The last of 17 samples, in a network that ends in maps of one pixel."""
-        batch = {"per_device_train_batch_size": size[0], "gradient_accumulation_steps": size[1]}
-        data = learnt() | {"retain": images(17, seed=9)}
-        model = tiny_resnet()
-        args = arguments(tmp_path, freeze_batchnorm=False, num_train_epochs=1, measure=False, **batch)
-        unlearn(model, **data, method="finetune", args=args)
-        norms = batchnorm_modules(model)
-        assert all(int(norm.num_batches_tracked) > 100 for norm in norms)  # the others were learnt from
-        assert not any(norm._forward_pre_hooks or norm._forward_hooks for norm in norms)
 
 
 class TestAdapter:
