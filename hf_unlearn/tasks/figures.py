@@ -162,7 +162,7 @@ def what_others_paid(before: dict[str, Measurement], after: dict[str, Measuremen
         lost = was - now
         if len(lost) > 1 and lost.mean() > max(HARM, 2 * lost.std(ddof=1) / math.sqrt(len(lost))):
             notes.append(
-                f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than chance: they have "
-                "paid."
+                f"Accuracy on {name} samples fell from {was.mean():.3f} to {now.mean():.3f}, which is more than "
+                "chance: they have paid."
             )
     return notes
